@@ -1,0 +1,100 @@
+"""Checkpoints: Hugging Face folders to parameters, to a converted checkpoint, and back to Hugging Face folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sllm_jax.convert import orbax, sources
+from sllm_jax.convert.assemble import assemble, identity_table
+from sllm_jax.convert.dtypes import as_dtype
+from sllm_jax.convert.export import write_safetensors
+from sllm_jax.convert.llama import LLAMA
+from sllm_jax.convert.table import Table
+from sllm_jax.errors import SllmError
+from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder
+from sllm_jax.model import Model
+from sllm_jax.models import module_for
+
+__all__ = ["TABLES", "convert", "load_params", "to_huggingface"]
+
+TABLES: dict[str, Table] = {"llama": LLAMA}  # by model_type
+
+
+def load_params(folder: Path | str, module: Any) -> Any:
+    """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
+
+    One tensor is read, cast and put on the default device at a time. Raises `SllmError` with all that is wrong.
+    """
+    folder = existing_folder(folder)
+    return _read(folder, module, as_dtype(module.dtype), lambda array: jax.device_put(array).block_until_ready())
+
+
+def convert(source: Path | str, out: Path | str, dtype: Any = None) -> None:
+    """Write the checkpoint in the folder `source` as a converted checkpoint: the new folder `out`, whole or not at all.
+
+    `dtype` None keeps each tensor's own, so that nothing is lost. Raises `SllmError` if `out` exists already, and for
+    all that is wrong with the checkpoint.
+    """
+    source = existing_folder(source)
+    with new_folder(Path(out)) as folder:
+        hf_config, _, params = _read_folder(source, dtype)
+        orbax.save(folder, params)
+        _write_companions(folder, source, hf_config, params)
+
+
+def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None) -> None:
+    """Write a model, or the checkpoint in a folder, as the new folder `out` that `transformers` loads.
+
+    It holds safetensors, the config and, from a folder, the tokenizer. `dtype`, of a folder's parameters, and errors as
+    in `convert`; a model's parameters stay as they are.
+    """
+    source = source if isinstance(source, Model) else existing_folder(source)
+    with new_folder(Path(out)) as folder:
+        if isinstance(source, Model):
+            hf_config, module, params = source.hf_config, source.module, source.params
+        else:
+            hf_config, module, params = _read_folder(source, dtype)
+        write_safetensors(folder, params, TABLES[module.config.model_type], module)
+        _write_companions(folder, source, hf_config, params)
+
+
+def _read_folder(folder: Path, dtype: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """Config, module and parameters (NumPy arrays, which take no memory on an accelerator) of a folder."""
+    hf_config = load_config(folder)
+    module = module_for(hf_config, np.float32)
+    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array)
+    return hf_config, module, params
+
+
+def _read(folder: Path, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any]) -> Any:
+    try:
+        if orbax.is_converted(folder):
+            return assemble(orbax.tensors(folder), identity_table(module), module, dtype, place)
+        return assemble(sources.tensors(folder), TABLES[module.config.model_type], module, dtype, place)
+    except OSError as error:
+        raise SllmError(f"{folder} could not be read: {error}") from error
+
+
+def _write_companions(folder: Path, source: Path | Model, hf_config: Mapping[str, Any], params: Any) -> None:
+    """The files beside the weights; the config names the dtype that the weights have, if they all have one."""
+    config = dict(hf_config)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    if len(dtypes) == 1:
+        names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
+        config |= dict.fromkeys(names, dtypes.pop())
+    _write_json(folder / "config.json", config)
+    if isinstance(source, Model):
+        if source.generation_config:
+            _write_json(folder / "generation_config.json", source.generation_config)
+    else:
+        copy_companions(source, folder)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

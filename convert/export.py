@@ -1,0 +1,52 @@
+"""Parameters to safetensors files, laid out and named as Hugging Face does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sllm_jax.convert.assemble import disassemble
+from sllm_jax.convert.sources import SAFETENSORS
+from sllm_jax.convert.table import Table
+
+MAX_BYTES = 5 * 10**9  # of one file
+
+
+def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> None:
+    """Write `model.safetensors`, or files of at most `MAX_BYTES` (or one tensor) and their index.
+
+    The tensors of one file are held at a time.
+    """
+    files: list[list[str]] = []  # the names of the tensors in each
+    total = 0
+    for group in _groups(disassemble(params, table, module)):
+        save_file(group, folder / f"{len(files)}", metadata={"format": "pt"})
+        files.append(list(group))
+        total += sum(array.nbytes for array in group.values())
+    if len(files) == 1:
+        (folder / "0").rename(folder / SAFETENSORS)
+        return
+    weight_map = {}
+    for number, names in enumerate(files):
+        name = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+        (folder / f"{number}").rename(folder / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _groups(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    group: dict[str, np.ndarray] = {}
+    size = 0
+    for name, array in tensors:
+        if group and size + array.nbytes > MAX_BYTES:
+            yield group
+            group, size = {}, 0
+        group[name] = array
+        size += array.nbytes
+    yield group

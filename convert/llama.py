@@ -1,0 +1,29 @@
+"""Checkpoints of `LlamaForCausalLM`."""
+
+from __future__ import annotations
+
+from sllm_jax.convert.table import Drop, Rule, Table, linear
+
+_LAYER = "model.layers.{i}"
+
+LLAMA = Table(
+    rules=(
+        Rule("model.embed_tokens.weight", ("embed_tokens/embedding",)),
+        Rule(f"{_LAYER}.input_layernorm.weight", ("layers_{i}/input_layernorm/scale",)),
+        *linear(f"{_LAYER}.self_attn.q_proj", "layers_{i}/self_attn/q_proj"),
+        *linear(f"{_LAYER}.self_attn.k_proj", "layers_{i}/self_attn/k_proj"),
+        *linear(f"{_LAYER}.self_attn.v_proj", "layers_{i}/self_attn/v_proj"),
+        *linear(f"{_LAYER}.self_attn.o_proj", "layers_{i}/self_attn/o_proj"),
+        Rule(f"{_LAYER}.post_attention_layernorm.weight", ("layers_{i}/post_attention_layernorm/scale",)),
+        *linear(f"{_LAYER}.mlp.gate_proj", "layers_{i}/mlp/gate_proj"),
+        *linear(f"{_LAYER}.mlp.up_proj", "layers_{i}/mlp/up_proj"),
+        *linear(f"{_LAYER}.mlp.down_proj", "layers_{i}/mlp/down_proj"),
+        Rule("model.norm.weight", ("norm/scale",)),
+        *linear("lm_head", "lm_head"),
+    ),
+    drops=(
+        Drop(f"{_LAYER}.self_attn.rotary_emb.inv_freq", "frequencies follow from the config"),
+        Drop("model.rotary_emb.inv_freq", "frequencies follow from the config"),
+        Drop("lm_head.weight", "tied to the embedding", copy_of="model.embed_tokens.weight"),
+    ),
+)

@@ -1,0 +1,58 @@
+"""The converted checkpoint: parameters as an Orbax checkpoint in `params/`, config and tokenizer beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sllm_jax.convert.sources import Tensor
+from sllm_jax.errors import SllmError
+
+PARAMS = "params"  # a folder
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether `folder` holds a converted checkpoint."""
+    return (folder / PARAMS).is_dir()
+
+
+def save(folder: Path, params: Any) -> None:
+    """Write a tree of NumPy arrays into `folder`."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / PARAMS, params)
+
+
+def tensors(folder: Path) -> Iterator[Tensor]:
+    """The parameters of a converted checkpoint, under their paths; raises `SllmError` if it cannot be read."""
+    import orbax.checkpoint as ocp
+
+    path = folder.absolute() / PARAMS
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+        except Exception as error:  # whatever Orbax meets in a broken folder
+            raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
+        for name, leaf in metadata.items():
+            yield Tensor(name, tuple(leaf.shape), str(leaf.dtype), partial(_read, checkpointer, path, name))
+
+
+def _read(checkpointer: Any, path: Path, name: str) -> np.ndarray:
+    import orbax.checkpoint as ocp
+
+    one = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+    args = ocp.args.PyTreeRestore(
+        item=unflatten_dict(dict.fromkeys(one, 0), sep="/"),
+        restore_args=unflatten_dict(one, sep="/"),
+        partial_restore=True,
+    )
+    try:
+        return flatten_dict(checkpointer.restore(path, args=args), sep="/")[name]
+    except Exception as error:  # whatever TensorStore meets in a broken file
+        raise SllmError(f"{path} is damaged: {name} cannot be read; convert the model again") from error

@@ -1,0 +1,116 @@
+"""The tensors of a Hugging Face checkpoint, one at a time and memory-mapped; nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.convert.table import Shape
+from sllm_jax.errors import SllmError
+from sllm_jax.files import load_json
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that has not been read yet."""
+
+    name: str
+    shape: Shape
+    dtype: str  # one of `FLOATS`, or the checkpoint's own word for another format, which cannot be read
+    read: Callable[[], np.ndarray]  # a view of the file where it can be mapped
+
+
+def tensors(folder: Path) -> Iterator[Tensor]:
+    """All tensors of the checkpoint in `folder`; raises `SllmError` for weights that are missing or cannot be read."""
+    found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise SllmError(
+            f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}, or a converted checkpoint"
+        )
+    read = read_pickle if found.startswith(PICKLE) else read_safetensors
+    paths = shards(folder / found) if found.endswith(".json") else [folder / found]
+    for path in paths:
+        yield from read(path)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names; raises `SllmError` if the index is broken or one of them is absent."""
+    weight_map = load_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise SllmError(f"{index} must map the name of each tensor to a file under 'weight_map'")
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise SllmError(f"{index} names files outside its folder: {', '.join(outside)}")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise SllmError(f"{index} names files that are absent: {', '.join(absent)}; download the checkpoint again")
+    return [index.parent / name for name in names]
+
+
+def read_safetensors(path: Path) -> Iterator[Tensor]:
+    """The tensors of one safetensors file, memory-mapped; raises `SllmError` if it is truncated or corrupt."""
+    try:
+        with safe_open(path, framework="np"):  # checks the header, and that it covers the file to the last byte
+            pass
+    except (SafetensorError, OSError) as error:
+        raise SllmError(f"{path} is truncated or not a safetensors file ({error}); download it again") from error
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    for name, entry in json.loads(data[8:start].tobytes(), object_pairs_hook=list):  # a name twice stays visible
+        if name != "__metadata__":
+            entry = dict(entry)
+            dtype, shape = _DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            yield Tensor(name, shape, dtype, partial(_view, data[begin:end], dtype, shape))
+
+
+def _view(data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
+    return np.asarray(data).view(FLOATS[dtype]).reshape(shape)
+
+
+def read_pickle(path: Path) -> Iterator[Tensor]:
+    """The tensors of one PyTorch file; raises `SllmError` if it is corrupt, holds more, or PyTorch is not installed."""
+    state = _unpickle(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise SllmError(f"{path} must hold tensors by name; got {type(state).__name__}")
+    while state:
+        name = next(iter(state))
+        value = state.pop(name)
+        dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+        yield Tensor(name, tuple(getattr(value, "shape", ())), dtype, partial(_to_numpy, value, dtype))
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise SllmError(f"reading {path} takes PyTorch: run pip install 'sllm-jax[torch]'") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise SllmError(
+            f"{path} is refused: it is corrupt, or holds something other than tensors, which could run code "
+            "(nothing in it was executed); use a safetensors version of the checkpoint"
+        ) from error
+    except Exception as error:  # whatever PyTorch meets in a broken file
+        raise SllmError(f"{path} is truncated or not a PyTorch file; download it again") from error
+
+
+def _to_numpy(value: Any, dtype: str) -> np.ndarray:
+    import torch
+
+    bits = value.detach().view({2: torch.int16, 4: torch.int32}[value.element_size()])  # NumPy knows no bfloat16
+    return bits.numpy().view(FLOATS[dtype])

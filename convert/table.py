@@ -1,0 +1,83 @@
+"""What the families' tables are written in: which tensor of a checkpoint becomes which parameter, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Arrays = tuple[np.ndarray, ...]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of layout and its inverse; both also take the model's config, for fused layouts that depend on sizes."""
+
+    name: str
+    forward: Callable[[np.ndarray, Any], Arrays]  # the checkpoint's tensor -> the rule's targets, in their order
+    inverse: Callable[[Arrays, Any], np.ndarray]
+
+
+IDENTITY = Transform("identity", lambda array, _: (array,), lambda arrays, _: arrays[0])
+TRANSPOSE = Transform("transpose", lambda array, _: (array.T,), lambda arrays, _: arrays[0].T)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The tensor `source` becomes the parameters `targets`; `{i}` stands for the number of the layer in all of them.
+
+    A rule applies to a model only if the model has these parameters, so that one table serves models with biases and
+    without, tied and untied.
+    """
+
+    source: str
+    targets: tuple[str, ...]  # paths in the tree of parameters, such as "layers_{i}/self_attn/q_proj/kernel"
+    transform: Transform = IDENTITY
+
+    def at_layer(self, i: int) -> Rule:
+        """The rule for one layer."""
+        named = (target.replace("{i}", str(i)) for target in self.targets)
+        return Rule(self.source.replace("{i}", str(i)), tuple(named), self.transform)
+
+    def source_shape(self, shapes: Mapping[str, Shape], config: Any) -> Shape:
+        """The shape that the tensor must have, given those of the parameters."""
+        blanks = tuple(np.broadcast_to(np.False_, shapes[target]) for target in self.targets)
+        return self.transform.inverse(blanks, config).shape
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The tensor `source` holds no parameter, for a stated reason; with `copy_of`, only if it equals that tensor."""
+
+    source: str
+    reason: str
+    copy_of: str | None = None
+
+    def matches(self, name: str) -> bool:
+        """Whether it is about the tensor of that name."""
+        return re.fullmatch(re.escape(self.source).replace(r"\{i\}", r"\d+"), name) is not None
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a family's checkpoints are laid out."""
+
+    rules: tuple[Rule, ...]
+    drops: tuple[Drop, ...] = ()
+
+    def rules_for(self, shapes: Mapping[str, Shape], layers: int) -> dict[str, Rule]:
+        """The rules that apply to a model with parameters of these `shapes`, each under the name of its tensor."""
+        spread = (rule.at_layer(i) for rule in self.rules for i in range(layers if "{i}" in rule.source else 1))
+        return {rule.source: rule for rule in spread if all(target in shapes for target in rule.targets)}
+
+
+def linear(source: str, target: str) -> tuple[Rule, Rule]:
+    """A linear layer: PyTorch keeps its weight as [out, in], Flax as [in, out]; the bias only if the model has one."""
+    return (
+        Rule(f"{source}.weight", (f"{target}/kernel",), TRANSPOSE),
+        Rule(f"{source}.bias", (f"{target}/bias",)),
+    )

@@ -1,0 +1,170 @@
+"""Sink-plus-window attention as pure functions of arrays (paper, section 3.2; positions counted inside the cache).
+
+A key is rotated once, by the number of its slot, and the query is shifted instead of the keys. It is rotated three ways:
+for the sinks by its own cache position, for window slots written in this lap of the ring by its slot, for those that
+still hold the previous lap by its slot + R. The slot number alone decides which of the three a key meets.
+
+`attend_one` (decode) writes the token, then attends to the ring. `attend_chunk` (extend) attends to the ring as it was and
+to the chunk, then writes. Both take slots, masks and numbers from one `Plan`, made once per call and not once per layer.
+
+Axis letters as in `kv_state.py`, and H query heads, G query heads per key/value head.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from sllm_jax.kv_state import KVState, ages, angle_table, live, slots_after, write_chunk, write_token, written_slots
+from sllm_jax.models.common import Attend, LayerCache, ModelConfig, precision_of
+from sllm_jax.position import AngleTable, rotate
+
+MASKED = -1e30  # finite: a row with nothing to see must not become NaN and reach valid rows through the next layer
+
+
+@struct.dataclass
+class Plan:
+    """What T tokens that come next do to a state: where each goes, which position it has, what it sees."""
+
+    slots: Int[Array, " T"]  # the slot each token takes
+    written: Int[Array, " T"]  # the same; A or more for padding and for tokens overwritten inside the chunk
+    position: Int[Array, " T"]  # cache position at which each token attends
+    number: Int[Array, " T"]  # numbered onwards from next_slot, without going round
+    sees: Bool[Array, "T A"]  # which slots of the state, as it is before the chunk, each token attends to
+    old_lap: Bool[Array, " A"]  # window slots that hold the previous lap, as seen by the first token
+
+
+def plan(state: KVState, length: int, count: Int[Array, ""]) -> Plan:
+    """The plan of a chunk of `length` places, of which the first `count` hold tokens."""
+    t, slot = jnp.arange(length), jnp.arange(state.allocated)
+    in_reach = (slot < state.start_size) | (t[:, None] + ages(state) < state.window)
+    return Plan(
+        slots=slots_after(state, length),
+        written=written_slots(state, length, count),
+        position=jnp.minimum(state.filled + t, state.slots - 1),
+        number=state.next_slot + t,
+        sees=live(state) & in_reach,
+        old_lap=slot > state.next_slot,
+    )
+
+
+def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
+    """Attention for the next token of a stream: write it, then attend to the ring, itself included."""
+    size, window = state.start_size, state.window
+    p = plan(state, 1, jnp.int32(1))
+    angles = angle_table(config.rope, size, state.recent_size)
+    at_slot = angles(p.slots)
+    ways = jnp.concatenate([p.position, p.slots, p.slots + window])[int(size == 0) :]  # 3 rotations, 2 without sinks
+    at_ways = angles(ways)
+    slot = jnp.arange(state.allocated)
+    sees = p.sees[0] | (slot == p.slots[0])
+
+    def attend(
+        cache: LayerCache, q: Float[Array, "1 H D"], k: Float[Array, "1 K D"], v: Float[Array, "1 K D"]
+    ) -> tuple[LayerCache, Float[Array, "1 H D"]]:
+        with jax.named_scope("cache_write"):
+            keys = write_token(cache[0], p.slots[0], rotate(_heads_first(k), at_slot))  # [K, A, D]
+            values = write_token(cache[1], p.slots[0], _heads_first(v))  # [K, A, D]
+        grouped = _grouped(q, keys.shape[0])  # [K, G, 1, D]
+        K, G, _, D = grouped.shape  # noqa: N806
+        rows = rotate(jnp.broadcast_to(grouped, (K, G, len(ways), D)), at_ways)
+        scores = _scores(rows.reshape(K, -1, D), keys, config, dtype).reshape(K, G, len(ways), -1)  # [K, G, 3, A]
+        chosen = jnp.where(p.old_lap, scores[:, :, -1], scores[:, :, -2])
+        if size:
+            chosen = jnp.where(slot < size, scores[:, :, 0], chosen)
+        weights = jax.nn.softmax(jnp.where(sees, chosen, MASKED), axis=-1).astype(dtype)  # [K, G, A]
+        mixed = jnp.einsum("kga,kad->kgd", weights, values, precision=precision_of(dtype))
+        return (keys, values), mixed.reshape(1, -1, D)
+
+    return attend
+
+
+def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, count: Int[Array, ""]) -> Attend:
+    """Attention for the next `count` tokens of a stream, padded to `length`: equal to `count` single steps.
+
+    The chunk's tokens are numbered onwards from `next_slot`, so that one rotation of the query serves the window and the
+    chunk; keys of the previous lap are turned back by R once. The sinks get a product of their own.
+    """
+    size, window = state.start_size, state.window
+    p = plan(state, length, count)
+    angles = angle_table(config.rope, size, state.recent_size, length)
+    at_slots, at_numbers, at_position = angles(p.slots), angles(p.number), angles(p.position)
+    lap_back = angles(jnp.where(p.old_lap, window, 0)).inverse()
+    slot, t, sink = jnp.arange(state.allocated), jnp.arange(length), jnp.arange(size)
+    sees_ring = p.sees & (slot >= size)  # [T, A]
+    sees_chunk = (t[:, None] >= t) & (t[:, None] - t < window) & (p.slots >= size)  # [T, T]
+    sink_is_new = (sink >= state.next_slot)[:, None]  # [S, 1]: a sink that comes with this chunk, as its token
+    sink_token = jnp.clip(sink - state.next_slot, 0, length - 1)
+    sees_sink = jnp.where(sink_is_new[:, 0], t[:, None] >= sink - state.next_slot, sink < state.filled)  # [T, S]
+
+    def attend(
+        cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+    ) -> tuple[LayerCache, Float[Array, "T H D"]]:
+        keys, values = cache
+        k, v, grouped = _heads_first(k), _heads_first(v).astype(values.dtype), _grouped(q, keys.shape[0])
+        k_written = rotate(k, at_slots).astype(keys.dtype)
+        in_window = rotate(grouped, at_numbers)
+        blocks = [  # queries, keys, values, which of them each query sees
+            (in_window, rotate(keys, lap_back), values, sees_ring),
+            (in_window, rotate(k, at_numbers), v, sees_chunk),
+        ]
+        if size:
+            sink_k = jnp.where(sink_is_new, k_written[:, sink_token], keys[:, :size])
+            sink_v = jnp.where(sink_is_new, v[:, sink_token], values[:, :size])
+            blocks.append((rotate(grouped, at_position), sink_k, sink_v, sees_sink))
+        mixed = _attend_blocks(blocks, config, dtype)
+        with jax.named_scope("cache_write"):
+            return (write_chunk(keys, p.written, k_written), write_chunk(values, p.written, v)), mixed
+
+    return attend
+
+
+def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
+    """Ordinary dense attention over a text of `length` tokens; keeps nothing."""
+    at = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(jnp.arange(length))
+    t = jnp.arange(length)
+    causal = t[:, None] >= t
+
+    def attend(
+        cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+    ) -> tuple[LayerCache, Float[Array, "T H D"]]:
+        k, v = _heads_first(k), _heads_first(v)
+        return cache, _attend_blocks([(rotate(_grouped(q, len(k)), at), rotate(k, at), v, causal)], config, dtype)
+
+    return attend
+
+
+def _attend_blocks(
+    blocks: list[tuple[Array, Array, Array, Array]], config: ModelConfig, dtype: Any
+) -> Float[Array, "T H D"]:
+    """One softmax over several blocks of keys: (queries [K, G, T, D], keys [K, n, D], values [K, n, D], mask [T, n])."""
+    scores = [jnp.where(mask, _scores(q, k, config, dtype), MASKED) for q, k, _, mask in blocks]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)  # [K, G, T, n of all]
+    ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
+    mix = partial(jnp.einsum, "kgtn,knd->tkgd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
+    mixed = sum(mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True))
+    return mixed.reshape(mixed.shape[0], -1, mixed.shape[-1]).astype(dtype)
+
+
+def _scores(
+    q: Float[Array, "K *rows D"], keys: Float[Array, "K n D"], config: ModelConfig, dtype: Any
+) -> Float[Array, "K *rows n"]:
+    """Scaled scores in float32; YaRN's attention factor, which lengthens both queries and keys, goes into the scale."""
+    precision = precision_of(dtype)
+    products = jnp.einsum("k...d,knd->k...n", q, keys, precision=precision, preferred_element_type=jnp.float32)
+    return products * (config.rope.attention_factor**2 * config.head_dim**-0.5)
+
+
+def _heads_first(x: Float[Array, "T K D"]) -> Float[Array, "K T D"]:
+    return x.swapaxes(0, 1)
+
+
+def _grouped(q: Float[Array, "T H D"], kv_heads: int) -> Float[Array, "K G T D"]:
+    """Query head h belongs to key/value head h // G."""
+    T, H, D = q.shape  # noqa: N806
+    return q.reshape(T, kv_heads, H // kv_heads, D).transpose(1, 2, 0, 3)

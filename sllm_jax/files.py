@@ -1,0 +1,83 @@
+"""Folders of a model: the JSON files beside the weights, and new folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sllm_jax.errors import SllmError
+
+TOKENIZER_FILES = (  # patterns
+    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.*"),
+)
+
+
+def existing_folder(path: Path | str) -> Path:
+    """The folder; raises `SllmError` if it is not there."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SllmError(f"folder {path} not found")
+    return folder
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else."""
+    if not path.is_file():
+        raise SllmError(f"{path.parent} has no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SllmError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SllmError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model's folder; raises `SllmError` if it is missing, broken, or of a quantized model."""
+    config = load_json(folder / "config.json")
+    if quantization := config.get("quantization_config"):
+        raise SllmError(
+            f"{folder} holds quantized weights ({quantization}); give a float32, float16 or bfloat16 checkpoint"
+        )
+    return config
+
+
+def load_generation_config(folder: Path) -> dict[str, Any]:
+    """The `generation_config.json` of a model's folder; empty if there is none."""
+    path = folder / "generation_config.json"
+    return load_json(path) if path.exists() else {}
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs beside the weights, as far as it is there: generation config and tokenizer."""
+    for pattern in ("generation_config.json", *TOKENIZER_FILES):
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to `path` at the end in one step, or removed after an exception.
+
+    Raises `SllmError` if `path` exists already or cannot be written.
+    """
+    path = path.expanduser().absolute()
+    if path.exists():
+        raise SllmError(f"{path} exists already; name a folder that does not")
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise SllmError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""Hugging Face names to folders: from the hub, or from its local cache where the hub cannot be reached."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+
+from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
+from sllm_jax.errors import SllmError
+from sllm_jax.files import TOKENIZER_FILES
+
+
+def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
+    """The folder itself, or the folder in the local cache of a Hugging Face model, downloaded if need be.
+
+    Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises
+    `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in
+    the cache nor within reach.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise SllmError(f"{name_or_folder} is a file; give the folder that holds the model")
+    name = str(name_or_folder)
+    if isinstance(name_or_folder, Path) or _is_path(name):
+        raise SllmError(f"folder {name_or_folder} not found")
+    return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
+
+
+def model_files(files: Iterable[str]) -> list[str]:
+    """Of the names of a repository's files those that loading takes: config, tokenizer, weights in one format."""
+    files = list(files)
+    found = next((name for name in WEIGHT_FILES if name in files), None)
+    if found is None or "config.json" not in files:
+        raise SllmError(f"expected config.json and one of {', '.join(WEIGHT_FILES)} among its files")
+    weights = [found]
+    if found.endswith(".index.json"):
+        stem, suffix = os.path.splitext(PICKLE if found.startswith(PICKLE) else SAFETENSORS)
+        shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
+        weights += [name for name in files if shard.fullmatch(name)]
+    return [*weights, "generation_config.json", *tokenizer_files(files)]
+
+
+def tokenizer_files(files: Iterable[str]) -> list[str]:
+    """Of the names of a repository's files the config and those of the tokenizer."""
+    here = [name for name in files if "/" not in name]  # a pattern's * matches folders too
+    return ["config.json", *(name for name in here if any(fnmatchcase(name, like) for like in TOKENIZER_FILES))]
+
+
+def _is_path(name: str) -> bool:
+    return not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name
+
+
+def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path:
+    try:
+        files = choose(huggingface_hub.list_repo_files(name, revision=revision))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
+    except SllmError as error:
+        raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None
+    except Exception as error:  # the hub's HTTP library, and so what it raises, differs from release to release
+        if cached := _cached(name, revision, choose):
+            return cached
+        raise _explained(name, revision, error) from error
+
+
+def _cached(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path | None:
+    """The model's folder in the local cache, if it is there with all that `choose` asks for."""
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+            )
+        )
+        choose(path.name for path in folder.iterdir())
+    except (errors.LocalEntryNotFoundError, ValueError):  # of these SllmError: no weights in the cache
+        return None
+    return folder
+
+
+def _explained(name: str, revision: str | None, error: Exception) -> SllmError:
+    match error:
+        case errors.GatedRepoError():
+            page = f"{constants.ENDPOINT}/{name}"
+            return SllmError(f"{name} is gated: accept its licence at {page}, then run `hf auth login`")
+        case errors.RevisionNotFoundError():
+            return SllmError(f"{name} has no revision {revision!r} on Hugging Face")
+        case errors.RepositoryNotFoundError():
+            return SllmError(
+                f"{name} is neither a folder nor a Hugging Face model (for a private one: `hf auth login`)"
+            )
+        case errors.HFValidationError():
+            return SllmError(f"{name!r} is neither a folder nor a Hugging Face name such as org/model")
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0]
+    return SllmError(
+        f"{name} is not in the local cache {constants.HF_HUB_CACHE} and cannot be fetched ({why}); "
+        "fetch it once while online, or give a folder"
+    )

@@ -1,0 +1,221 @@
+"""The state of a stream: sink and window tokens of every layer in arrays of fixed shape.
+
+Axis letters: S sinks (`start_size`), R window slots (`recent_size` + 1, the token being processed takes one), C = S + R
+slots, A = C rounded up to a multiple of 128 (slots that are allocated; the tail stays unused), K key/value heads,
+D head dimension, T tokens of a chunk. Everything here is written for one stream; `jax.vmap` makes it many.
+
+The newest token takes the slot of the oldest one. A token's *cache position* is its index in the list that the paper's
+code keeps: the sinks first, then the window, oldest first. Every number in a state stays below 2C, however long the
+stream gets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from sllm_jax.models.common import ModelConfig
+from sllm_jax.position import AngleTable, Rope, rotate
+
+_SLOT_MULTIPLE = 128  # an odd number of slots makes XLA pad or copy whole caches on a GPU and a TPU
+Leaf = Any  # an array, or what JAX puts in its place while it transforms a tree: a shape, an axis
+
+
+@struct.dataclass
+class KVState:
+    """What is kept of one stream between calls, or of B streams with an axis B in front of every array."""
+
+    k: tuple[Leaf, ...]  # a layer: [K, A, D], each key rotated by the number of its slot
+    v: tuple[Leaf, ...]  # a layer: [K, A, D]
+    token_ids: Leaf  # [A] int32, the token in each slot
+    next_slot: Leaf  # [] int32, where the next token goes; between calls what it holds is already evicted
+    filled: Leaf  # [] int32, live tokens; at most cache_size
+    start_size: int = struct.field(pytree_node=False)
+    recent_size: int = struct.field(pytree_node=False)
+
+    @property
+    def cache_size(self) -> int:
+        """Tokens kept between calls."""
+        return self.start_size + self.recent_size
+
+    @property
+    def window(self) -> int:
+        """R, the window slots."""
+        return self.recent_size + 1
+
+    @property
+    def slots(self) -> int:
+        """C, the slots in use."""
+        return self.start_size + self.window
+
+    @property
+    def allocated(self) -> int:
+        """A, the slots that the arrays have."""
+        return self.token_ids.shape[-1]
+
+    def copy(self) -> KVState:
+        """The same state in arrays of its own: programs consume the state that they are given."""
+        return jax.tree.map(jnp.copy, self)
+
+
+def init_state(
+    config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
+) -> KVState:
+    """An empty state for one stream, or for `streams` side by side."""
+    batch = () if streams is None else (streams,)
+    allocated = _round_up(start_size + recent_size + 1)
+    shape = (*batch, config.num_key_value_heads, allocated, config.head_dim)
+
+    def per_layer() -> tuple[Array, ...]:  # each array its own: one shared by two fields cannot be donated
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+
+    return KVState(
+        k=per_layer(),
+        v=per_layer(),
+        token_ids=jnp.zeros((*batch, allocated), jnp.int32),
+        next_slot=jnp.zeros(batch, jnp.int32),
+        filled=jnp.zeros(batch, jnp.int32),
+        start_size=start_size,
+        recent_size=recent_size,
+    )
+
+
+def slots_after(state: KVState, count: int) -> Int[Array, " {count}"]:
+    """Slots that the next `count` tokens take: straight up to C, then round the window for ever."""
+    number = state.next_slot + jnp.arange(count)
+    return jnp.where(number < state.slots, number, state.start_size + (number - state.slots) % state.window)
+
+
+def ages(state: KVState) -> Int[Array, " A"]:
+    """For each window slot 1 for the token written last, 2 for the one before; R for `next_slot`. Sinks have none."""
+    return (state.next_slot - 1 - jnp.arange(state.allocated)) % state.window + 1
+
+
+def live(state: KVState) -> Bool[Array, " A"]:
+    """Which slots hold a token of the list; follows from `filled` and the ages alone."""
+    slot = jnp.arange(state.allocated)
+    in_window = (slot < state.slots) & (ages(state) <= state.filled - state.start_size)
+    return jnp.where(slot < state.start_size, slot < state.filled, in_window)
+
+
+def cache_order(state: KVState) -> Int[Array, " N"]:
+    """The slot of the token at each cache position 0 ... `cache_size` - 1; those from `filled` on mean nothing."""
+    position = jnp.arange(state.cache_size)
+    in_window = state.start_size + (state.next_slot - state.start_size - (state.filled - position)) % state.window
+    return jnp.where(position < state.start_size, position, in_window)
+
+
+def visible_token_ids(state: KVState) -> Int[Array, " N"]:
+    """Token ids in cache order, -1 from `filled` on: what the model can still see."""
+    position = jnp.arange(state.cache_size)
+    return jnp.where(position < state.filled, state.token_ids[cache_order(state)], -1)
+
+
+def write_token(
+    cache: Float[Array, "K A D"], slot: Int[Array, ""], new: Float[Array, "K 1 D"]
+) -> Float[Array, "K A D"]:
+    """One layer's keys or values with those of one token in `slot`; in place where the cache is donated."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=1)
+
+
+def write_chunk(
+    cache: Float[Array, "K A D"], slots: Int[Array, " T"], new: Float[Array, "K T D"]
+) -> Float[Array, "K A D"]:
+    """The same for T tokens; a slot number of A or more means that the token is not written."""
+    return cache.at[:, slots].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
+
+
+def written_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
+    """Where each token of a padded chunk is written; distinct numbers from A on for tokens that leave no trace.
+
+    Of `length` places the first `count` hold tokens, the rest is padding. Of tokens that share a slot the last stays.
+    """
+    t = jnp.arange(length)
+    slots = slots_after(state, length)
+    stays = (t < count) & ((slots < state.start_size) | (t >= count - state.window))
+    return jnp.where(stays, slots, state.allocated + t)
+
+
+def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> KVState:
+    """The state's numbers after the first `count` of the T tokens; the caller sets `k` and `v`."""
+    length = len(token_ids)
+    return state.replace(
+        token_ids=state.token_ids.at[written_slots(state, length, count)].set(
+            token_ids, mode="drop", unique_indices=True
+        ),
+        next_slot=slots_after(state, length + 1)[count],
+        filled=jnp.minimum(state.filled + count, state.cache_size),
+    )
+
+
+def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState:
+    """Drop the oldest window tokens until `num_coming` more fit, or only sinks are left; no key moves."""
+    room = jnp.maximum(jnp.minimum(state.filled, state.start_size), state.cache_size - num_coming)
+    return state.replace(filled=jnp.minimum(state.filled, room))
+
+
+def read(state: KVState, positions: Int[Array, " N"], rope: Rope) -> list[tuple[Array, Array]]:
+    """Keys, unrotated and in float32, and values [K, N, D] of each layer at the given cache positions."""
+    slots = _slots_at(state, positions)
+    back = angle_table(rope, state.start_size, state.recent_size)(slots).inverse()
+    return [(rotate(k[:, slots].astype(jnp.float32), back), v[:, slots]) for k, v in zip(state.k, state.v, strict=True)]
+
+
+def select(
+    state: KVState, positions: Int[Array, " N"], count: Int[Array, ""], start_size: int, recent_size: int, rope: Rope
+) -> KVState:
+    """A state of another capacity that holds the tokens at `positions`[:count], in this order, in slots 0, 1, ...
+
+    Each key is rotated on from its old slot to its new one.
+    """
+    allocated = _round_up(start_size + recent_size + 1)
+    positions = jnp.pad(positions, (0, allocated - len(positions)))
+    slot = jnp.arange(allocated)
+    kept = slot < count
+    forth = angle_table(rope, start_size, recent_size)(jnp.where(kept, slot, 0))
+    moved = [(rotate(k, forth), v) for k, v in read(state, positions, rope)]
+    return KVState(
+        k=tuple(jnp.where(kept[:, None], k, 0).astype(old.dtype) for (k, _), old in zip(moved, state.k, strict=True)),
+        v=tuple(jnp.where(kept[:, None], v, 0) for _, v in moved),
+        token_ids=jnp.where(kept, state.token_ids[_slots_at(state, positions)], 0),
+        next_slot=count,
+        filled=count,
+        start_size=start_size,
+        recent_size=recent_size,
+    )
+
+
+def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Rope) -> KVState:
+    """Drop the tokens at cache positions `start` ... `end` - 1 and put the survivors back in cache order."""
+    position = jnp.arange(state.cache_size)
+    survivors = jnp.where(position < start, position, position + (end - start))
+    return select(state, survivors, state.filled - (end - start), state.start_size, state.recent_size, rope)
+
+
+def first_and_last(state: KVState, start_size: int, recent_size: int, rope: Rope) -> KVState:
+    """A state of another capacity with the first `start_size` and the last `recent_size` tokens of this one."""
+    position = jnp.arange(start_size + recent_size)
+    skipped = jnp.maximum(state.filled - len(position), 0)
+    kept = jnp.where(position < start_size, position, position + skipped)
+    return select(state, kept, state.filled - skipped, start_size, recent_size, rope)
+
+
+def angle_table(rope: Rope, start_size: int, recent_size: int, chunk: int = 1) -> AngleTable:
+    """Angles for a state of this capacity and chunks of this length.
+
+    Angles that depend on the length of the text (dynamic NTK) are those of the longer of C and the trained context.
+    """
+    slots, window = start_size + recent_size + 1, recent_size + 1
+    return AngleTable.of(rope, max(slots, rope.max_position_embeddings), slots + max(window, chunk))
+
+
+def _slots_at(state: KVState, positions: Int[Array, " N"]) -> Int[Array, " N"]:
+    return jnp.append(cache_order(state), 0)[jnp.minimum(positions, state.cache_size)]
+
+
+def _round_up(slots: int) -> int:
+    return -(-slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE

@@ -1,0 +1,55 @@
+"""`load`: a model and its tokenizer from a converted checkpoint, a Hugging Face folder or a Hugging Face name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sllm_jax import hub
+from sllm_jax.convert import load_params
+from sllm_jax.convert.dtypes import as_dtype
+from sllm_jax.errors import SllmError
+from sllm_jax.files import load_config, load_generation_config
+from sllm_jax.model import Model
+from sllm_jax.models import module_for
+
+__all__ = ["default_dtype", "load", "load_config"]
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, bfloat16 on a GPU and a TPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load(
+    name_or_folder: str | Path,
+    dtype: Any = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> tuple[Model, Any]:
+    """The model, and its tokenizer or None if it has none.
+
+    `dtype`: "float32", "bfloat16", "float16" or a NumPy or JAX dtype of these; None as in `default_dtype`. `revision`:
+    branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to take the
+    tokenizer from instead. Raises `SllmError` for whatever cannot be found, read or run.
+    """
+    dtype = as_dtype(default_dtype() if dtype is None else dtype)
+    folder = hub.resolve(name_or_folder, revision)
+    hf_config, generation_config = load_config(folder), load_generation_config(folder)
+    module = module_for(hf_config, dtype)
+    loaded_tokenizer = _tokenizer(folder, tokenizer)
+    return Model(module, load_params(folder, module), hf_config, generation_config), loaded_tokenizer
+
+
+def _tokenizer(folder: Path, instead: str | Path | None) -> Any:
+    from sllm_jax.tokenizer import load_tokenizer
+
+    if instead is None:
+        return load_tokenizer(folder)
+    path = Path(instead).expanduser()
+    loaded = load_tokenizer(path if path.is_file() else hub.resolve(instead, only_tokenizer=True))
+    if loaded is None:
+        raise SllmError(f"there is no tokenizer in {instead}; expected tokenizer.json or tokenizer.model")
+    return loaded

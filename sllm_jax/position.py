@@ -1,0 +1,186 @@
+"""Rotary position embeddings (RoPE): the frequencies of each kind, and the rotation of queries and keys.
+
+A key is rotated once, when it is written, by the number of its slot; `attention.py` says how a query meets it. Positions
+are therefore bounded by the size of the state, and so are all angles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.errors import SllmError
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+_REQUIRED = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)}
+_REQUIRED["llama3"] = ("factor", "low_freq_factor", "high_freq_factor")
+_OPTIONAL = {
+    "llama3": ("original_max_position_embeddings",),
+    "yarn": (
+        *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate", "finetuned"),
+    ),
+}
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_STRIDE = 256  # positions are split into a multiple of this and a rest
+
+
+@dataclass(frozen=True)
+class Rope:
+    """RoPE of one model: which dimensions rotate, and how fast. Fields carry their Hugging Face names.
+
+    `dim` is the number of rotated dimensions of a head (even); the rest of the head passes unrotated.
+    """
+
+    dim: int
+    max_position_embeddings: int
+    rope_theta: float = 10_000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0  # YaRN: queries and keys are both longer by this much
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
+        """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before); refuse unknown kinds."""
+        options = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+        kind = options.get("rope_type", options.get("type", "default"))
+        if kind not in ROPE_KINDS:
+            raise SllmError(f"RoPE type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+        _check_options(kind, options)
+        context = config.get("max_position_embeddings") or 2048
+        fraction = options.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+        named = {name: options[name] for name in cls.__dataclass_fields__ if options.get(name) is not None}
+        named.setdefault("rope_theta", config.get("rope_theta") or 10_000.0)
+        named.setdefault("original_max_position_embeddings", context)
+        if kind == "yarn":
+            named.setdefault("attention_factor", _yarn_attention_factor(options))
+        named |= {"dim": int(head_dim * fraction), "max_position_embeddings": context, "rope_type": kind}
+        return cls(**named)
+
+    def frequencies(self, length: int) -> np.ndarray:
+        """Angle per position of each rotated pair, float64 [dim / 2].
+
+        `length`: how many positions are in use; only dynamic NTK depends on it, and only past the trained context.
+        """
+        theta = self.rope_theta
+        if self.rope_type == "dynamic":
+            stretch = self.factor * max(length, self.max_position_embeddings) / self.max_position_embeddings
+            theta *= (stretch - (self.factor - 1)) ** (self.dim / (self.dim - 2))
+        plain = theta ** (-np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
+        match self.rope_type:
+            case "linear":
+                return plain / self.factor
+            case "llama3":
+                return plain * _llama3_share(self, plain)
+            case "yarn":
+                kept = _yarn_share_kept(self)
+                return plain * kept + plain / self.factor * (1 - kept)
+        return plain
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+    required, optional = _REQUIRED.get(kind, ()), _OPTIONAL.get(kind, ())
+    if missing := [name for name in required if not isinstance(options.get(name), int | float)]:
+        raise SllmError(
+            f"RoPE type {kind!r} needs the number(s) {', '.join(missing)} in the config; got {dict(options)}"
+        )
+    if kind == "default":  # old configs leave the options of a scaling that is switched off in place
+        return
+    if unknown := [name for name in options if name not in (*_COMMON, *required, *optional)]:
+        raise SllmError(f"RoPE type {kind!r} has no option {', '.join(unknown)}; known are {(*required, *optional)}")
+
+
+def _llama3_share(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
+    """Llama 3.1: high frequencies stay, low ones are divided by `factor`, a ramp in between."""
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # in the context trained first
+    ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    return ramp + (1 - ramp) / rope.factor
+
+
+def _yarn_share_kept(rope: Rope) -> np.ndarray:
+    """YaRN (arXiv 2309.00071, section 3.2): the share of each frequency that is not interpolated."""
+
+    def pair_that_turns(times: float) -> float:
+        circle = rope.original_max_position_embeddings / (times * 2 * math.pi)
+        return rope.dim * math.log(circle) / (2 * math.log(rope.rope_theta))
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    return 1 - np.clip((np.arange(rope.dim // 2) - low) / (max(high - low, 0) or 0.001), 0, 1)
+
+
+def _yarn_attention_factor(options: Mapping[str, Any]) -> float:
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(max(options["factor"], 1)) + 1
+
+    if options.get("mscale") and options.get("mscale_all_dim"):
+        return magnitude(options["mscale"]) / magnitude(options["mscale_all_dim"])
+    return magnitude(1)
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of one angle for each of T positions and each rotated pair."""
+
+    cos: Float[Array, "T half"]
+    sin: Float[Array, "T half"]
+
+    def inverse(self) -> Angles:
+        """The rotation back."""
+        return Angles(self.cos, -self.sin)
+
+
+@dataclass(frozen=True, eq=False)
+class AngleTable:
+    """Angles of the positions 0 ... limit - 1, from two small tables that the host computes in float64.
+
+    In float32 the cosine of a product of position and frequency is off by 6e-4 at position 4,096 already. A position is
+    split into a multiple of 256 and a rest, whose rotations are chained: off by 2e-7 at most, at every position.
+    """
+
+    coarse: np.ndarray  # [limit / 256, half], complex64
+    fine: np.ndarray  # [256, half], complex64
+
+    @classmethod
+    def of(cls, rope: Rope, length: int, limit: int) -> AngleTable:
+        """`length`: as in `Rope.frequencies`; `limit`: one more than the last position that will be asked for."""
+        frequencies = rope.frequencies(length)
+        starts = np.arange(0, limit + _STRIDE, _STRIDE)
+        return cls(_turn(starts, frequencies), _turn(np.arange(_STRIDE), frequencies))
+
+    def __call__(self, position: Int[Array, " T"]) -> Angles:
+        """Angles of `position` [T], each in 0 ... limit - 1."""
+        coarse, fine = (
+            Angles(jnp.asarray(table.real)[index], jnp.asarray(table.imag)[index])
+            for table, index in ((self.coarse, position // _STRIDE), (self.fine, position % _STRIDE))
+        )
+        return Angles(coarse.cos * fine.cos - coarse.sin * fine.sin, coarse.sin * fine.cos + coarse.cos * fine.sin)
+
+
+def _turn(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    return np.exp(1j * np.outer(position, frequencies)).astype(np.complex64)
+
+
+def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*heads T D"]:
+    """Rotate each vector of `x` by the angle of its row T, in float32 (half-split pairs, as Hugging Face stores them).
+
+    Dimensions past the rotated ones (partial rotary embeddings) are left as they are.
+    """
+    half = angles.cos.shape[-1]
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
+    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)

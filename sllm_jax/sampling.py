@@ -1,0 +1,132 @@
+"""Choosing the next token: pure functions of logits [V], without a sort.
+
+The order is that of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Sorting a vocabulary of
+128,000 takes 23 ms on a CPU; the cut of top-k and of top-p is found by bisection instead, exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_state import Leaf
+
+
+@struct.dataclass
+class Sampling:
+    """How to choose. What is None is left out of the compiled program; other values change without compiling again."""
+
+    temperature: Leaf = None  # None: greedy, the most probable token
+    top_k: Leaf = None
+    top_p: Leaf = None
+    min_p: Leaf = None
+    repetition_penalty: Leaf = None
+
+
+def sampling(
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+) -> Sampling:
+    """Check the options and leave out those that change nothing. Temperature 0 is greedy.
+
+    `top_k`: keep the k most probable tokens; 0 keeps all. `top_p`: keep the fewest tokens whose probabilities add up to
+    p. `min_p`: keep tokens at least p times as probable as the most probable one. `repetition_penalty`: divide positive
+    logits of tokens that are still in the cache by this, multiply negative ones. Raises `SllmError` out of range.
+    """
+    _require(temperature >= 0, "temperature", "0 (greedy) or more", temperature)
+    _require(top_k >= 0, "top-k", "0 (off) or more", top_k)
+    _require(0 < top_p <= 1, "top-p", "above 0 and at most 1 (off)", top_p)
+    _require(0 <= min_p <= 1, "min-p", "from 0 (off) to 1", min_p)
+    _require(repetition_penalty > 0, "repetition-penalty", "above 0 (1 is off)", repetition_penalty)
+    greedy = temperature == 0
+
+    def number(value: float, off: bool) -> Array | None:
+        return None if off else jnp.float32(value)
+
+    return Sampling(
+        temperature=number(temperature, greedy),
+        top_k=None if greedy or top_k == 0 else jnp.int32(top_k),
+        top_p=number(top_p, greedy or top_p == 1),
+        min_p=number(min_p, greedy or min_p == 0),
+        repetition_penalty=number(repetition_penalty, repetition_penalty == 1),
+    )
+
+
+def _require(holds: bool, name: str, expected: str, value: float) -> None:
+    if not holds:
+        raise SllmError(f"{name} must be {expected}; got {value}")
+
+
+def sample(
+    options: Sampling,
+    logits: Float[Array, " V"],
+    key: PRNGKeyArray,
+    token_ids: Int[Array, " A"],
+    live: Bool[Array, " A"],
+) -> Int[Array, ""]:
+    """The next token. `token_ids` and `live` are the slots of the cache and which of them hold a visible token."""
+    if options.repetition_penalty is not None:
+        logits = penalize(logits, options.repetition_penalty, token_ids, live)
+    if options.temperature is None:
+        return jnp.argmax(logits).astype(jnp.int32)
+    logits = logits / options.temperature
+    if options.top_k is not None:
+        logits = keep_top_k(logits, options.top_k)
+    if options.top_p is not None:
+        logits = keep_top_p(logits, options.top_p)
+    if options.min_p is not None:
+        logits = keep_min_p(logits, options.min_p)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def penalize(
+    logits: Float[Array, " V"], penalty: Float[Array, ""], token_ids: Int[Array, " A"], live: Bool[Array, " A"]
+) -> Float[Array, " V"]:
+    """Make the tokens that are still in the cache less probable (arXiv 1909.05858, section 4.1)."""
+    seen = jnp.zeros(logits.shape, bool).at[jnp.where(live, token_ids, len(logits))].set(True, mode="drop")
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Float[Array, " V"], k: Int[Array, ""]) -> Float[Array, " V"]:
+    """Only the k largest logits, and those equal to the smallest of them; the rest becomes -inf."""
+    return _keep_heaviest(logits, jnp.ones_like(logits), k.astype(logits.dtype))
+
+
+def keep_top_p(logits: Float[Array, " V"], p: Float[Array, ""]) -> Float[Array, " V"]:
+    """Only the most probable tokens, as few as add up to probability p, and those as probable as the last of them."""
+    return _keep_heaviest(logits, jax.nn.softmax(logits), p)
+
+
+def keep_min_p(logits: Float[Array, " V"], p: Float[Array, ""]) -> Float[Array, " V"]:
+    """Only the tokens at least p times as probable as the most probable one (arXiv 2407.01082)."""
+    return jnp.where(logits >= logits.max() + jnp.log(p), logits, -jnp.inf)
+
+
+def _keep_heaviest(
+    logits: Float[Array, " V"], weights: Float[Array, " V"], enough: Float[Array, ""]
+) -> Float[Array, " V"]:
+    """The logits from the highest threshold on above which the weights add up to `enough`."""
+    order = _ordered_bits(logits)
+
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # enough lies above low; not enough above high
+        middle = low + (high - low) // 2 + (high - low) % 2
+        holds = jnp.sum(jnp.where(order >= middle, weights, 0)) >= enough
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
+
+    threshold, _ = jax.lax.fori_loop(0, 33, halve, (order.min(), order.max()))
+    return jnp.where(order >= threshold, logits, -jnp.inf)
+
+
+def _ordered_bits(x: Float[Array, " V"]) -> UInt[Array, " V"]:
+    """Unsigned integers in the same order as the floats."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

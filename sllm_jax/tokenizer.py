@@ -1,0 +1,252 @@
+"""A checkpoint's tokenizer: finding it, text to token ids, token ids to text.
+
+A tokenizer here is a `PreTrainedTokenizerFast` of `transformers`, imported only when one is loaded. `tokenizer.json` is
+used as it is: `AutoTokenizer` of transformers 5 rebuilds a Llama tokenizer from its vocabulary instead, which changes the
+ids of 15 of the 47 texts of llama.cpp's vocabulary tests (45 of 47 for a folder that has only `tokenizer.model`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.files import load_json
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+# What begins and what ends a text in a tokenizer that came without a word about it, the first that is in its vocabulary.
+BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
+EOS_TOKENS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+
+
+def load_tokenizer(source: Path) -> Any:
+    """The tokenizer of a folder, or of one file; None if the folder has none.
+
+    A folder has `tokenizer.json`, or `tokenizer.model` (SentencePiece, as with Llama 1 and 2), or `vocab.json` and
+    `merges.txt` (GPT-2), and beside it what `transformers` writes: `tokenizer_config.json`, `special_tokens_map.json`,
+    `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is downloaded and no code of a
+    checkpoint is run. Raises `SllmError` if there is nothing at `source` or it cannot be read.
+    """
+    if not source.exists():
+        raise SllmError(f"no tokenizer at {source}: expected a folder or a file that exists; check the path")
+    file = _tokenizer_file(source) if source.is_dir() else source
+    if file is None:
+        return None
+    for path in _settings_files(file):
+        if path.suffix == ".json":
+            load_json(path)
+    with _quiet():
+        try:
+            return _load(source, file)
+        except SllmError:
+            raise
+        except Exception as error:  # tokenizers and sentencepiece raise bare exceptions
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise SllmError(
+                f"{file} is not a tokenizer that can be read ({reason}): expected the tokenizer.json of a Hugging Face "
+                "tokenizer or a SentencePiece tokenizer.model; fetch the file again or choose another tokenizer"
+            ) from error
+
+
+def encode(tokenizer: Any, text: str, start: bool) -> np.ndarray:
+    """Token ids [N] of a text, int32.
+
+    With `start` they begin with the special tokens that the tokenizer puts before a text (BOS, if any); what it would
+    put behind the text is left out, since a stream goes on. Without `start` there are none, but a SentencePiece
+    tokenizer still puts its own space before the text, as it does before every text.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
+
+
+def decode(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of token ids [N], without special tokens and with every space as it is."""
+    ids = [int(i) for i in ids]
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def start_ids(tokenizer: Any) -> np.ndarray:
+    """Token ids [1], int32, with which a stream begins that has no prompt: BOS, or EOS in a tokenizer without BOS."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return np.array([token], np.int32)
+    raise SllmError(
+        f"the tokenizer {tokenizer.name_or_path} has neither a BOS nor an EOS token to begin a text with; give a prompt"
+    )
+
+
+def adds_space(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a space of its own before a text that goes on after another."""
+    word = encode(tokenizer, "a", start=False)
+    return decode(tokenizer, [*word, *word])[1:2] == " "
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The special tokens before a text."""
+    encoding = tokenizer("a", add_special_tokens=True)
+    sequence = encoding.sequence_ids()
+    return encoding["input_ids"][: next(i for i, part in enumerate(sequence) if part is not None)]
+
+
+def _tokenizer_file(folder: Path) -> Path | None:
+    return next((folder / name for name in VOCABULARY_FILES if (folder / name).is_file()), None)
+
+
+def _settings_files(file: Path) -> list[Path]:
+    """What belongs to a tokenizer file; nothing to one whose name is not that of a checkpoint's tokenizer."""
+    beside = [file.with_name(name) for name in SETTINGS_FILES] if file.name in VOCABULARY_FILES else []
+    return [path for path in beside if path.is_file()]
+
+
+def _load(source: Path, file: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    if file.name == "tokenizer.json":
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _write_folder(Path(folder), file)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer.name_or_path = str(source)
+    _complete_special_tokens(tokenizer)
+    return tokenizer
+
+
+def _write_folder(folder: Path, file: Path) -> None:
+    """Make a folder with a `tokenizer.json` out of a file that is something else, with the settings beside it."""
+    for path in _settings_files(file):
+        shutil.copy(path, folder)
+    config = _read_config(folder)
+    if file.suffix == ".model":
+        backend, special = _from_sentencepiece(file, config)
+        config = special | config
+    elif file.name == "vocab.json":
+        backend = _from_vocab_and_merges(file, config)
+    else:
+        shutil.copy(file, folder / "tokenizer.json")
+        return
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` without the empty special tokens that early Llama conversions have."""
+    file = folder / "tokenizer_config.json"
+    config = load_json(file) if file.is_file() else {}
+    return {key: value for key, value in config.items() if value != ""}
+
+
+def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+    """The same BPE in the form of `tokenizers`, and its special tokens by name.
+
+    SentencePiece joins the pair whose union has the highest score, so the unions in the order of their scores are the
+    merges. BOS comes before a text, as Llama has it, unless the config says otherwise.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+    from tokenizers.models import BPE
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(file.read_bytes())
+    trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
+    if not proto.pieces or trainer.model_type != trainer.BPE:
+        raise SllmError(
+            f"{file} is not a SentencePiece BPE model: expected the tokenizer.model of a Llama-like checkpoint; "
+            "use a checkpoint with a tokenizer.json"
+        )
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    backend = Tokenizer(
+        BPE(vocab, _merges(proto), unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
+    )
+    backend.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type != kinds.USER_DEFINED)
+            for piece in proto.pieces
+            if piece.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)
+        ]
+    )
+    whitespace = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []),
+            *(whitespace if rules.remove_extra_whitespaces else []),
+            *([normalizers.Prepend("▁")] if rules.add_dummy_prefix else []),
+            normalizers.Replace(" ", "▁"),
+        ]
+    )
+    strip = [decoders.Strip(content=" ", left=1)] if rules.add_dummy_prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    special = {"unk_token": trainer.unk_piece}
+    if trainer.bos_id >= 0:
+        special["bos_token"] = trainer.bos_piece
+        if config.get("add_bos_token", True):
+            bos = trainer.bos_piece
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, trainer.bos_id)]
+            )
+    if trainer.eos_id >= 0:
+        special["eos_token"] = trainer.eos_piece
+    return backend, special
+
+
+def _merges(proto: Any) -> list[tuple[str, str]]:
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL}
+    pairs = [
+        (-score, piece[:cut], piece[cut:])
+        for piece, score in normal.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+    return [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
+    """The byte-level BPE of GPT-2; others of these files cut text in their own ways and need a `tokenizer.json`."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    merges = vocab.with_name("merges.txt")
+    name = config.get("tokenizer_class", "GPT2Tokenizer")
+    if not merges.is_file() or not name.startswith("GPT2Tokenizer"):
+        raise SllmError(
+            f"{vocab.parent} has a vocab.json but no tokenizer.json: expected merges.txt beside it and a GPT2Tokenizer, "
+            f"got {name}; save the tokenizer again with transformers, which writes a tokenizer.json"
+        )
+    backend = Tokenizer(BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _complete_special_tokens(tokenizer: Any) -> None:
+    """Name BOS and EOS if nothing came with the tokenizer that names either."""
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        tokenizer.bos_token = next((token for token in BOS_TOKENS if token in special), None)
+        tokenizer.eos_token = next((token for token in EOS_TOKENS if token in special), None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice from the libraries meanwhile: what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

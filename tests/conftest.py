@@ -1,0 +1,48 @@
+"""Fixtures that many tests share: a small random model whose sizes all differ, and the shared material if it is there."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from sllm_jax.model import Model, init_params
+from sllm_jax.models import module_for
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 101,
+    "hidden_size": 24,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "rope_theta": 1000.0,
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with checkpoints, golden answers and tokenizers that lies beside a developer's clone."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared material beside the clone, which is not part of the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Model:
+    """A random Llama in float32. Its parameters are drawn wide, so that a wrong position shows in the logits."""
+    module = module_for(TINY, jnp.float32)
+    params = init_params(module)
+    params = {
+        name: {**layer, "self_attn": _scaled(layer["self_attn"], 2.0)} if name.startswith("layers") else layer
+        for name, layer in params.items()
+    }
+    return Model(module, params, TINY)
+
+
+def _scaled(attention: dict, by: float) -> dict:
+    return {name: {"kernel": leaf["kernel"] * by} for name, leaf in attention.items()}

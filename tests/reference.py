@@ -1,0 +1,105 @@
+"""The paper's list, as `attend` for the same modules: keys unrotated in a list, rotated by their index at every step."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from sllm_jax.models.common import ModelConfig
+from sllm_jax.position import Rope
+
+
+def rotate_at(x: np.ndarray, position: np.ndarray, rope: Rope, length: int) -> np.ndarray:
+    """Rotate x [n, ..., D] by position [n], in float64."""
+    angle = np.multiply.outer(position, rope.frequencies(length))
+    angle = angle.reshape(len(position), *[1] * (x.ndim - 2), -1)
+    half = rope.dim // 2
+    first, second = x[..., :half], x[..., half : rope.dim]
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., rope.dim :]], -1)
+
+
+class ListCache:
+    """One layer, one stream. After each step the oldest token that is not a sink goes, if there are too many."""
+
+    def __init__(self, config: ModelConfig, start_size: int, recent_size: int):
+        self.config, self.start_size, self.cache_size = config, start_size, start_size + recent_size
+        self.k: list[np.ndarray] = []
+        self.v: list[np.ndarray] = []
+
+    def step(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """One token: q [H, D], k and v [K, D] -> [H, D]."""
+        self.k.append(k)
+        self.v.append(v)
+        rope, position = self.config.rope, np.arange(len(self.k))
+        length = max(self.cache_size + 1, rope.max_position_embeddings)
+        keys = np.repeat(rotate_at(np.stack(self.k), position, rope, length), len(q) // len(k), axis=1)  # [n, H, D]
+        values = np.repeat(np.stack(self.v), len(q) // len(k), axis=1)
+        query = rotate_at(q[None], position[-1:], rope, length)[0]
+        scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        self.evict_for_space(0)
+        return np.einsum("hn,nhd->hd", weights / weights.sum(-1, keepdims=True), values)
+
+    def evict_for_space(self, num_coming: int) -> None:
+        """The oldest tokens that are not sinks go until num_coming more fit, or only sinks are left."""
+        while len(self.k) + num_coming > self.cache_size and len(self.k) > self.start_size:
+            del self.k[self.start_size], self.v[self.start_size]
+
+    def evict_range(self, start: int, end: int) -> None:
+        """As the original: [:start] + [end:]."""
+        del self.k[start:end], self.v[start:end]
+
+
+class ListModel:
+    """A module with a `ListCache` a layer: logits token by token, the slow and obvious way."""
+
+    def __init__(self, module, params, start_size: int, recent_size: int):
+        self.module, self.params = module, params
+        layers = range(module.config.num_hidden_layers)
+        self.caches = [ListCache(module.config, start_size, recent_size) for _ in layers]
+
+    def extend(self, token_ids) -> np.ndarray:
+        """Logits [T, V] of T single steps."""
+        steps = [_step(self.module, self.params, self.caches, int(token)) for token in token_ids]
+        return np.array(steps)
+
+    def evict_for_space(self, num_coming: int) -> None:
+        """Every layer alike."""
+        for cache in self.caches:
+            cache.evict_for_space(num_coming)
+
+    def evict_range(self, start: int, end: int) -> None:
+        """Every layer alike."""
+        for cache in self.caches:
+            cache.evict_range(start, end)
+
+    def __len__(self) -> int:
+        return len(self.caches[0].k)
+
+
+def _step(module, params, caches: list[ListCache], token: int) -> np.ndarray:
+    _current[:] = caches
+    return np.asarray(_compiled_step(module, params, jnp.int32(token)))
+
+
+_current: list[ListCache] = []  # the caches that the compiled step calls back to
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_step(module, params, token):
+    layers = iter(range(module.config.num_hidden_layers))
+
+    def attend(cache, q, k, v):
+        def on_host(layer, q, k, v):
+            return (
+                _current[int(layer)].step(*(np.asarray(x[0], np.float64) for x in (q, k, v)))[None].astype(np.float32)
+            )
+
+        shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+        return cache, io_callback(on_host, shape, next(layers), q, k, v, ordered=True)
+
+    empty = ((jnp.zeros(0), jnp.zeros(0)),) * module.config.num_hidden_layers
+    return module.apply({"params": params}, token[None], empty, attend, 0)[0]

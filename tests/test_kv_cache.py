@@ -1,0 +1,176 @@
+"""The original's cache methods: equal to its list semantics followed by ordinary streaming."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ListModel
+
+from sllm_jax import decode, kv_state
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
+from sllm_jax.model import Model
+
+TOLERANCE = 1e-4  # of logits with a spread of about 1, float32 against float64 attention
+
+
+class Ring:
+    """The program under test with the reference's interface; chunks are read in one padded size."""
+
+    PLACES = 24
+
+    def __init__(self, model: Model, start_size: int, recent_size: int):
+        self.model = model
+        self.cache = enable_streaming_llm(model, start_size, recent_size)
+        self.carry = decode.init_carry(model.module, start_size, recent_size)
+
+    def extend(self, token_ids) -> np.ndarray:
+        """Logits of the last token."""
+        for i in range(0, len(token_ids), self.PLACES):
+            chunk = np.zeros(self.PLACES, np.int32)
+            chunk[: len(token_ids[i:])][: self.PLACES] = token_ids[i : i + self.PLACES]
+            count = np.int32(min(len(token_ids) - i, self.PLACES))
+            self.carry = decode.extend(self.model.module, self.model.params, self.carry, chunk, count)
+        return np.asarray(self.carry.logits)
+
+    def apply(self, method, *args) -> None:
+        self.carry = self.carry.replace(state=method(self.carry.state, *args))
+
+
+SIZES = [(0, 0), (0, 7), (1, 0), (3, 1), (4, 12), (5, 0)]
+STEPS = st.one_of(
+    st.tuples(st.just("extend"), st.integers(1, 40)),
+    st.tuples(st.just("evict_for_space"), st.integers(0, 30)),
+    st.tuples(st.just("evict_range"), st.tuples(st.floats(0, 1), st.floats(0, 1))),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.sampled_from(SIZES), steps=st.lists(STEPS, max_size=6), seed=st.integers(0, 1000))
+def test_any_program_of_chunks_and_evictions_equals_the_list(tiny, sizes, steps, seed):
+    rng = np.random.default_rng(seed)
+    ring, expected = Ring(tiny, *sizes), ListModel(tiny.module, tiny.params, *sizes)
+    for name, size in [*steps, ("extend", 3)]:
+        if name == "extend":
+            tokens = rng.integers(0, 101, size)
+            np.testing.assert_allclose(ring.extend(tokens), expected.extend(tokens)[-1], atol=TOLERANCE)
+        elif name == "evict_for_space":
+            expected.evict_for_space(size)
+            ring.apply(ring.cache.evict_for_space, size)
+        else:
+            start, end = sorted(int(share * len(expected)) for share in size)
+            expected.evict_range(start, end)
+            ring.apply(ring.cache.evict_range, start, end)
+        state = ring.carry.state
+        assert int(state.filled) == len(expected) <= ring.cache.cache_size
+        assert 0 <= int(state.next_slot) < max(state.slots, 1)
+
+
+@pytest.mark.parametrize("read", [0, 3, 9, 17, 40])
+@pytest.mark.parametrize("sizes", [(0, 5), (4, 12), (2, 30)])
+def test_call_keeps_first_and_last_of_a_dense_state(tiny, read, sizes):
+    rng = np.random.default_rng(read)
+    tokens, more = rng.integers(0, 101, (2, 40))
+    ring, expected = Ring(tiny, 0, 60), ListModel(tiny.module, tiny.params, 0, 60)
+    if read:
+        ring.extend(tokens[:read]), expected.extend(tokens[:read])
+    for cache in expected.caches:
+        cache.start_size, cache.cache_size = sizes[0], sum(sizes)
+    expected.evict_for_space(0)
+    ring.apply(enable_streaming_llm(tiny, *sizes))
+    assert ring.carry.state.cache_size == sum(sizes)
+    np.testing.assert_allclose(ring.extend(more), expected.extend(more)[-1], atol=TOLERANCE)
+
+
+def test_a_wrapped_ring_can_become_another_ring(tiny):
+    tokens = np.arange(50) * 7 % 101
+    ring, expected = Ring(tiny, 3, 20), ListModel(tiny.module, tiny.params, 3, 20)
+    ring.extend(tokens), expected.extend(tokens)
+    for cache in expected.caches:
+        cache.start_size, cache.cache_size = 2, 11
+    expected.evict_for_space(0)
+    ring.apply(enable_streaming_llm(tiny, 2, 9))
+    np.testing.assert_allclose(ring.extend(tokens), expected.extend(tokens)[-1], atol=TOLERANCE)
+
+
+def test_evict_for_space_takes_a_state_of_any_capacity(tiny):
+    ring = Ring(tiny, 0, 60)
+    ring.extend(np.arange(50))
+    cache = enable_streaming_llm(tiny, 4, 12)
+    ids = kv_state.visible_token_ids(cache.evict_for_space(ring.carry.state, 5))
+    assert ids.tolist() == [0, 1, 2, 3, *range(43, 50), *[-1] * 5]
+
+
+def test_more_coming_than_the_window_leaves_the_sinks_and_stays_within_the_cache(tiny):
+    ring = Ring(tiny, 4, 12)
+    ring.extend(np.arange(50))
+    ring.apply(ring.cache.evict_for_space, 100)
+    assert int(ring.carry.state.filled) == 4
+    ring.extend(np.arange(100) % 101)
+    assert int(ring.carry.state.filled) == ring.cache.cache_size == 16
+
+
+def test_visible_token_ids_and_keys_in_cache_order(tiny):
+    ring, expected = Ring(tiny, 2, 5), ListModel(tiny.module, tiny.params, 2, 5)
+    tokens = np.arange(30)
+    ring.extend(tokens), expected.extend(tokens)
+    state = ring.carry.state
+    assert kv_state.visible_token_ids(state).tolist() == [0, 1, 25, 26, 27, 28, 29]
+    for (k, v), cache in zip(kv_state.read(state, jnp.arange(7), tiny.config.rope), expected.caches, strict=True):
+        np.testing.assert_allclose(k.swapaxes(0, 1), np.stack(cache.k), atol=TOLERANCE)
+        np.testing.assert_allclose(v.swapaxes(0, 1), np.stack(cache.v), atol=TOLERANCE)
+
+
+def test_methods_leave_the_state_they_are_given_as_it_was(tiny):
+    ring = Ring(tiny, 2, 5)
+    ring.extend(np.arange(30))
+    state, before = ring.carry.state, ring.carry.state.copy()
+    ring.cache(state), ring.cache.evict_for_space(state, 3), ring.cache.evict_range(state, 1, 4)
+    for now, then in zip(state.k + state.v, before.k + before.v, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert int(state.filled) == int(before.filled)
+
+
+def test_methods_serve_several_streams(tiny):
+    cache = enable_streaming_llm(tiny, 2, 5)
+    carry = decode.init_carry(tiny.module, 2, 5, streams=3)
+    tokens, counts = np.arange(36).reshape(3, 12), np.array([12, 4, 7])
+    carry = decode.extend(tiny.module, tiny.params, carry, tokens, counts)
+    state = cache.evict_range(cache.evict_for_space(carry.state, 3), 0, 1)
+    singles = []
+    for row, count in zip(tokens, counts, strict=True):
+        ring = Ring(tiny, 2, 5)
+        ring.extend(row[:count])
+        singles.append(cache.evict_range(cache.evict_for_space(ring.carry.state, 3), 0, 1))
+    assert state.filled.tolist() == [int(single.filled) for single in singles] == [3, 3, 3]
+    np.testing.assert_allclose(state.k[1], np.stack([single.k[1] for single in singles]), atol=TOLERANCE)
+
+
+def test_names_and_defaults_of_the_original(tiny):
+    cache = StartRecentKVCache(tiny.config, tiny.dtype)
+    assert (cache.start_size, cache.recent_size, cache.cache_size) == (4, 512, 516)
+    assert cache.init_state().cache_size == 516
+    assert cache.init_state(streams=3).filled.shape == (3,)
+
+
+def test_bad_arguments_are_refused_in_a_sentence(tiny):
+    cache = enable_streaming_llm(tiny, 2, 5)
+    state = cache.init_state()
+    with pytest.raises(SllmError, match="start_size must be an integer of 0 or more; got -1"):
+        enable_streaming_llm(tiny, -1, 5)
+    with pytest.raises(SllmError, match="num_coming must be 0 or more; got -2"):
+        cache.evict_for_space(state, -2)
+    with pytest.raises(SllmError, match="evict_range needs 0 <= start <= end <= 0"):
+        cache.evict_range(state, 0, 1)
+
+
+def test_an_unsupported_family_is_named_with_those_supported(tiny):
+    class Config:
+        model_type = "gpt2"
+
+    class Other(Model):
+        config = Config()
+
+    with pytest.raises(SllmError, match=r"'gpt2' is not supported; supported are .*llama"):
+        enable_streaming_llm(Other(None, None), 4, 8)

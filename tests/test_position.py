@@ -1,0 +1,97 @@
+"""Frequencies of every RoPE kind against PyTorch transformers; angles against float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from reference import rotate_at
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from sllm_jax.errors import SllmError
+from sllm_jax.position import AngleTable, Rope, rotate
+
+KINDS = {
+    "default": {},
+    "linear": {"factor": 3.0},
+    "dynamic": {"factor": 2.5},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn with options": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 20.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.3,
+    },
+    "yarn with attention_factor": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.3},
+}
+CASES = [
+    pytest.param({"rope_type": name} | options, spelling, id=f"{name}, {spelling}")
+    for name, options in KINDS.items()
+    for spelling in ("rope_parameters", "rope_scaling", "old rope_scaling")
+]
+
+
+def spelled(options: dict, spelling: str) -> dict:
+    """A config with these RoPE options, theta 500, head size 16 and context 64."""
+    config = {"max_position_embeddings": 64, "hidden_size": 48, "num_attention_heads": 3}
+    if spelling == "rope_parameters":
+        return config | {"rope_parameters": {"rope_theta": 500.0} | options}
+    if spelling == "old rope_scaling":
+        options = {("type" if name == "rope_type" else name): value for name, value in options.items()}
+    return config | {"rope_theta": 500.0, "rope_scaling": options}
+
+
+@pytest.mark.parametrize(("options", "spelling"), CASES)
+@pytest.mark.parametrize("length", [40, 200])
+def test_frequencies_equal_those_of_transformers(options, spelling, length):
+    config = spelled(options, spelling)
+    rope = Rope.from_hf(config, 16)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**spelled(options, "rope_parameters")))
+    cos, _ = theirs(torch.zeros(1, 1, 1), torch.arange(length)[None])
+    ours = np.cos(np.outer(np.arange(length), rope.frequencies(length))) * rope.attention_factor
+    np.testing.assert_allclose(ours, cos[0, :, :8].numpy(), atol=3e-5)
+
+
+def test_angles_are_exact_at_any_position():
+    rope = Rope(dim=8, max_position_embeddings=64, rope_theta=500.0)
+    position = np.array([0, 1, 255, 256, 4095, 100_000, 262_143])
+    angles = AngleTable.of(rope, 64, 262_144)(jnp.array(position))
+    exact = np.outer(position, rope.frequencies(64))
+    np.testing.assert_allclose(angles.cos, np.cos(exact), atol=3e-7)
+    np.testing.assert_allclose(angles.sin, np.sin(exact), atol=3e-7)
+
+
+@pytest.mark.parametrize("dim", [6, 10])
+def test_rotate_turns_the_rotary_dimensions_only(dim):
+    rope = Rope(dim=dim, max_position_embeddings=64)
+    x = np.random.default_rng(0).normal(size=(3, 5, 10))
+    position = np.array([0, 1, 7, 30, 63])
+    angles = AngleTable.of(rope, 64, 64)(jnp.array(position))
+    ours = rotate(jnp.asarray(x, jnp.float32), angles)
+    exact = rotate_at(x.swapaxes(0, 1), position, rope, 64).swapaxes(0, 1)
+    np.testing.assert_allclose(ours, exact, atol=1e-6)
+    np.testing.assert_allclose(rotate(ours, angles.inverse()), x, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rope_type": "longrope"}, "RoPE type 'longrope' is not supported; supported are default, linear"),
+        ({"type": "linear"}, "RoPE type 'linear' needs the number.s. factor"),
+        ({"type": "llama3", "factor": 2.0}, "needs the number.s. low_freq_factor, high_freq_factor"),
+        ({"type": "dynamic", "factor": 2.0, "alpha": 1000}, "RoPE type 'dynamic' has no option alpha"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(options, message):
+    with pytest.raises(SllmError, match=message):
+        Rope.from_hf(spelled(options, "rope_scaling"), 16)
