@@ -51,13 +51,18 @@ def convert(source: Path | str, out: Path | str, dtype: Any = None) -> None:
 def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None) -> None:
     """Write a model, or the checkpoint in a folder, as the new folder `out` that `transformers` loads.
 
-    It holds safetensors, the config and, from a folder, the tokenizer. `dtype`, of a folder's parameters, and errors as
-    in `convert`; a model's parameters stay as they are.
+    It holds safetensors, the config and, from a folder, the tokenizer. `dtype` and errors
+    as in `convert`.
     """
     source = source if isinstance(source, Model) else existing_folder(source)
     with new_folder(Path(out)) as folder:
         if isinstance(source, Model):
             hf_config, module, params = source.hf_config, source.module, source.params
+            if not hf_config:
+                raise SllmError("the model has no hf_config to write as config.json; give it one")
+            if dtype is not None:
+                target = as_dtype(dtype)
+                params = jax.tree.map(lambda array: np.asarray(array).astype(target), params)
         else:
             hf_config, module, params = _read_folder(source, dtype)
         write_safetensors(folder, params, TABLES[module.config.model_type], module)

@@ -31,7 +31,7 @@ def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> N
     if len(files) == 1:
         (folder / "0").rename(folder / SAFETENSORS)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(files):
         name = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
         (folder / f"{number}").rename(folder / name)

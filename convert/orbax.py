@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +25,43 @@ def is_converted(folder: Path) -> bool:
 
 def save(folder: Path, params: Any) -> None:
     """Write a tree of NumPy arrays into `folder`."""
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / PARAMS, params)
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:
     """The parameters of a converted checkpoint, under their paths; raises `SllmError` if it cannot be read."""
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     path = folder.absolute() / PARAMS
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
+            _check_index(path)
             metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
         except Exception as error:  # whatever Orbax meets in a broken folder
             raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
-        for name, leaf in metadata.items():
-            yield Tensor(name, tuple(leaf.shape), str(leaf.dtype), partial(_read, checkpointer, path, name))
+        found = [
+            Tensor(name, tuple(leaf.shape), str(leaf.dtype), partial(_read, checkpointer, path, name))
+            for name, leaf in metadata.items()
+        ]
+        yield from sorted(found, key=lambda tensor: -math.prod(tensor.shape))  # large ones while memory is free
+
+
+def _check_index(path: Path) -> None:
+    """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error."""
+    store = import_module("tensorstore").KvStore.open(
+        {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    )
+    if not store.result().list().result():
+        raise FileNotFoundError(f"{path} holds no arrays")
+
+
+def _orbax() -> Any:
+    return import_module("orbax.checkpoint")  # takes a second: not before it is needed
 
 
 def _read(checkpointer: Any, path: Path, name: str) -> np.ndarray:
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     one = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
     args = ocp.args.PyTreeRestore(
         item=unflatten_dict(dict.fromkeys(one, 0), sep="/"),

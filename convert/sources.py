@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ def read_safetensors(path: Path) -> Iterator[Tensor]:
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     for name, entry in json.loads(data[8:start].tobytes(), object_pairs_hook=list):  # a name twice stays visible
         if name != "__metadata__":
-            entry = dict(entry)
-            dtype, shape = _DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
-            begin, end = (start + offset for offset in entry["data_offsets"])
+            about: dict[str, Any] = dict(entry)
+            dtype, shape = _DTYPES.get(about["dtype"], about["dtype"]), tuple(about["shape"])
+            begin, end = (start + offset for offset in about["data_offsets"])
             yield Tensor(name, shape, dtype, partial(_view, data[begin:end], dtype, shape))
 
 
@@ -99,7 +100,8 @@ def _unpickle(path: Path) -> Any:
     except ImportError:
         raise SllmError(f"reading {path} takes PyTorch: run pip install 'sllm-jax[torch]'") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # an unusual pickle is loaded or refused, without more words
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise SllmError(
             f"{path} is refused: it is corrupt, or holds something other than tensors, which could run code "

@@ -1,11 +1,11 @@
 """Sink-plus-window attention as pure functions of arrays (paper, section 3.2; positions counted inside the cache).
 
-A key is rotated once, by the number of its slot, and the query is shifted instead of the keys. It is rotated three ways:
-for the sinks by its own cache position, for window slots written in this lap of the ring by its slot, for those that
-still hold the previous lap by its slot + R. The slot number alone decides which of the three a key meets.
+A key is rotated once, by the number of its slot, and the query is shifted instead of the keys. It is rotated three
+ways: for the sinks by its own cache position, for window slots written in this lap of the ring by its slot, for those
+that still hold the previous lap by its slot + R. The slot number alone decides which of the three a key meets.
 
-`attend_one` (decode) writes the token, then attends to the ring. `attend_chunk` (extend) attends to the ring as it was and
-to the chunk, then writes. Both take slots, masks and numbers from one `Plan`, made once per call and not once per layer.
+`attend_one` (decode) writes the token, then attends to the ring. `attend_chunk` (extend) attends to the ring as it was
+and to the chunk, then writes. Both take slots, masks and numbers from one `Plan`, made once per call, not per layer.
 
 Axis letters as in `kv_state.py`, and H query heads, G query heads per key/value head.
 """
@@ -87,8 +87,8 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
 def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, count: Int[Array, ""]) -> Attend:
     """Attention for the next `count` tokens of a stream, padded to `length`: equal to `count` single steps.
 
-    The chunk's tokens are numbered onwards from `next_slot`, so that one rotation of the query serves the window and the
-    chunk; keys of the previous lap are turned back by R once. The sinks get a product of their own.
+    The chunk's tokens are numbered onwards from `next_slot`, so that one rotation of the query serves the window and
+    the chunk; keys of the previous lap are turned back by R once. The sinks get a product of their own.
     """
     size, window = state.start_size, state.window
     p = plan(state, length, count)
@@ -142,13 +142,14 @@ def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
 def _attend_blocks(
     blocks: list[tuple[Array, Array, Array, Array]], config: ModelConfig, dtype: Any
 ) -> Float[Array, "T H D"]:
-    """One softmax over several blocks of keys: (queries [K, G, T, D], keys [K, n, D], values [K, n, D], mask [T, n])."""
+    """One softmax over several blocks: queries [K, G, T, D], keys [K, n, D], values [K, n, D], mask [T, n]."""
     scores = [jnp.where(mask, _scores(q, k, config, dtype), MASKED) for q, k, _, mask in blocks]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)  # [K, G, T, n of all]
     ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
-    mix = partial(jnp.einsum, "kgtn,knd->tkgd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
+    mix = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
     mixed = sum(mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True))
-    return mixed.reshape(mixed.shape[0], -1, mixed.shape[-1]).astype(dtype)
+    K, G, T, D = mixed.shape  # noqa: N806
+    return mixed.transpose(2, 0, 1, 3).reshape(T, K * G, D).astype(dtype)
 
 
 def _scores(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import adds_space, decode, encode
+from sllm_jax.tokenizer import encode
 
 USER = "USER:"  # the original demo's words, for a tokenizer without a chat template
 ASSISTANT = "ASSISTANT:"
@@ -26,7 +26,7 @@ def render_turn(
     message: str,
     system: str | None = None,
     first: bool = True,
-    last_ids: Sequence[int] | np.ndarray = (),
+    last_ids: Sequence[SupportsIndex] | np.ndarray = (),
 ) -> np.ndarray:
     """Token ids [N], int32, to feed for a message, up to where the answer begins.
 
@@ -34,9 +34,8 @@ def render_turn(
     if it renders a turn alike wherever it stands. Without one, a turn reads "USER: message", "ASSISTANT:". The `system`
     text is fed with the first turn; give it with later turns too, since some templates demand it.
 
-    `last_ids` are the last few ids of the stream, none at its beginning. If an answer ends with the token that closes it,
-    the next turn does not close it again; if it was cut off, the next turn closes it. An answer that ends with "USER:",
-    the stop text of a chat without a template, has begun the next turn itself.
+    `last_ids` are the last few ids of the stream, none at its beginning. If an answer ends with the token that closes
+    it, the next turn does not close it again; if it was cut off, the next turn closes it.
 
     Raises `SllmError` if the template refuses the conversation.
     """
@@ -55,7 +54,7 @@ def render_turn(
 
 def stop_texts(tokenizer: Any) -> tuple[str, ...]:
     """Texts that end an answer besides the end-of-text tokens, so that the model does not write the user's part too."""
-    return (USER,) if tokenizer.chat_template is None else ()
+    return (f"\n\n{USER}", USER) if tokenizer.chat_template is None else ()
 
 
 def read_prompts(path: Path) -> list[list[str]]:
@@ -65,7 +64,7 @@ def read_prompts(path: Path) -> list[list[str]]:
     fields are ignored, and so are empty lines. Raises `SllmError` for anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise SllmError(f"the prompts {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -90,12 +89,10 @@ def _conversation(line: str, where: str) -> list[str]:
 
 
 def _plain_turn(
-    tokenizer: Any, message: str, system: str | None, first: bool, last_ids: Sequence[int] | np.ndarray
+    tokenizer: Any, message: str, system: str | None, first: bool, last_ids: Sequence[SupportsIndex] | np.ndarray
 ) -> np.ndarray:
     if first:
         opening = f"{system}\n\n{USER} " if system else f"{USER} "
-    elif decode(tokenizer, last_ids).endswith(USER):
-        opening = "" if adds_space(tokenizer) else " "
     elif _ends_with_special_token(tokenizer, last_ids):
         opening = f"{USER} "
     else:
@@ -112,7 +109,7 @@ def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         raise SllmError(f"the chat template refuses a conversation of {roles}: {reason}") from error
 
 
-def _without_closing(tokenizer: Any, turn: str, last_ids: Sequence[int] | np.ndarray) -> str:
+def _without_closing(tokenizer: Any, turn: str, last_ids: Sequence[SupportsIndex] | np.ndarray) -> str:
     """The turn without the token that closes the answer before, if the answer ends with it."""
     if not _ends_with_special_token(tokenizer, last_ids):
         return turn
@@ -120,5 +117,6 @@ def _without_closing(tokenizer: Any, turn: str, last_ids: Sequence[int] | np.nda
     return after if closed and not before.strip() else turn
 
 
-def _ends_with_special_token(tokenizer: Any, last_ids: Sequence[int] | np.ndarray) -> bool:
-    return len(last_ids) > 0 and int(last_ids[-1]) in tokenizer.all_special_ids
+def _ends_with_special_token(tokenizer: Any, last_ids: Sequence[SupportsIndex] | np.ndarray) -> bool:
+    last = tokenizer.added_tokens_decoder.get(int(last_ids[-1])) if len(last_ids) else None
+    return last is not None and last.special

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_chunk, attend_one
 from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live
+from sllm_jax.models.common import Attend
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
@@ -28,8 +29,8 @@ NO_TOKEN = -1  # what a frozen stream writes
 class Carry:
     """All that one stream carries from call to call; or B streams, with an axis B in front of every array.
 
-    Every token that was read or written is in `state`, and `logits` say what may come next: they depend on the tokens of
-    the stream alone, not on how it was cut into chunks, and how to sample from them is decided when writing.
+    Every token that was read or written is in `state`, and `logits` say what may come next: they depend on the tokens
+    of the stream alone, not on how it was cut into chunks, and how to sample from them is decided when writing.
     """
 
     state: KVState
@@ -63,7 +64,7 @@ def extend(module: Any, params: Any, carry: Carry, token_ids: Int[Array, "*B T"]
 
     def read(carry: Carry, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> Carry:
         attend = attend_chunk(module.config, module.dtype, carry.state, len(token_ids), count)
-        state, logits = _forward(module, params, carry.state, token_ids, attend, rows=jnp.maximum(count - 1, 0))
+        state, logits = forward(module, params, carry.state, token_ids, attend, rows=jnp.maximum(count - 1, 0))
         return carry.replace(
             state=advance(state, token_ids, count),
             logits=jnp.where(count > 0, logits, carry.logits),
@@ -95,7 +96,7 @@ def decode(
         next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
         state = carry.state
         token = sample(options, carry.logits, key, state.token_ids, live(state))
-        fed, logits = _forward(
+        fed, logits = forward(
             module, params, state, token[None], attend_one(module.config, module.dtype, state), rows=0
         )
         written = Carry(
@@ -119,16 +120,24 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def read(module: Any, params: Any, carry: Carry, token_ids: np.ndarray) -> Carry:
-    """Read a prompt of any length into one stream, in chunks."""
+def read(
+    module: Any, params: Any, carry: Carry, token_ids: np.ndarray, progress: Callable[[int, int], None] | None = None
+) -> Carry:
+    """Read a prompt of any length into one stream, in chunks; `progress` hears how many tokens of how many are read."""
+    done = 0
     for chunk, count in chunks(token_ids):
         carry = extend(module, params, carry, chunk, count)
+        done += int(count)
+        if progress is not None:
+            jax.block_until_ready(carry.logits)
+            progress(done, len(token_ids))
     return carry
 
 
-def _forward(
-    module: Any, params: Any, state: KVState, token_ids: Int[Array, " T"], attend: Any, rows: Any
-) -> tuple[KVState, Array]:
+def forward(
+    module: Any, params: Any, state: KVState, token_ids: Int[Array, " T"], attend: Attend, rows: Any
+) -> tuple[KVState, Float[Array, "*t V"]]:
+    """The state with the keys and values of T tokens written, and the logits of those that `rows` selects."""
     caches = tuple(zip(state.k, state.v, strict=True))
     logits, caches = module.apply({"params": params}, token_ids, caches, attend, rows)
     k, v = zip(*caches, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -23,12 +23,16 @@ MAX_HELD_BYTES = 1024
 class Detokenizer:
     """Joined, the pieces that `add` returns and the rest that `flush` returns are the text of the ids after a context.
 
-    That is `decode(context + ids)[len(decode(context)):]`, whatever the ids. The context are the tokens that come before
-    the first one given to `add`, as many as are at hand: with a context, the text goes on with its leading space, which
-    SentencePiece tokenizers leave out at the start of a text.
+    That is `decode(context + ids)[len(decode(context)):]`, whatever the ids. What is added after a `flush` begins a new
+    character.
     """
 
-    def __init__(self, tokenizer: Any, context: Sequence[int] | np.ndarray = ()) -> None:
+    def __init__(self, tokenizer: Any, context: Sequence[SupportsIndex] | np.ndarray = ()) -> None:
+        """Begin behind a context: the tokens before the first one that is added, as many as are at hand.
+
+        With it the text goes on with its leading space, which SentencePiece tokenizers leave out where a text starts.
+        Raises `SllmError` if the tokenizer is not one of the fast ones of `transformers`.
+        """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SllmError(
@@ -42,13 +46,13 @@ class Detokenizer:
         self.add(context)
         self._skip = len(self._text.rest())
 
-    def add(self, ids: Iterable[int] | np.ndarray) -> str:
+    def add(self, ids: Iterable[SupportsIndex] | np.ndarray) -> str:
         """The text that has become certain with some more ids."""
         tokens = ((int(i), self._backend.id_to_token(int(i))) for i in ids if int(i) not in self._special)
         return self._new("".join(self._text.add(i, token) for i, token in tokens if token is not None))
 
     def flush(self) -> str:
-        """The text that was held back, an unfinished character as U+FFFD; what is added afterwards begins anew."""
+        """The text that was held back, an unfinished character as U+FFFD."""
         rest = self._text.rest()
         self._text.end()
         return self._new(rest)

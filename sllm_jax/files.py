@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from sllm_jax.errors import SllmError
@@ -20,7 +21,7 @@ TOKENIZER_FILES = (  # patterns
 
 def existing_folder(path: Path | str) -> Path:
     """The folder; raises `SllmError` if it is not there."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise SllmError(f"folder {path} not found")
     return folder
@@ -69,7 +70,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises `SllmError` if `path` exists already or cannot be written.
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if path.exists():
         raise SllmError(f"{path} exists already; name a folder that does not")
     temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
@@ -81,3 +82,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise SllmError(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, renamed to `path` at the end in one step, or removed after an exception.
+
+    Raises `SllmError` if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise SllmError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -23,14 +23,14 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in
     the cache nor within reach.
     """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise SllmError(f"{name_or_folder} is a file; give the folder that holds the model")
     name = str(name_or_folder)
+    folder = Path(os.path.expanduser(name))
+    if name and folder.is_dir():
+        return folder
+    if name and folder.exists():
+        raise SllmError(f"{name} is a file; give the folder that holds the model")
     if isinstance(name_or_folder, Path) or _is_path(name):
-        raise SllmError(f"folder {name_or_folder} not found")
+        raise SllmError(f"folder {name} not found")
     return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
 
 

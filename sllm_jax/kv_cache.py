@@ -1,4 +1,4 @@
-"""The names of the paper's own code: `enable_streaming_llm` and `StartRecentKVCache`, on states that never change in place."""
+"""The names of the paper's own code, `enable_streaming_llm` and `StartRecentKVCache`, on states instead of lists."""
 
 from __future__ import annotations
 

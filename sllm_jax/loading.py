@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import load_config, load_generation_config
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
+from sllm_jax.tokenizer import load_tokenizer
 
 __all__ = ["default_dtype", "load", "load_config"]
 
@@ -44,11 +46,9 @@ def load(
 
 
 def _tokenizer(folder: Path, instead: str | Path | None) -> Any:
-    from sllm_jax.tokenizer import load_tokenizer
-
     if instead is None:
         return load_tokenizer(folder)
-    path = Path(instead).expanduser()
+    path = Path(os.path.expanduser(instead))
     loaded = load_tokenizer(path if path.is_file() else hub.resolve(instead, only_tokenizer=True))
     if loaded is None:
         raise SllmError(f"there is no tokenizer in {instead}; expected tokenizer.json or tokenizer.model")

@@ -1,7 +1,7 @@
 """Rotary position embeddings (RoPE): the frequencies of each kind, and the rotation of queries and keys.
 
-A key is rotated once, when it is written, by the number of its slot; `attention.py` says how a query meets it. Positions
-are therefore bounded by the size of the state, and so are all angles.
+A key is rotated once, when it is written, by the number of its slot; `attention.py` says how a query meets it.
+Positions are therefore bounded by the size of the state, and so are all angles.
 """
 
 from __future__ import annotations

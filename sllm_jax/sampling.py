@@ -6,7 +6,8 @@ The order is that of `transformers`: repetition penalty, temperature, top-k, top
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,30 @@ def sampling(
         min_p=number(min_p, greedy or min_p == 0),
         repetition_penalty=number(repetition_penalty, repetition_penalty == 1),
     )
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options of `sampling`; one that is None or not there is the model's own."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+
+
+def sampling_for(generation_config: Mapping[str, Any], **options: Unpack[SamplingOptions]) -> Sampling:
+    """The options that are given, on top of those of the model's `generation_config.json`.
+
+    A model that does not ask to be sampled from is greedy, unless an option is given that only sampling has.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    names = SamplingOptions.__annotations__
+    chosen = {name: generation_config[name] for name in names if generation_config.get(name) is not None} | given
+    sampled = generation_config.get("do_sample") or given.keys() & {"top_k", "top_p", "min_p"}
+    if "temperature" not in given:
+        chosen["temperature"] = chosen.get("temperature", 1.0) if sampled else 0.0
+    return sampling(**chosen)
 
 
 def _require(holds: bool, name: str, expected: str, value: float) -> None:

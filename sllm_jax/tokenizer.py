@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer: finding it, text to token ids, token ids to text.
 
 A tokenizer here is a `PreTrainedTokenizerFast` of `transformers`, imported only when one is loaded. `tokenizer.json` is
-used as it is: `AutoTokenizer` of transformers 5 rebuilds a Llama tokenizer from its vocabulary instead, which changes the
-ids of 15 of the 47 texts of llama.cpp's vocabulary tests (45 of 47 for a folder that has only `tokenizer.model`).
+used as it is: `AutoTokenizer` of transformers 5 rebuilds a Llama tokenizer from its vocabulary instead, which changes
+the ids of 15 of the 47 texts of llama.cpp's vocabulary tests (45 of 47 for a folder that has only `tokenizer.model`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from sllm_jax.files import load_json
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
-# What begins and what ends a text in a tokenizer that came without a word about it, the first that is in its vocabulary.
+# BOS and EOS of a tokenizer that came without a word about them: the first that are in its vocabulary.
 BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
 EOS_TOKENS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
 
@@ -70,7 +70,7 @@ def encode(tokenizer: Any, text: str, start: bool) -> np.ndarray:
     return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
 
 
-def decode(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
     """The text of token ids [N], without special tokens and with every space as it is."""
     ids = [int(i) for i in ids]
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -84,12 +84,6 @@ def start_ids(tokenizer: Any) -> np.ndarray:
     raise SllmError(
         f"the tokenizer {tokenizer.name_or_path} has neither a BOS nor an EOS token to begin a text with; give a prompt"
     )
-
-
-def adds_space(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a space of its own before a text that goes on after another."""
-    word = encode(tokenizer, "a", start=False)
-    return decode(tokenizer, [*word, *word])[1:2] == " "
 
 
 def _prefix(tokenizer: Any) -> list[int]:
@@ -157,7 +151,7 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dic
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
     from tokenizers.models import BPE
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(file.read_bytes())
     trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
     if not proto.pieces or trainer.model_type != trainer.BPE:
@@ -186,9 +180,7 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dic
         ]
     )
     strip = [decoders.Strip(content=" ", left=1)] if rules.add_dummy_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     special = {"unk_token": trainer.unk_piece}
     if trainer.bos_id >= 0:
         special["bos_token"] = trainer.bos_piece
@@ -222,8 +214,8 @@ def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
     name = config.get("tokenizer_class", "GPT2Tokenizer")
     if not merges.is_file() or not name.startswith("GPT2Tokenizer"):
         raise SllmError(
-            f"{vocab.parent} has a vocab.json but no tokenizer.json: expected merges.txt beside it and a GPT2Tokenizer, "
-            f"got {name}; save the tokenizer again with transformers, which writes a tokenizer.json"
+            f"{vocab.parent} has a vocab.json but no tokenizer.json: expected merges.txt beside it and a GPT2Tokenizer "
+            f"(got {name}); save the tokenizer again with transformers, which writes a tokenizer.json"
         )
     backend = Tokenizer(BPE.from_file(str(vocab), str(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))

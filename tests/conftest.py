@@ -46,3 +46,9 @@ def tiny() -> Model:
 
 def _scaled(attention: dict, by: float) -> dict:
     return {name: {"kernel": leaf["kernel"] * by} for name, leaf in attention.items()}
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """What the tests need from the repository itself."""
+    return Path(__file__).parent / "data"

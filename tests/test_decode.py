@@ -166,3 +166,17 @@ def test_every_number_of_a_state_stays_below_twice_its_slots(tiny):
         carry, _ = write(tiny, carry, 50)
         assert 0 <= int(carry.state.next_slot) < 2 * carry.state.slots
         assert 0 <= int(carry.state.filled) < 2 * carry.state.slots
+
+
+@pytest.mark.parametrize("streams", [None, 3])
+def test_bfloat16_and_float16_run_on_a_cpu(tiny, streams):
+    for dtype in (jnp.bfloat16, jnp.float16):
+        module = tiny.module.clone(dtype=dtype)
+        params = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), tiny.params)
+        batch = () if streams is None else (streams,)
+        carry = init_carry(module, 2, 9, streams=streams)
+        carry = extend(module, params, carry, np.full((*batch, 16), 7), np.full(batch, 14))
+        carry, written = decode(module, params, carry, SAMPLED, NO_EOS, jnp.int32(8), 8)
+        assert carry.state.k[0].dtype == dtype
+        assert np.isfinite(carry.logits).all()
+        assert (written >= 0).all()

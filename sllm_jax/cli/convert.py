@@ -1,0 +1,35 @@
+"""`convert`: from Hugging Face to a checkpoint of our own, and back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from sllm_jax.cli import options as o
+from sllm_jax.cli.console import note, progress
+from sllm_jax.errors import SllmError
+
+
+def convert(
+    source: o.Source,
+    out: o.Out,
+    to: Annotated[str, Option(help="orbax: our own checkpoint. huggingface: safetensors for transformers.")] = "orbax",
+    revision: o.Revision = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.", show_default="as they are")] = None,
+) -> None:
+    """Convert a checkpoint; config and tokenizer come along.
+
+    Converting is optional: every command loads Hugging Face names and folders directly.
+    """
+    from sllm_jax import hub
+    from sllm_jax.convert import convert as to_orbax
+    from sllm_jax.convert import to_huggingface
+
+    writers = {"orbax": to_orbax, "huggingface": to_huggingface}
+    if to not in writers:
+        raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
+    folder = hub.resolve(source, revision)
+    with progress("converting"):
+        writers[to](folder, out, dtype)
+    note(f"wrote {out}")

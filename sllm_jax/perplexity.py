@@ -1,0 +1,128 @@
+"""Negative log-likelihood of a text, token by token, in the four ways of the paper (section 4.1, figure 3).
+
+`streaming` keeps sinks and a window, `window` a window alone, `dense` everything; all three are one machine with
+different sizes, read a chunk at a time: the result is that of single tokens, whatever the chunk. `recompute` is the
+sliding window with re-computation: a fresh forward pass over the last tokens for each one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.attention import attend_causally, attend_chunk
+from sllm_jax.decode import forward
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_cache import check_sizes
+from sllm_jax.kv_state import KVState, advance, init_state
+from sllm_jax.model import Model
+
+MODES = ("streaming", "window", "dense", "recompute")
+CHUNK_SIZE = 256
+_WINDOW_TOKENS = 4096  # tokens of all windows that are recomputed in one call
+
+
+def token_nll(
+    model: Model,
+    token_ids: np.ndarray,
+    mode: str = "streaming",
+    start_size: int = 4,
+    recent_size: int = 2000,
+    chunk_size: int = CHUNK_SIZE,
+) -> Iterator[np.ndarray]:
+    """Pieces of nll [T - 1] float32 for token ids [T]: nll[i] = -log p(token i + 1 | tokens up to i), in nats.
+
+    `window` takes 0 for the start size, `dense` ignores both sizes. `recompute` looks at the last `cache_size` + 1
+    tokens, as many as a step of the others attends to. Raises `SllmError` for ids, sizes or a mode that cannot be used.
+    """
+    token_ids = check_token_ids(token_ids, model.config.vocab_size)
+    check_sizes(start_size, recent_size)
+    if chunk_size < 1:
+        raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
+    chunk_size = min(chunk_size, len(token_ids) - 1)
+    match mode:
+        case "streaming":
+            return _in_chunks(model, token_ids, start_size, recent_size, chunk_size)
+        case "window":
+            return _in_chunks(model, token_ids, 0, recent_size, chunk_size)
+        case "dense":
+            return _in_chunks(model, token_ids, 0, len(token_ids) - 1, chunk_size)
+        case "recompute":
+            return _recomputed(model, token_ids, start_size + recent_size + 1, chunk_size)
+    raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+
+
+def perplexity(nll: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood."""
+    return float(np.exp(np.mean(nll, dtype=np.float64)))
+
+
+def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The ids as int32; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
+    if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):
+        raise SllmError(f"token ids must be one row of integers; got {token_ids.dtype} of shape {token_ids.shape}")
+    if len(token_ids) < 2:
+        raise SllmError(f"a perplexity needs 2 tokens or more; got {len(token_ids)}")
+    outside = (token_ids < 0) | (token_ids >= vocab_size)
+    if outside.any():
+        place = int(outside.argmax())
+        raise SllmError(f"token id {token_ids[place]} at index {place} is outside the vocabulary of {vocab_size}")
+    return token_ids.astype(np.int32)
+
+
+def _in_chunks(
+    model: Model, token_ids: np.ndarray, start_size: int, recent_size: int, chunk_size: int
+) -> Iterator[np.ndarray]:
+    state = init_state(model.config, start_size, recent_size, model.dtype)
+    for start in range(0, len(token_ids) - 1, chunk_size):
+        taken = token_ids[start : start + chunk_size + 1]
+        count = len(taken) - 1
+        chunk = np.pad(taken, (0, chunk_size - count))
+        state, nll = _score_chunk(model.module, model.params, state, chunk, np.int32(count))
+        yield np.asarray(nll)[:count]
+
+
+def _recomputed(model: Model, token_ids: np.ndarray, window: int, chunk_size: int) -> Iterator[np.ndarray]:
+    yield from _in_chunks(model, token_ids[: window + 1], 0, window - 1, min(chunk_size, window))
+    if len(token_ids) <= window + 1:
+        return
+    windows = np.lib.stride_tricks.sliding_window_view(token_ids, window + 1)[1:]  # each with the token that follows
+    batch = max(1, _WINDOW_TOKENS // window)
+    for start in range(0, len(windows), batch):
+        taken = windows[start : start + batch]
+        padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
+        yield np.asarray(_score_windows(model.module, model.params, padded))[: len(taken)]
+
+
+@partial(jax.jit, static_argnames="module", donate_argnames="state")
+def _score_chunk(
+    module: Any, params: Any, state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]
+) -> tuple[KVState, Float[Array, " T"]]:
+    """Read the first T = N - 1 of the tokens; the nll of each one's successor."""
+    token_ids = tokens[:-1]
+    attend = attend_chunk(module.config, module.dtype, state, len(token_ids), count)
+    state, logits = forward(module, params, state, token_ids, attend, rows=slice(None))
+    return advance(state, token_ids, count), _nll(logits, tokens[1:])
+
+
+@partial(jax.jit, static_argnames="module")
+def _score_windows(module: Any, params: Any, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
+    """The nll of the last token of each window, given those before it."""
+    attend = attend_causally(module.config, module.dtype, windows.shape[1] - 1)
+    nothing = ((jnp.zeros(0), jnp.zeros(0)),) * module.config.num_hidden_layers
+
+    def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
+        return module.apply({"params": params}, window[:-1], nothing, attend, -1)[0]
+
+    return _nll(jax.vmap(last_logits)(windows), windows[:, -1])
+
+
+def _nll(logits: Float[Array, "T V"], token_ids: Int[Array, " T"]) -> Float[Array, " T"]:
+    chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

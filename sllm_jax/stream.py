@@ -1,0 +1,212 @@
+"""Text in, text out: one endless stream, wrapped for people."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from sllm_jax import decode
+from sllm_jax.chat import render_turn, stop_texts
+from sllm_jax.decode import NO_TOKEN
+from sllm_jax.detokenize import Detokenizer
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_cache import check_sizes, enable_streaming_llm
+from sllm_jax.model import Model
+from sllm_jax.models.common import ModelConfig
+from sllm_jax.sampling import Sampling, SamplingOptions, sampling_for
+from sllm_jax.stop_text import StopText
+from sllm_jax.tokenizer import encode, start_ids
+
+RECENT_SIZE = 2000  # as in the paper's demo, or what fits the trained context
+MODES = ("streaming", "dense")
+_REMEMBERED = 512  # last token ids of the stream that the host keeps: what a stop text may take back
+
+
+class Stream:
+    """One endless text: `feed` reads, `generate` writes, `chat` does both. The model sees sinks and window, no more.
+
+    `mode` "dense" keeps everything instead and ends at the trained context. `steps`: tokens that are written in one
+    call of the device, and so printed at once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        start_size: int = 4,
+        recent_size: int | None = None,
+        mode: str = "streaming",
+        seed: int = 0,
+        steps: int = 8,
+    ) -> None:
+        """Begin an empty stream; `recent_size` None is 2000, or what fits the trained context. Raises `SllmError`."""
+        if tokenizer is None:
+            raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
+        if mode not in MODES:
+            raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        if mode == "dense":
+            start_size, recent_size = 0, model.config.max_position_embeddings - 1
+        self.model, self.tokenizer, self.mode = model, tokenizer, mode
+        self._cache = enable_streaming_llm(model, *fit_sizes(model.config, start_size, recent_size))
+        self._carry = decode.init_carry(model.module, self._cache.start_size, self._cache.recent_size, seed)
+        self._steps = steps
+        self._last: deque[int] = deque(maxlen=_REMEMBERED)
+        self.tokens_seen = 0  # read and written, evicted ones included
+        self.tokens_written = 0
+        self._chatting = False
+
+    @property
+    def cache_size(self) -> int:
+        """Tokens that the cache can hold."""
+        return self._cache.cache_size
+
+    @property
+    def cache_in_use(self) -> int:
+        """Tokens that it holds."""
+        return int(self._carry.state.filled)
+
+    @property
+    def full(self) -> bool:
+        """Whether a dense stream has come to the end of its trained context."""
+        return self.mode == "dense" and self.tokens_seen >= self.model.config.max_position_embeddings
+
+    def feed(self, text: str, progress: Callable[[int, int], None] | None = None) -> int:
+        """Read some text, at the start of the stream with the tokens that begin one (BOS); how many tokens it was.
+
+        `progress` hears how many tokens of how many are read.
+        """
+        if not text:
+            raise SllmError("the text to read is empty; give some, or write without a prompt")
+        ids = encode(self.tokenizer, text, start=self.tokens_seen == 0)
+        self._read(ids, progress)
+        return len(ids)
+
+    def generate(
+        self,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
+        """Write, in pieces of text as they are made: until an end-of-text token, for `max_tokens`, or for ever.
+
+        `stop`: texts that end it too; they are not shown, and what was written from there on is taken back. `options`
+        are those of `sampling`; one that is not given is the model's own (generation_config.json), else greedy.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
+        if any(not text for text in stop):
+            raise SllmError("a stop text is empty; give some text or leave it out")
+        chosen = sampling_for(self.model.generation_config, **options)
+        eos = np.array([NO_TOKEN] if ignore_eos else eos_ids(self.model, self.tokenizer), np.int32)
+        return self._generate(max_tokens, StopText(stop), chosen, eos)
+
+    def chat(
+        self,
+        message: str,
+        system: str | None = None,
+        max_tokens: int | None = 1000,
+        stop: Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
+        """Answer a message. Earlier turns are on the stream already, as far as they are still visible."""
+        if not message.strip():
+            raise SllmError("the message is empty; give some text")
+        ids = render_turn(self.tokenizer, message, system, not self._chatting, list(self._last))
+        self._chatting = True
+        self._read(ids)
+        return self.generate(max_tokens, [*stop_texts(self.tokenizer), *stop], **options)
+
+    def _generate(self, max_tokens: int | None, stop: StopText, options: Sampling, eos: np.ndarray) -> Iterator[str]:
+        if self.tokens_seen == 0:
+            self._read(start_ids(self.tokenizer))
+        text, left = Detokenizer(self.tokenizer, list(self._last)), max_tokens
+        while (left is None or left > 0) and not self.full:
+            limit = self._steps if left is None else min(self._steps, left)
+            ids = self._write(limit, options, eos)
+            piece = "".join(stop.add(text.add([token])) for token in ids)
+            if stop.found:
+                self._take_back(stop.tokens_after)
+                yield piece
+                return
+            yield piece
+            left = None if left is None else left - len(ids)
+            if len(ids) < limit:
+                break
+        yield stop.add(text.flush()) + stop.rest()
+
+    def _read(self, ids: np.ndarray, progress: Callable[[int, int], None] | None = None) -> None:
+        vocab_size = self.model.config.vocab_size
+        if len(ids) and int(ids.max()) >= vocab_size:
+            raise SllmError(
+                f"token id {int(ids.max())} is outside the model's vocabulary of {vocab_size}; "
+                "this tokenizer belongs to another model (--tokenizer)"
+            )
+        context = self.model.config.max_position_embeddings
+        if self.mode == "dense" and self.tokens_seen + len(ids) > context:
+            raise SllmError(
+                f"dense attention ends at the trained context of {context} tokens, and this text would make it "
+                f"{self.tokens_seen + len(ids)}; shorten it, or stream"
+            )
+        self._carry = decode.read(self.model.module, self.model.params, self._carry, ids, progress)
+        self._note(ids.tolist())
+
+    def _write(self, limit: int, options: Sampling, eos: np.ndarray) -> list[int]:
+        if self.mode == "dense":
+            limit = min(limit, self.model.config.max_position_embeddings - self.tokens_seen)
+        model = self.model
+        self._carry, tokens = decode.decode(
+            model.module, model.params, self._carry, options, eos, np.int32(limit), self._steps
+        )
+        ids = [token for token in np.asarray(tokens).tolist() if token != NO_TOKEN]
+        self._note(ids)
+        self.tokens_written += len(ids)
+        return ids
+
+    def _take_back(self, count: int) -> None:
+        """Remove the last `count` tokens; the one before them is read again, for what may come next depends on it."""
+        if count == 0:
+            return
+        filled = self.cache_in_use
+        kept = list(self._last)[:-count]
+        state = self._cache.evict_range(self._carry.state, max(filled - count - 1, 0), filled)
+        self._carry = self._carry.replace(state=state)
+        self._last = deque(kept[:-1], maxlen=_REMEMBERED)
+        self.tokens_seen -= count + 1
+        self.tokens_written -= count
+        self._read(np.array(kept[-1:], np.int32))
+
+    def _note(self, ids: list[int]) -> None:
+        self._last.extend(ids)
+        self.tokens_seen += len(ids)
+
+
+def eos_ids(model: Model, tokenizer: Any) -> list[int]:
+    """The end-of-text tokens: those of the generation config, or else of the config, and the tokenizer's own."""
+    named = model.generation_config.get("eos_token_id", model.hf_config.get("eos_token_id"))
+    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return sorted(ids - {None}) or [NO_TOKEN]
+
+
+def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> tuple[int, int]:
+    """Both sizes of a cache; with `recent_size` None as large as fits the trained context, 2000 at most.
+
+    Warns of a cache that is larger than the trained context. Raises `SllmError` for sizes that no cache can have.
+    """
+    context = config.max_position_embeddings
+    if recent_size is None:
+        recent_size = max(min(RECENT_SIZE, context - start_size - 1), 0)
+    check_sizes(start_size, recent_size)
+    if start_size + recent_size == 0:
+        raise SllmError("start_size 0 and recent_size 0 keep nothing; give at least one of them")
+    if start_size + recent_size + 1 > context:
+        warnings.warn(
+            f"a step attends to {start_size + recent_size + 1} tokens, and the model was trained on {context}; "
+            "a smaller recent_size gives better text",
+            stacklevel=3,
+        )
+    return start_size, recent_size

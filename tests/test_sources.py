@@ -1,0 +1,161 @@
+"""The formats of Hugging Face checkpoints: equal parameters from each, and files that cannot be read."""
+
+import json
+import pickle
+import shutil
+import sys
+
+import checkpoints
+import jax
+import numpy as np
+import pytest
+import torch
+from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of
+
+from sllm_jax import convert
+from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.errors import SllmError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoints.save_llama(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+# formats
+
+
+@pytest.mark.parametrize(("dtype", "options"), list(zip(FLOATS, VARIANTS, strict=True)))
+def test_all_formats_give_the_same_parameters(tmp_path, dtype, options):
+    one, sharded, pickled, shards, legacy = (tmp_path / name for name in ("one", "sharded", "pickle", "shards", "old"))
+    checkpoints.save_llama(one, getattr(torch, dtype), **options)
+    checkpoints.save_llama(sharded, getattr(torch, dtype), max_shard_size="20KB", **options)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    for folder, arguments in (
+        (pickled, {}),
+        (shards, {"shards": 3}),
+        (legacy, {"_use_new_zipfile_serialization": False}),
+    ):
+        shutil.copytree(one, folder)
+        checkpoints.to_pickle(folder, **arguments)
+    for target in FLOATS:
+        expected = load(one, target)
+        for folder in (sharded, pickled, shards, legacy):
+            assert_same(load(folder, target), expected)
+    exact = {name: np.asarray(t.float()) for name, t in checkpoints.tensors_of(one).items()}
+    assert np.array_equal(load(one, "float32")["norm"]["scale"], exact["model.norm.weight"])
+
+
+def test_safetensors_come_first(folder):
+    torch.save({"junk": torch.zeros(1)}, folder / "pytorch_model.bin")
+    load(folder)
+
+
+def test_parameters_do_not_hang_on_the_file(folder):
+    params = load(folder)
+    before = jax.tree.map(np.array, params)
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    assert_same(params, before)
+
+
+# files that cannot be read
+
+
+def test_missing_folder(tmp_path, folder):
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+        convert.load_params(tmp_path / "nowhere", module_of(folder))
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+        convert.convert(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SllmError, match=r"hf has no weights; expected one of model\.safetensors, .*pytorch_model\.bin"):
+        load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_safetensors(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        SllmError, match=r"model\.safetensors is truncated or not a safetensors file \(.*download it again"
+    ):
+        load(folder)
+
+
+def test_garbage_safetensors(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 5000)
+    with pytest.raises(SllmError, match=r"is truncated or not a safetensors file"):
+        load(folder)
+
+
+def test_a_shard_that_is_absent(tmp_path):
+    checkpoints.save_llama(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(SllmError, match=rf"index\.json names files that are absent: {shard.name}; download"):
+        load(tmp_path)
+
+
+def test_a_shard_outside_the_folder(folder):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = {"weight_map": {Q_PROJ: "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SllmError, match=r"names files outside its folder: \.\./model\.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(SllmError, match=r"must map the name of each tensor to a file"):
+        load(folder)
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_would_run_code(folder, save):
+    trace = folder / "trace"
+    with pickle.loads(pickle.dumps(Malice(trace))):  # so would it do
+        trace.unlink()
+    (folder / "model.safetensors").unlink()
+    save({"model.norm.weight": Malice(trace)}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        SllmError, match=r"is refused: .* could run code \(nothing in it was executed\); use a safetensors"
+    ):
+        load(folder)
+    assert not trace.exists()
+
+
+def test_a_truncated_pickle(folder):
+    checkpoints.to_pickle(folder)
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SllmError, match=r"pytorch_model\.bin is (truncated|refused: it is corrupt)"):
+        load(folder)
+
+
+def test_a_pickle_of_something_else(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.zeros(1)], folder / "pytorch_model.bin")
+    with pytest.raises(SllmError, match=r"must hold tensors by name; got list"):
+        load(folder)
+
+
+def test_a_pickle_without_pytorch(folder, monkeypatch):
+    checkpoints.to_pickle(folder)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SllmError, match=r"takes PyTorch: run pip install 'sllm-jax\[torch\]'"):
+        load(folder)

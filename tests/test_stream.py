@@ -1,0 +1,214 @@
+"""Streams of text: what is shown is what the model saw, however it was fed, stopped and continued."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_state import visible_token_ids
+from sllm_jax.loading import load
+from sllm_jax.stream import Stream, eos_ids, fit_sizes
+from sllm_jax.tokenizer import decode, encode
+
+PROMPT = "The cat sat by the window. "
+
+
+@pytest.fixture(scope="module")
+def loaded(data):
+    return load(data / "tiny-llama")
+
+
+@pytest.fixture
+def new_stream(loaded):
+    def make(start_size=2, recent_size=60, **options) -> Stream:
+        return Stream(*loaded, start_size, recent_size, **options)
+
+    return make
+
+
+def text_of(pieces) -> str:
+    return "".join(pieces)
+
+
+def visible(stream: Stream) -> list[int]:
+    ids = visible_token_ids(stream._carry.state)
+    return ids[ids >= 0].tolist()
+
+
+def test_pieces_join_to_the_decode_of_all_tokens(new_stream):
+    stream = new_stream()
+    stream.feed(PROMPT)
+    text = text_of(stream.generate(40, ignore_eos=True, temperature=1.0))
+    ids = visible(stream)
+    assert stream.tokens_written == 40
+    assert decode(stream.tokenizer, ids) == PROMPT + text
+
+
+def test_steps_of_a_call_change_nothing(new_stream):
+    texts = []
+    for steps in (1, 5, 8):
+        stream = new_stream(steps=steps, seed=3)
+        stream.feed(PROMPT)
+        texts.append(text_of(stream.generate(23, ignore_eos=True, temperature=1.0)))
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_feeding_and_writing_in_parts_is_one_stream(new_stream):
+    whole, parts = new_stream(seed=1), new_stream(seed=1)
+    whole.feed(PROMPT)
+    parts.feed(PROMPT)
+    expected = text_of(whole.generate(30, ignore_eos=True, temperature=0.9))
+    found = [text_of(parts.generate(count, ignore_eos=True, temperature=0.9)) for count in (11, 19)]
+    assert text_of(found) == expected
+    assert visible(parts) == visible(whole)
+
+
+def test_the_seed_decides(new_stream):
+    texts = [text_of(new_stream(seed=seed).generate(30, ignore_eos=True, temperature=1.0)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_without_a_prompt_it_begins_with_bos(new_stream):
+    stream = new_stream()
+    text_of(stream.generate(5, ignore_eos=True))
+    assert visible(stream)[0] == stream.tokenizer.bos_token_id
+    assert stream.tokens_seen == 6
+
+
+def test_bos_stands_at_the_start_only(new_stream):
+    stream = new_stream()
+    stream.feed("The")
+    stream.feed("The")
+    assert visible(stream).count(stream.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_stop_text_is_neither_shown_nor_kept(new_stream, steps):
+    free = new_stream(seed=3)
+    free.feed(PROMPT)
+    text = text_of(free.generate(40, ignore_eos=True, temperature=1.0))
+    stop = text[12:15]
+    stream = new_stream(seed=3, steps=steps)
+    stream.feed(PROMPT)
+    shown = text_of(stream.generate(40, [stop], ignore_eos=True, temperature=1.0))
+    assert shown == text[: text.index(stop)]
+    kept = decode(stream.tokenizer, visible(stream))
+    assert (PROMPT + shown).startswith(kept)
+    assert len(kept) > len(PROMPT + shown) - 12, "only the token that the stop text cuts in two may be missing"
+    assert stream.tokens_written == stream.tokens_seen - len(encode(stream.tokenizer, PROMPT, start=True))
+
+
+def test_after_a_stop_text_the_stream_goes_on_as_if_nothing_had_followed(new_stream):
+    stream = new_stream(seed=3)
+    stream.feed(PROMPT)
+    text = text_of(new_stream(seed=3).generate(1))
+    text = text_of(stream.generate(30, [" "], ignore_eos=True, temperature=1.0)) + text
+    ids = visible(stream)
+    other = new_stream()
+    other._read(np.array(ids, np.int32))
+    np.testing.assert_allclose(stream._carry.logits, other._carry.logits, atol=1e-4)
+
+
+def test_it_stops_at_the_end_of_text_and_goes_on_after_more_is_fed(new_stream, loaded):
+    model, tokenizer = loaded
+    first = new_stream(seed=5)
+    first.feed(PROMPT)
+    text_of(first.generate(20, ignore_eos=True, temperature=1.0))
+    end = visible(first)[-10]
+    model = type(model)(model.module, model.params, model.hf_config, {"eos_token_id": end})
+    stream = Stream(model, tokenizer, 2, 60, seed=5)
+    stream.feed(PROMPT)
+    text_of(stream.generate(20, temperature=1.0))
+    assert visible(stream)[-1] == end
+    assert stream.tokens_written <= 11
+    assert text_of(stream.generate(20, temperature=1.0)) == "", "the end of text is the end until more is read"
+    stream.feed("So")
+    assert text_of(stream.generate(3, ignore_eos=True, temperature=1.0))
+
+
+def test_memory_of_the_host_is_bounded(new_stream):
+    stream = new_stream(recent_size=20)
+    text_of(stream.generate(1200, ignore_eos=True, temperature=1.0))
+    assert stream.cache_in_use == stream.cache_size == 22
+    assert stream.tokens_seen == 1201
+    assert len(stream._last) == 512
+
+
+def test_dense_ends_at_the_trained_context(new_stream):
+    stream = new_stream(mode="dense")
+    stream.feed(PROMPT)
+    text_of(stream.generate(ignore_eos=True))
+    assert stream.full
+    assert stream.tokens_seen == 128
+    with pytest.raises(SllmError, match="dense attention ends at the trained context of 128 tokens"):
+        stream.feed("more")
+
+
+def test_dense_and_streaming_agree_before_eviction(new_stream):
+    dense, streaming = new_stream(mode="dense"), new_stream(recent_size=100)
+    for stream in (dense, streaming):
+        stream.feed(PROMPT)
+    assert text_of(dense.generate(60, ignore_eos=True)) == text_of(streaming.generate(60, ignore_eos=True))
+
+
+def test_chat_is_one_stream_that_is_never_reset(new_stream):
+    stream = new_stream(recent_size=100)
+    first = text_of(stream.chat("Hello", "Be terse.", max_tokens=6, temperature=1.0))
+    seen = stream.tokens_seen
+    text_of(stream.chat("And you?", max_tokens=6, temperature=1.0))
+    assert stream.tokens_seen > seen
+    text = decode(stream.tokenizer, visible(stream))
+    assert text.startswith(f"Be terse.\n\nUSER: Hello\n\nASSISTANT:{first}")
+    assert "USER: And you?\n\nASSISTANT:" in text
+
+
+def test_defaults_come_from_the_generation_config(loaded, new_stream):
+    model, tokenizer = loaded
+    sampled = type(model)(model.module, model.params, model.hf_config, {"do_sample": True, "temperature": 0.9})
+    by_default = text_of(Stream(sampled, tokenizer, 2, 60).generate(20, ignore_eos=True))
+    assert by_default == text_of(new_stream().generate(20, ignore_eos=True, temperature=0.9))
+    greedy = text_of(Stream(sampled, tokenizer, 2, 60).generate(20, ignore_eos=True, temperature=0.0))
+    assert greedy == text_of(new_stream().generate(20, ignore_eos=True))
+
+
+def test_end_of_text_tokens_of_all_sources(loaded):
+    model, tokenizer = loaded
+    with_ids = type(model)(model.module, model.params, {"eos_token_id": 7}, {"eos_token_id": [8, 9]})
+    assert eos_ids(with_ids, tokenizer) == [2, 8, 9]
+    assert eos_ids(type(model)(model.module, model.params, {"eos_token_id": 7}), tokenizer) == [2, 7]
+
+
+def test_sizes_fit_the_trained_context(loaded):
+    config = loaded[0].config
+    assert fit_sizes(config, 4, None) == (4, 123)
+    with pytest.warns(UserWarning, match="a step attends to 129 tokens, and the model was trained on 128"):
+        assert fit_sizes(config, 4, 124) == (4, 124)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_sizes(config, 4, 123)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda make: make().feed(""), "the text to read is empty"),
+        (lambda make: make().generate(0), "max-tokens must be 1 or more; got 0"),
+        (lambda make: make().generate(1, [""]), "a stop text is empty"),
+        (lambda make: make().generate(1, top_p=2.0), "top-p must be above 0"),
+        (lambda make: make().chat("  "), "the message is empty"),
+        (lambda make: make(mode="sparse"), "mode 'sparse' is not one of streaming, dense"),
+        (lambda make: make(start_size=-1), "start_size must be an integer of 0 or more; got -1"),
+        (lambda make: make(start_size=0, recent_size=0), "keep nothing"),
+    ],
+)
+def test_bad_input_is_one_sentence(new_stream, use, message):
+    with pytest.raises(SllmError, match=message):
+        use(new_stream)
+
+
+def test_text_needs_a_tokenizer_of_this_model(loaded, tiny):
+    with pytest.raises(SllmError, match="text needs a tokenizer"):
+        Stream(loaded[0], None)
+    with pytest.raises(SllmError, match="is outside the model's vocabulary of 101"):
+        Stream(tiny, loaded[1], 2, 20).feed(PROMPT)
