@@ -51,8 +51,7 @@ def convert(source: Path | str, out: Path | str, dtype: Any = None) -> None:
 def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None) -> None:
     """Write a model, or the checkpoint in a folder, as the new folder `out` that `transformers` loads.
 
-    It holds safetensors, the config and, from a folder, the tokenizer. `dtype` and errors
-    as in `convert`.
+    It holds safetensors, the config and, from a folder, the tokenizer. `dtype` and errors as in `convert`.
     """
     source = source if isinstance(source, Model) else existing_folder(source)
     with new_folder(Path(out)) as folder:

@@ -1,6 +1,6 @@
 """Makes `tests/data/tiny-llama`: a random Llama with the tiny tokenizer, for tests and a first try of the command line.
 
-    python tests/make_tiny_llama.py
+python tests/make_tiny_llama.py
 """
 
 import shutil

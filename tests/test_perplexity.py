@@ -39,9 +39,7 @@ def test_modes_equal_the_list(tiny, tokens, mode, sizes):
 
 def test_recompute_is_a_fresh_pass_over_the_last_tokens(tiny, tokens):
     ends = range(1, len(tokens))
-    logits = [
-        ListModel(tiny.module, tiny.params, 0, 1000).extend(tokens[max(0, end - 24) : end])[-1] for end in ends
-    ]
+    logits = [ListModel(tiny.module, tiny.params, 0, 1000).extend(tokens[max(0, end - 24) : end])[-1] for end in ends]
     np.testing.assert_allclose(
         whole(tiny, tokens, "recompute", 3, 20), nll_of(np.array(logits), tokens), atol=TOLERANCE
     )

@@ -12,7 +12,9 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, StopText]:
     return "".join(stop.add(piece) for piece in pieces), stop
 
 
-@given(text=st.text("abAB", max_size=40), cuts=st.lists(st.integers(0, 40), max_size=10), stop=st.text("abAB", min_size=1))
+@given(
+    text=st.text("abAB", max_size=40), cuts=st.lists(st.integers(0, 40), max_size=10), stop=st.text("abAB", min_size=1)
+)
 def test_shown_is_the_text_before_the_first_stop(text, cuts, stop):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     shown, found = run([stop], [text[a:b] for a, b in zip(edges, edges[1:], strict=False)])

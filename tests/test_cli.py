@@ -1,0 +1,277 @@
+"""The command line: what goes to which output, exit codes, and one sentence for each kind of bad input."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sllm_jax import cli
+from sllm_jax.version import __version__
+
+SUMMARY = re.compile(r"(\d+) tokens(, [\d.]+ tokens/s)?, cache (\d+) of (\d+) tokens, (\d+) tokens seen")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        output = capsys.readouterr()
+        return leaving.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def model(data):
+    return data / "tiny-llama"
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"sllm-jax {__version__}\n", "")
+    code, out, _ = run("generate", "--help")
+    assert code == 0
+    for option in ("--start-size", "--recent-size", "--repetition-penalty", "--ignore-eos", "--stop", "--mode"):
+        assert option in out
+
+
+def test_python_dash_m():
+    out = subprocess.run([sys.executable, "-m", "sllm_jax", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout == f"sllm-jax {__version__}\n"
+
+
+def test_generate_prints_text_alone_on_standard_output(run, model):
+    arguments = ("generate", "--model", model, "--prompt", "The cat", "--max-tokens", 20, "--ignore-eos", "--seed", 3)
+    code, out, err = run(*arguments, "--temperature", 1)
+    assert code == 0
+    assert out.endswith("\n")
+    assert len(out) > 10
+    written, _, used, size, seen = SUMMARY.search(err).groups()
+    assert (written, used, size, seen) == ("20", "24", "127", "24")
+    assert run(*arguments, "--temperature", 1)[1] == out
+
+
+def test_generate_reads_standard_input_and_takes_underscores(run, model):
+    options = ("generate", "--model", model, "--max_tokens", 12, "--ignore_eos", "--start_size", 2, "--recent_size", 9)
+    code, out, err = run(*options, "--prompt", "-", stdin="The cat\n")
+    assert (code, SUMMARY.search(err)[4]) == (0, "11")
+    assert out == run(*options, "--prompt", "The cat")[1]
+
+
+def test_generate_without_a_prompt_begins_with_bos(run, model):
+    code, _, err = run("generate", "--model", model, "--max-tokens", 7, "--ignore-eos")
+    assert (code, SUMMARY.search(err)[5]) == (0, "8")
+
+
+def test_generate_stops_at_a_text(run, model):
+    arguments = ("generate", "--model", model, "--prompt", "The cat", "--max-tokens", 30, "--ignore-eos")
+    whole = run(*arguments, "--temperature", 1)[1]
+    stop = whole[8:10]
+    assert run(*arguments, "--temperature", 1, "--stop", stop)[1] == whole.partition(stop)[0] + "\n"
+
+
+def test_dense_mode_says_where_it_ends(run, model):
+    code, _, err = run("generate", "--model", model, "--mode", "dense", "--ignore-eos")
+    assert code == 0
+    assert "128 tokens seen" in err
+    assert "dense attention ends at the trained context of 128 tokens; --mode streaming goes on" in err
+
+
+def test_a_cache_beyond_the_trained_context_is_warned_of(run, model):
+    _, _, err = run("generate", "--model", model, "--max-tokens", 1, "--recent-size", 200)
+    assert "warning: a step attends to 205 tokens, and the model was trained on 128" in err
+
+
+def test_chat_reads_messages_from_standard_input(run, model):
+    code, out, err = run("chat", "--model", model, "--max-tokens", 5, stdin="Hello\n\nAnd you?\n")
+    assert code == 0
+    assert out.count("\n") >= 2
+    assert int(SUMMARY.search(err)[1]) <= 10
+
+
+def test_chat_asks_a_list_of_prompts_on_one_stream(run, model, tmp_path):
+    prompts = tmp_path / "questions.jsonl"
+    prompts.write_text('{"turns": ["Hello", "And you?"]}\n{"turns": ["What is a cat?"]}\n')
+    code, _, err = run("chat", "--model", model, "--prompts", prompts, "--max-tokens", 4, "--recent-size", 50)
+    assert code == 0
+    assert [line for line in err.splitlines() if line.startswith("USER:")] == [
+        "USER: Hello",
+        "USER: And you?",
+        "USER: What is a cat?",
+    ]
+    assert int(SUMMARY.search(err)[5]) > 54, "the stream was never reset"
+
+
+@pytest.mark.parametrize("mode", ["streaming", "window", "dense", "recompute"])
+def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):
+    tokens = np.random.default_rng(0).integers(3, 420, 60)
+    np.save(tmp_path / "tokens.npy", tokens)
+    nll_out = tmp_path / "nll.npy"
+    arguments = ("--model", model, "--mode", mode, "--recent-size", 20, "--chunk-size", 7)
+    code, out, _ = run("perplexity", *arguments, "--tokens", tmp_path / "tokens.npy", "--nll-out", nll_out)
+    nll = np.load(nll_out)
+    assert code == 0
+    assert (nll.dtype, nll.shape) == (np.float32, (59,))
+    assert out == f"perplexity {np.exp(nll.mean(dtype=np.float64)):.6g} over 59 tokens\n"
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat by the window and saw the rain. " * 3)
+    assert re.fullmatch(
+        r"perplexity [\d.e+]+ over 25 tokens\n", run("perplexity", *arguments, "--text", text, "--max-tokens", 25)[1]
+    )
+
+
+def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    np.save(tmp_path / "tokens.npy", np.arange(30))
+    assert run("perplexity", "--model", bare, "--tokens", tmp_path / "tokens.npy")[0] == 0
+    code, _, err = run("generate", "--model", bare, "--max-tokens", 3)
+    assert (code, "needs a tokenizer" in err) == (2, True)
+    assert run("generate", "--model", bare, "--max-tokens", 3, "--tokenizer", model / "tokenizer.json")[0] == 0
+
+
+def test_convert_there_and_back(run, model, tmp_path):
+    assert run("convert", model, tmp_path / "ours")[0] == 0
+    assert run("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")[0] == 0
+    for folder in ("ours", "theirs"):
+        text = run("generate", "--model", tmp_path / folder, "--max-tokens", 9, "--ignore-eos")[1]
+        assert text == run("generate", "--model", model, "--max-tokens", 9, "--ignore-eos")[1]
+
+
+def broken(tmp_path, model, **files):
+    """A copy of the tiny checkpoint with some files replaced, or removed (None)."""
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    for name, content in files.items():
+        path = folder / name.replace("_json", ".json").replace("_safetensors", ".safetensors")
+        path.unlink() if content is None else path.write_bytes(content)
+    return folder
+
+
+BAD_GENERATE = {
+    "missing folder": (["--model", "./nowhere"], "folder ./nowhere not found"),
+    "empty prompt": (["--prompt", ""], "the prompt is empty"),
+    "negative start size": (["--start-size", "-1"], "start_size must be an integer of 0 or more; got -1"),
+    "negative recent size": (["--recent-size", "-3"], "recent_size must be an integer of 0 or more; got -3"),
+    "nothing kept": (["--start-size", "0", "--recent-size", "0"], "keep nothing"),
+    "no tokens": (["--max-tokens", "0"], "max-tokens must be 1 or more; got 0"),
+    "negative temperature": (["--temperature", "-1"], "temperature must be 0"),
+    "top-p of 0": (["--top-p", "0"], "top-p must be above 0"),
+    "unknown mode": (["--mode", "sparse"], "mode 'sparse' is not one of streaming, dense"),
+    "unknown dtype": (["--dtype", "int7"], "int7"),
+    "missing tokenizer": (["--tokenizer", "./nowhere"], "nowhere"),
+}
+
+
+def assert_refused(result, message):
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_GENERATE.values(), ids=BAD_GENERATE)
+def test_generate_refuses(run, model, arguments, message):
+    assert_refused(run("generate", "--model", model, "--max-tokens", 2, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config_json": None}, "has no config.json"),
+        ({"config_json": b"{"}, "config.json is not JSON"),
+        ({"config_json": json.dumps({"model_type": "bert"}).encode()}, "model_type 'bert' is not supported"),
+        ({"model_safetensors": b"\x10\0\0\0\0\0\0\0{"}, "model.safetensors"),
+        ({"model_safetensors": None}, "model.safetensors"),
+        ({"tokenizer_json": b"{}"}, "tokenizer.json is not a tokenizer"),
+    ],
+    ids=["no config", "broken config", "other family", "truncated weights", "no weights", "broken tokenizer"],
+)
+def test_a_broken_checkpoint_is_refused(run, model, tmp_path, files, message):
+    assert_refused(run("generate", "--model", broken(tmp_path, model, **files), "--max-tokens", 2), message)
+
+
+def test_perplexity_refuses(run, model, tmp_path):
+    def refuses(message, *arguments):
+        assert_refused(run("perplexity", "--model", model, *arguments), message)
+
+    def saved(array):
+        np.save(tmp_path / "bad.npy", array)
+        return "--tokens", tmp_path / "bad.npy"
+
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "not.npy").write_text("1 2 3")
+    refuses("give either --text FILE or --tokens FILE.npy")
+    refuses("empty.txt is empty", "--text", tmp_path / "empty.txt")
+    refuses("latin.txt is not UTF-8 text", "--text", tmp_path / "latin.txt")
+    refuses("none.txt cannot be read: No such file", "--text", tmp_path / "none.txt")
+    refuses("is not a .npy file of numbers", "--tokens", tmp_path / "not.npy")
+    refuses("is not a .npy file of numbers", *saved(np.array([{"a": 1}], object)))
+    refuses("token id 420 at index 1 is outside the vocabulary of 420", *saved(np.array([5, 420])))
+    refuses("must be one row of integers", *saved(np.array([1.5, 2.5])))
+    refuses("needs 2 tokens or more; got 1", *saved(np.array([5])))
+    refuses("chunk size must be 1 or more; got 0", *saved(np.arange(9)), "--chunk-size", 0)
+    refuses("max-tokens must be 1 or more; got -1", *saved(np.arange(9)), "--max-tokens", -1)
+    refuses("mode 'sparse' is not one of", *saved(np.arange(9)), "--mode", "sparse")
+    refuses("could not be written", *saved(np.arange(9)), "--nll-out", tmp_path / "no" / "nll.npy")
+
+
+def test_chat_and_convert_refuse(run, model, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"turns": ["a"]}\n{"turns": 7}\n')
+    assert_refused(run("chat", "--model", model, "--prompts", tmp_path / "bad.jsonl"), "bad.jsonl, line 2")
+    assert_refused(run("convert", model, model), "exists already")
+    assert_refused(run("convert", model, tmp_path / "out", "--to", "onnx"), "--to 'onnx' is not one of")
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_are_exit_code_2_without_a_traceback(run):
+    for arguments in (["generate"], ["generate", "--no-such-option"], ["nonsense"]):
+        code, _, err = run(*arguments)
+        assert (code, "Traceback" in err) == (2, False)
+
+
+def endless(model, **pipes):
+    arguments = ["generate", "--model", model, "--ignore-eos", "--temperature", "1", "--prompt", "The cat"]
+    return subprocess.Popen([sys.executable, "-m", "sllm_jax", *arguments], **pipes)
+
+
+def test_ctrl_c_stops_cleanly(model):
+    process = endless(model, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert len(process.stdout.read(2000)) == 2000
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert SUMMARY.search(err.decode())
+
+
+def test_a_reader_that_leaves_ends_it_quietly(model):
+    process = endless(model, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(500)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+
+
+def test_help_imports_neither_jax_nor_transformers():
+    program = (
+        "import sys, sllm_jax.cli; print([name for name in ('jax', 'flax', 'transformers') if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout == "[]\n"
