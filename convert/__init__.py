@@ -20,22 +20,27 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
+from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "to_huggingface"]
 
 TABLES: dict[str, Table] = {"llama": LLAMA}  # by model_type
 
 
-def load_params(folder: Path | str, module: Any) -> Any:
+def load_params(folder: Path | str, module: Any, progress: Progress = silent) -> Any:
     """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
 
     One tensor is read, cast and put on the default device at a time. Raises `SllmError` with all that is wrong.
     """
     folder = existing_folder(folder)
-    return _read(folder, module, as_dtype(module.dtype), lambda array: jax.device_put(array).block_until_ready())
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.device_put(array).block_until_ready()
+
+    return _read(folder, module, as_dtype(module.dtype), place, progress)
 
 
-def convert(source: Path | str, out: Path | str, dtype: Any = None) -> None:
+def convert(source: Path | str, out: Path | str, dtype: Any = None, progress: Progress = silent) -> None:
     """Write the checkpoint in the folder `source` as a converted checkpoint: the new folder `out`, whole or not at all.
 
     `dtype` None keeps each tensor's own, so that nothing is lost. Raises `SllmError` if `out` exists already, and for
@@ -43,12 +48,12 @@ def convert(source: Path | str, out: Path | str, dtype: Any = None) -> None:
     """
     source = existing_folder(source)
     with new_folder(Path(out)) as folder:
-        hf_config, _, params = _read_folder(source, dtype)
+        hf_config, _, params = _read_folder(source, dtype, progress)
         orbax.save(folder, params)
         _write_companions(folder, source, hf_config, params)
 
 
-def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None) -> None:
+def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None, progress: Progress = silent) -> None:
     """Write a model, or the checkpoint in a folder, as the new folder `out` that `transformers` loads.
 
     It holds safetensors, the config and, from a folder, the tokenizer. `dtype` and errors as in `convert`.
@@ -63,24 +68,26 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
                 target = as_dtype(dtype)
                 params = jax.tree.map(lambda array: np.asarray(array).astype(target), params)
         else:
-            hf_config, module, params = _read_folder(source, dtype)
+            hf_config, module, params = _read_folder(source, dtype, progress)
         write_safetensors(folder, params, TABLES[module.config.model_type], module)
         _write_companions(folder, source, hf_config, params)
 
 
-def _read_folder(folder: Path, dtype: Any) -> tuple[Mapping[str, Any], Any, Any]:
+def _read_folder(folder: Path, dtype: Any, progress: Progress) -> tuple[Mapping[str, Any], Any, Any]:
     """Config, module and parameters (NumPy arrays, which take no memory on an accelerator) of a folder."""
     hf_config = load_config(folder)
     module = module_for(hf_config, np.float32)
-    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array)
+    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array, progress)
     return hf_config, module, params
 
 
-def _read(folder: Path, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any]) -> Any:
+def _read(
+    folder: Path, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any], progress: Progress
+) -> Any:
     try:
         if orbax.is_converted(folder):
-            return assemble(orbax.tensors(folder), identity_table(module), module, dtype, place)
-        return assemble(sources.tensors(folder), TABLES[module.config.model_type], module, dtype, place)
+            return assemble(orbax.tensors(folder), identity_table(module), module, dtype, place, progress)
+        return assemble(sources.tensors(folder), TABLES[module.config.model_type], module, dtype, place, progress)
     except OSError as error:
         raise SllmError(f"{folder} could not be read: {error}") from error
 

@@ -13,6 +13,7 @@ from sllm_jax.convert.sources import Tensor
 from sllm_jax.convert.table import Rule, Shape, Table
 from sllm_jax.errors import SllmError
 from sllm_jax.model import parameter_shapes
+from sllm_jax.progress import Progress, silent
 
 _BLOCK = 1 << 22  # elements looked at together
 _ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
@@ -29,7 +30,12 @@ def identity_table(module: Any) -> Table:
 
 
 def assemble(
-    tensors: Iterable[Tensor], table: Table, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any]
+    tensors: Iterable[Tensor],
+    table: Table,
+    module: Any,
+    dtype: np.dtype | None,
+    place: Callable[[np.ndarray], Any],
+    progress: Progress = silent,
 ) -> Any:
     """The module's tree of parameters, each cast to `dtype` (None: left as it is) and put in its place by `place`.
 
@@ -37,8 +43,9 @@ def assemble(
     unknown, missing, duplicate, misshapen, of another format than `FLOATS`, or not finite after the cast.
     """
     assembly = _Assembly(table, module, dtype, place)
-    for tensor in tensors:
+    for count, tensor in enumerate(tensors, 1):
         assembly.add(tensor)
+        progress(count, max(count, len(assembly.rules)))
     return assembly.finish()
 
 
@@ -86,8 +93,8 @@ class _Assembly:
             missing |= {path: f"{rule.source} of shape {shape}" for path in rule.targets if path in missing}
         self.problems += [f"missing tensor {what}" for what in dict.fromkeys(missing.values())]
         if self.problems:
-            count = len(self.problems)
-            raise SllmError("\n".join([f"{count} tensor{'s' * (count > 1)} not as the config says:", *self.problems]))
+            count = f"{len(self.problems)} tensors not as the config says:\n" if len(self.problems) > 1 else ""
+            raise SllmError(count + "\n".join(self.problems))
         return unflatten_dict(self.params, sep="/")
 
     def _drop(self, tensor: Tensor) -> None:

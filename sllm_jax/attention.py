@@ -12,7 +12,7 @@ Axis letters as in `kv_state.py`, and H query heads, G query heads per key/value
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -27,8 +27,7 @@ from sllm_jax.position import AngleTable, rotate
 MASKED = -1e30  # finite: a row with nothing to see must not become NaN and reach valid rows through the next layer
 
 
-@struct.dataclass
-class Plan:
+class Plan(struct.PyTreeNode):
     """What T tokens that come next do to a state: where each goes, which position it has, what it sees."""
 
     slots: Int[Array, " T"]  # the slot each token takes
@@ -147,7 +146,8 @@ def _attend_blocks(
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)  # [K, G, T, n of all]
     ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
     mix = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
-    mixed = sum(mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True))
+    parts = [mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True)]
+    mixed = reduce(jnp.add, parts)
     K, G, T, D = mixed.shape  # noqa: N806
     return mixed.transpose(2, 0, 1, 3).reshape(T, K * G, D).astype(dtype)
 

@@ -19,14 +19,14 @@ from jaxtyping import Array, Float, Int
 from sllm_jax.attention import attend_chunk, attend_one
 from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live
 from sllm_jax.models.common import Attend
+from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
 NO_TOKEN = -1  # what a frozen stream writes
 
 
-@struct.dataclass
-class Carry:
+class Carry(struct.PyTreeNode):
     """All that one stream carries from call to call; or B streams, with an axis B in front of every array.
 
     Every token that was read or written is in `state`, and `logits` say what may come next: they depend on the tokens
@@ -120,17 +120,13 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def read(
-    module: Any, params: Any, carry: Carry, token_ids: np.ndarray, progress: Callable[[int, int], None] | None = None
-) -> Carry:
+def read(module: Any, params: Any, carry: Carry, token_ids: np.ndarray, progress: Progress = silent) -> Carry:
     """Read a prompt of any length into one stream, in chunks; `progress` hears how many tokens of how many are read."""
     done = 0
     for chunk, count in chunks(token_ids):
-        carry = extend(module, params, carry, chunk, count)
+        carry = jax.block_until_ready(extend(module, params, carry, chunk, count))
         done += int(count)
-        if progress is not None:
-            jax.block_until_ready(carry.logits)
-            progress(done, len(token_ids))
+        progress(done, len(token_ids))
     return carry
 
 

@@ -25,8 +25,7 @@ _SLOT_MULTIPLE = 128  # an odd number of slots makes XLA pad or copy whole cache
 Leaf = Any  # an array, or what JAX puts in its place while it transforms a tree: a shape, an axis
 
 
-@struct.dataclass
-class KVState:
+class KVState(struct.PyTreeNode):
     """What is kept of one stream between calls, or of B streams with an axis B in front of every array."""
 
     k: tuple[Leaf, ...]  # a layer: [K, A, D], each key rotated by the number of its slot

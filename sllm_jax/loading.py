@@ -15,6 +15,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import load_config, load_generation_config
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
+from sllm_jax.progress import Progress, silent
 from sllm_jax.tokenizer import load_tokenizer
 
 __all__ = ["default_dtype", "load", "load_config"]
@@ -30,19 +31,21 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     tokenizer: str | Path | None = None,
+    progress: Progress = silent,
 ) -> tuple[Model, Any]:
     """The model, and its tokenizer or None if it has none.
 
     `dtype`: "float32", "bfloat16", "float16" or a NumPy or JAX dtype of these; None as in `default_dtype`. `revision`:
     branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to take the
-    tokenizer from instead. Raises `SllmError` for whatever cannot be found, read or run.
+    tokenizer from instead. `progress` hears how many tensors are loaded. Raises `SllmError` for whatever cannot be
+    found, read or run.
     """
     dtype = as_dtype(default_dtype() if dtype is None else dtype)
     folder = hub.resolve(name_or_folder, revision)
     hf_config, generation_config = load_config(folder), load_generation_config(folder)
     module = module_for(hf_config, dtype)
     loaded_tokenizer = _tokenizer(folder, tokenizer)
-    return Model(module, load_params(folder, module), hf_config, generation_config), loaded_tokenizer
+    return Model(module, load_params(folder, module, progress), hf_config, generation_config), loaded_tokenizer
 
 
 def _tokenizer(folder: Path, instead: str | Path | None) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from sllm_jax.errors import SllmError
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-_REQUIRED = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)}
+_REQUIRED: dict[str, tuple[str, ...]] = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)}
 _REQUIRED["llama3"] = ("factor", "low_freq_factor", "high_freq_factor")
 _OPTIONAL = {
     "llama3": ("original_max_position_embeddings",),

@@ -18,8 +18,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import Leaf
 
 
-@struct.dataclass
-class Sampling:
+class Sampling(struct.PyTreeNode):
     """How to choose. What is None is left out of the compiled program; other values change without compiling again."""
 
     temperature: Leaf = None  # None: greedy, the most probable token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -17,6 +17,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes, enable_streaming_llm
 from sllm_jax.model import Model
 from sllm_jax.models.common import ModelConfig
+from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, SamplingOptions, sampling_for
 from sllm_jax.stop_text import StopText
 from sllm_jax.tokenizer import encode, start_ids
@@ -74,7 +75,7 @@ class Stream:
         """Whether a dense stream has come to the end of its trained context."""
         return self.mode == "dense" and self.tokens_seen >= self.model.config.max_position_embeddings
 
-    def feed(self, text: str, progress: Callable[[int, int], None] | None = None) -> int:
+    def feed(self, text: str, progress: Progress = silent) -> int:
         """Read some text, at the start of the stream with the tokens that begin one (BOS); how many tokens it was.
 
         `progress` hears how many tokens of how many are read.
@@ -139,7 +140,7 @@ class Stream:
                 break
         yield stop.add(text.flush()) + stop.rest()
 
-    def _read(self, ids: np.ndarray, progress: Callable[[int, int], None] | None = None) -> None:
+    def _read(self, ids: np.ndarray, progress: Progress = silent) -> None:
         vocab_size = self.model.config.vocab_size
         if len(ids) and int(ids.max()) >= vocab_size:
             raise SllmError(

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a small random model whose sizes all differ, and the shared material if it is there."""
+"""Fixtures that many tests share: a small random model whose sizes all differ, and folders of data."""
 
 from pathlib import Path
 

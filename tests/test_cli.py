@@ -88,6 +88,7 @@ def test_dense_mode_says_where_it_ends(run, model):
     assert "dense attention ends at the trained context of 128 tokens; --mode streaming goes on" in err
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_cache_beyond_the_trained_context_is_warned_of(run, model):
     _, _, err = run("generate", "--model", model, "--max-tokens", 1, "--recent-size", 200)
     assert "warning: a step attends to 205 tokens, and the model was trained on 128" in err
@@ -243,27 +244,29 @@ def test_usage_errors_are_exit_code_2_without_a_traceback(run):
         assert (code, "Traceback" in err) == (2, False)
 
 
-def endless(model, **pipes):
+def endless(model):
     arguments = ["generate", "--model", model, "--ignore-eos", "--temperature", "1", "--prompt", "The cat"]
-    return subprocess.Popen([sys.executable, "-m", "sllm_jax", *arguments], **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-m", "sllm_jax", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def test_ctrl_c_stops_cleanly(model):
-    process = endless(model, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert len(process.stdout.read(2000)) == 2000
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with endless(model) as process:
+        assert len(process.stdout.read(2000)) == 2000
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert SUMMARY.search(err.decode())
 
 
 def test_a_reader_that_leaves_ends_it_quietly(model):
-    process = endless(model, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.read(500)
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=60) == 141
+    with endless(model) as process:
+        process.stdout.read(500)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
 

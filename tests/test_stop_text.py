@@ -1,5 +1,7 @@
 """Stop texts: never shown, found across pieces, and counted in tokens."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, StopText]:
 )
 def test_shown_is_the_text_before_the_first_stop(text, cuts, stop):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    shown, found = run([stop], [text[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    shown, found = run([stop], [text[a:b] for a, b in pairwise(edges)])
     before, matched, _ = text.partition(stop)
     assert found.found == bool(matched)
     assert shown + found.rest() == before

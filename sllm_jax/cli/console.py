@@ -20,7 +20,7 @@ def note(text: str) -> None:
 def print_warnings() -> None:
     """Show a warning as one line, without the place in the code that gave it."""
 
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category is UserWarning:
             note(f"warning: {message}")
 

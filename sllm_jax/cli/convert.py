@@ -30,6 +30,6 @@ def convert(
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
     folder = hub.resolve(source, revision)
-    with progress("converting"):
-        writers[to](folder, out, dtype)
+    with progress("converting") as bar:
+        writers[to](folder, out, dtype, bar)
     note(f"wrote {out}")

@@ -62,8 +62,8 @@ def perplexity(
 
     token_ids = None if tokens is None else read_token_ids(tokens)
     content = None if text is None else read_text(text)
-    with progress("loading"):
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer)
+    with progress("loading") as bar:
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     if token_ids is None:
         token_ids = _encode(loaded_tokenizer, content or "")
     token_ids = token_ids[: None if max_tokens is None else max_tokens + 1]

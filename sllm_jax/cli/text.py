@@ -183,8 +183,8 @@ def _open(
     from sllm_jax.loading import load
     from sllm_jax.stream import Stream
 
-    with progress("loading"):
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer)
+    with progress("loading") as bar:
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
 
 

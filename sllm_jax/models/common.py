@@ -74,7 +74,7 @@ def tied_logits(embed: nn.Embed, hidden: Float[Array, "*t E"]) -> Float[Array, "
     return jnp.einsum("...e,ve->...v", hidden, table, precision=precision, preferred_element_type=jnp.float32)
 
 
-def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, int]:
+def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """The sizes without which there is no model; raises `SllmError` naming all that are missing or not positive."""
     bad = [name for name in names if not isinstance(config.get(name), int) or config[name] <= 0]
     if bad:
