@@ -1,5 +1,51 @@
-"""StreamingLLM in JAX: endless text from language models in constant memory."""
+"""StreamingLLM in JAX: endless text from language models, in constant memory and at constant speed.
+
+    model, tokenizer = sllm_jax.load("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+    stream = sllm_jax.Stream(model, tokenizer)
+    stream.feed("Once upon a time")
+    for piece in stream.generate():
+        print(piece, end="", flush=True)
+
+Names are imported when they are first used, so that `import sllm_jax` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sllm_jax.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from sllm_jax.errors import SllmError
+    from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
+    from sllm_jax.loading import load
+    from sllm_jax.model import Model
+    from sllm_jax.perplexity import token_nll
+    from sllm_jax.stream import Stream
+
+_HOMES = {
+    "Model": "model",
+    "SllmError": "errors",
+    "StartRecentKVCache": "kv_cache",
+    "Stream": "stream",
+    "enable_streaming_llm": "kv_cache",
+    "load": "loading",
+    "token_nll": "perplexity",
+}
+
+__all__ = [
+    "Model",
+    "SllmError",
+    "StartRecentKVCache",
+    "Stream",
+    "__version__",
+    "enable_streaming_llm",
+    "load",
+    "token_nll",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the file it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sllm_jax' has no attribute {name!r}")
+    return getattr(import_module(f"sllm_jax.{_HOMES[name]}"), name)
