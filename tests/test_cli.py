@@ -11,6 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from checkpoints import rewrite, tensors_of
+from safetensors.torch import save_file
 
 from sllm_jax import cli
 from sllm_jax.version import __version__
@@ -202,6 +205,66 @@ def test_generate_refuses(run, model, arguments, message):
 )
 def test_a_broken_checkpoint_is_refused(run, model, tmp_path, files, message):
     assert_refused(run("generate", "--model", broken(tmp_path, model, **files), "--max-tokens", 2), message)
+
+
+def with_tensors(tmp_path, model, change):
+    """A copy of the tiny checkpoint whose tensors `change` has changed in place."""
+    folder = broken(tmp_path, model)
+    rewrite(folder, change)
+    return folder
+
+
+def change_shape(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][1:].clone()
+
+
+def break_numbers(tensors):
+    tensors["model.norm.weight"][3] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensor model.norm.weight of shape (28,)"),
+        (lambda tensors: tensors.update(extra=torch.zeros(3)), "unknown tensor extra of shape (3,)"),
+        (change_shape, "misshapen tensor model.norm.weight: expected (28,), got (27,)"),
+        (break_numbers, "tensor model.norm.weight: 1 of 28 not finite"),
+    ],
+    ids=["missing", "extra", "misshapen", "not finite"],
+)
+def test_tensors_that_do_not_fit_are_refused(run, model, tmp_path, change, message):
+    assert_refused(run("generate", "--model", with_tensors(tmp_path, model, change)), message)
+
+
+def test_shards_that_do_not_fit_are_refused(run, model, tmp_path):
+    tensors, folder = tensors_of(model), broken(tmp_path, model, model_safetensors=None)
+    save_file(tensors, folder / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"extra": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(run("generate", "--model", folder), "b.safetensors")
+    save_file({"model.norm.weight": tensors["model.norm.weight"]}, folder / "b.safetensors")
+    assert_refused(run("generate", "--model", folder), "duplicate tensor model.norm.weight")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = broken(tmp_path, model, model_safetensors=None)
+    torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
+    assert_refused(run("generate", "--model", folder), "could run code")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_the_greedy_story_of_a_trained_checkpoint(run, shared):
+    folder = shared / "data/checkpoints"
+    expected = json.loads((folder / "golden.json").read_text())["stories260K"]
+    arguments = ("generate", "--model", folder / "stories260K-hf", "--greedy", "--dtype", "float32")
+    length = len(expected["greedy_from_bos_ids"]) - 1
+    assert run(*arguments, "--max-tokens", length)[1] == expected["greedy_from_bos_text"] + "\n"
 
 
 def test_perplexity_refuses(run, model, tmp_path):

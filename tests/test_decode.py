@@ -50,6 +50,26 @@ def test_any_chunking_equals_the_list(tiny, sizes, lengths, seed):
     assert int(carry.state.filled) == len(expected)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.sampled_from(SIZES),
+    rounds=st.lists(st.tuples(*[st.integers(0, 40)] * 3), min_size=1, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_any_chunking_of_ragged_streams_equals_the_lists(tiny, sizes, rounds, seed):
+    batch = init_carry(tiny.module, *sizes, streams=3)
+    expected = [ListModel(tiny.module, tiny.params, *sizes) for _ in range(3)]
+    logits = np.zeros((3, 101), np.float32)
+    for turn, lengths in enumerate(rounds):
+        chunk = tokens_of(3 * 40, seed + turn).reshape(3, 40).astype(np.int32)
+        batch = extend(tiny.module, tiny.params, batch, chunk, np.array(lengths, np.int32))
+        for i, length in enumerate(lengths):
+            if length:
+                logits[i] = expected[i].extend(chunk[i, :length])[-1]
+    np.testing.assert_allclose(batch.logits, logits, atol=TOLERANCE)
+    assert batch.state.filled.tolist() == [len(one) for one in expected]
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_decode_equals_the_list(tiny, sizes):
     tokens = tokens_of(23)
