@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -188,7 +188,7 @@ def _open(
     return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
 
 
-def _converse(answer: object) -> None:
+def _converse(answer: Callable[[str], Iterator[str]]) -> None:
     interactive = sys.stdin.isatty()
     while True:
         try:
@@ -203,7 +203,7 @@ def _converse(answer: object) -> None:
         if not message.strip():
             continue
         try:
-            show(answer(message))  # type: ignore[operator]
+            show(answer(message))
         except KeyboardInterrupt:
             continue
 
