@@ -114,5 +114,7 @@ def _unpickle(path: Path) -> Any:
 def _to_numpy(value: Any, dtype: str) -> np.ndarray:
     import torch
 
-    bits = value.detach().contiguous().view({2: torch.int16, 4: torch.int32}[value.element_size()])  # NumPy knows no bfloat16
+    bits = (
+        value.detach().contiguous().view({2: torch.int16, 4: torch.int32}[value.element_size()])
+    )  # NumPy knows no bfloat16
     return bits.numpy().view(FLOATS[dtype])

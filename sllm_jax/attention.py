@@ -58,8 +58,8 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     p = plan(state, 1, jnp.int32(1))
     angles = angle_table(config.rope, size, state.recent_size)
     at_slot = angles(p.slots)
-    ways = jnp.concatenate([p.position, p.slots, p.slots + window])[int(size == 0) :]  # 3 rotations, 2 without sinks
-    at_ways = angles(ways)
+    ways = [p.slots, p.slots + window] + ([p.position] if size else [])  # this lap, the previous one, sinks
+    at_ways = angles(jnp.concatenate(ways))
     slot = jnp.arange(state.allocated)
     sees = p.sees[0] | (slot == p.slots[0])
 
@@ -73,9 +73,9 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
         K, G, _, D = grouped.shape  # noqa: N806
         rows = rotate(jnp.broadcast_to(grouped, (K, G, len(ways), D)), at_ways)
         scores = _scores(rows.reshape(K, -1, D), keys, config, dtype).reshape(K, G, len(ways), -1)  # [K, G, 3, A]
-        chosen = jnp.where(p.old_lap, scores[:, :, -1], scores[:, :, -2])
+        chosen = jnp.where(p.old_lap, scores[:, :, 1], scores[:, :, 0])
         if size:
-            chosen = jnp.where(slot < size, scores[:, :, 0], chosen)
+            chosen = jnp.where(slot < size, scores[:, :, 2], chosen)
         weights = jax.nn.softmax(jnp.where(sees, chosen, MASKED), axis=-1).astype(dtype)  # [K, G, A]
         mixed = jnp.einsum("kga,kad->kgd", weights, values, precision=precision_of(dtype))
         return (keys, values), mixed.reshape(1, -1, D)

@@ -6,7 +6,7 @@ streams; they advance side by side, each with its own state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_chunk, attend_one
-from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live
+from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live, over_streams
 from sllm_jax.models.common import Attend
-from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
@@ -57,7 +56,7 @@ def init_carry(module: Any, start_size: int, recent_size: int, seed: int = 0, st
 
 @partial(jax.jit, static_argnames="module", donate_argnames="carry")
 def extend(module: Any, params: Any, carry: Carry, token_ids: Int[Array, "*B T"], count: Int[Array, "*B"]) -> Carry:
-    """Read a chunk: the first `count` of the T token ids of each stream; the rest is padding.
+    """Read a chunk: the first `count` (int32) of the T token ids of each stream; the rest is padding.
 
     A stream with count 0 stays exactly as it is; with more, one that was done goes on.
     """
@@ -71,7 +70,7 @@ def extend(module: Any, params: Any, carry: Carry, token_ids: Int[Array, "*B T"]
             done=carry.done & (count == 0),
         )
 
-    return _over_streams(read, carry)(carry, token_ids, count)
+    return over_streams(read, carry.state)(carry, token_ids, count)
 
 
 @partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="carry")
@@ -107,7 +106,7 @@ def decode(
         )
         return written, jnp.where(frozen, NO_TOKEN, token)
 
-    step = _over_streams(write, carry, in_axes=(0, None))
+    step = over_streams(write, carry.state, in_axes=(0, None))
     carry, tokens = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.int32))
     return carry, jnp.moveaxis(tokens, 0, -1)
 
@@ -120,13 +119,10 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def read(module: Any, params: Any, carry: Carry, token_ids: np.ndarray, progress: Progress = silent) -> Carry:
-    """Read a prompt of any length into one stream, in chunks; `progress` hears how many tokens of how many are read."""
-    done = 0
+def read(module: Any, params: Any, carry: Carry, token_ids: np.ndarray) -> Carry:
+    """Read a prompt of any length into one stream, in chunks."""
     for chunk, count in chunks(token_ids):
-        carry = jax.block_until_ready(extend(module, params, carry, chunk, count))
-        done += int(count)
-        progress(done, len(token_ids))
+        carry = extend(module, params, carry, chunk, count)
     return carry
 
 
@@ -138,8 +134,3 @@ def forward(
     logits, caches = module.apply({"params": params}, token_ids, caches, attend, rows)
     k, v = zip(*caches, strict=True)
     return state.replace(k=k, v=v), logits
-
-
-def _over_streams(function: Callable, carry: Carry, in_axes: Any = 0) -> Callable:
-    """`function`, written for one stream, over as many as the carry holds."""
-    return jax.vmap(function, in_axes=in_axes) if carry.done.ndim else function

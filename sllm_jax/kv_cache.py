@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax import kv_state
 from sllm_jax.errors import SllmError
-from sllm_jax.kv_state import KVState
+from sllm_jax.kv_state import KVState, over_streams
 from sllm_jax.model import Model
 from sllm_jax.models import supported
 from sllm_jax.models.common import ModelConfig
@@ -84,24 +84,20 @@ class StartRecentKVCache:
 def check_sizes(start_size: int, recent_size: int) -> None:
     """Raises `SllmError` unless both sizes are integers of 0 or more."""
     for name, size in (("start_size", start_size), ("recent_size", recent_size)):
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, int | np.integer) or size < 0:
             raise SllmError(f"{name} must be an integer of 0 or more; got {size!r}")
-
-
-def _over_streams(function: Callable[[KVState], KVState], state: KVState) -> KVState:
-    return jax.vmap(function)(state) if state.filled.ndim else function(state)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _first_and_last(state: KVState, start_size: int, recent_size: int, rope: Any) -> KVState:
-    return _over_streams(lambda one: kv_state.first_and_last(one, start_size, recent_size, rope), state)
+    return over_streams(lambda one: kv_state.first_and_last(one, start_size, recent_size, rope), state)(state)
 
 
 @jax.jit
 def _evict_for_space(state: KVState, num_coming: Int[Array, ""]) -> KVState:
-    return _over_streams(lambda one: kv_state.evict_for_space(one, num_coming), state)
+    return over_streams(lambda one: kv_state.evict_for_space(one, num_coming), state)(state)
 
 
 @partial(jax.jit, static_argnums=3)
 def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Any) -> KVState:
-    return _over_streams(lambda one: kv_state.evict_range(one, start, end, rope), state)
+    return over_streams(lambda one: kv_state.evict_range(one, start, end, rope), state)(state)

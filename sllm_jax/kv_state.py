@@ -11,6 +11,7 @@ stream gets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,6 +82,11 @@ def init_state(
         start_size=start_size,
         recent_size=recent_size,
     )
+
+
+def over_streams(function: Callable, state: KVState, in_axes: Any = 0) -> Callable:
+    """`function`, written for one stream, over as many as the state holds."""
+    return jax.vmap(function, in_axes=in_axes) if state.filled.ndim else function
 
 
 def slots_after(state: KVState, count: int) -> Int[Array, " {count}"]:

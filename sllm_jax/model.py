@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sllm_jax.attention import attend_causally
-from sllm_jax.models.common import ModelConfig
+from sllm_jax.models.common import ModelConfig, no_caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,8 @@ class Model:
 @partial(jax.jit, static_argnames="module")
 def init_params(module: Any, seed: int = 0) -> Any:
     """Random parameters."""
-    empty = ((jnp.zeros(0), jnp.zeros(0)),) * module.config.num_hidden_layers
     attend = attend_causally(module.config, module.dtype, 1)
-    return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), empty, attend)["params"]
+    return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), no_caches(module.config), attend)["params"]
 
 
 def parameter_shapes(module: Any) -> Any:

@@ -22,6 +22,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
 from sllm_jax.kv_state import KVState, advance, init_state
 from sllm_jax.model import Model
+from sllm_jax.models.common import no_caches
 
 MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
@@ -88,12 +89,12 @@ def _in_chunks(
         yield np.asarray(nll)[:count]
 
 
-def _recomputed(model: Model, token_ids: np.ndarray, window: int, chunk_size: int) -> Iterator[np.ndarray]:
-    yield from _in_chunks(model, token_ids[: window + 1], 0, window - 1, min(chunk_size, window))
-    if len(token_ids) <= window + 1:
+def _recomputed(model: Model, token_ids: np.ndarray, width: int, chunk_size: int) -> Iterator[np.ndarray]:
+    yield from _in_chunks(model, token_ids[: width + 1], 0, width - 1, min(chunk_size, width))
+    if len(token_ids) <= width + 1:
         return
-    windows = np.lib.stride_tricks.sliding_window_view(token_ids, window + 1)[1:]  # each with the token that follows
-    batch = max(1, _WINDOW_TOKENS // window)
+    windows = np.lib.stride_tricks.sliding_window_view(token_ids, width + 1)[1:]  # each with the token that follows
+    batch = max(1, _WINDOW_TOKENS // width)
     for start in range(0, len(windows), batch):
         taken = windows[start : start + batch]
         padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
@@ -115,10 +116,9 @@ def _score_chunk(
 def _score_windows(module: Any, params: Any, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
     """The nll of the last token of each window, given those before it."""
     attend = attend_causally(module.config, module.dtype, windows.shape[1] - 1)
-    nothing = ((jnp.zeros(0), jnp.zeros(0)),) * module.config.num_hidden_layers
 
     def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
-        return module.apply({"params": params}, window[:-1], nothing, attend, -1)[0]
+        return module.apply({"params": params}, window[:-1], no_caches(module.config), attend, -1)[0]
 
     return _nll(jax.vmap(last_logits)(windows), windows[:, -1])
 

@@ -18,16 +18,17 @@ from jaxtyping import Array, Float, Int
 from sllm_jax.errors import SllmError
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-_REQUIRED: dict[str, tuple[str, ...]] = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)}
-_REQUIRED["llama3"] = ("factor", "low_freq_factor", "high_freq_factor")
-_OPTIONAL = {
-    "llama3": ("original_max_position_embeddings",),
-    "yarn": (
-        *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
-        *("mscale", "mscale_all_dim", "truncate", "finetuned"),
-    ),
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
 }
-_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+_OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
 _STRIDE = 256  # positions are split into a multiple of this and a rest
 
 
@@ -54,20 +55,24 @@ class Rope:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
         """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before); refuse unknown kinds."""
-        options = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+        options = _rope_options(config)
         kind = options.get("rope_type", options.get("type", "default"))
         if kind not in ROPE_KINDS:
             raise SllmError(f"RoPE type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
-        _check_options(kind, options)
+        own = _own_options(kind, options)
         context = config.get("max_position_embeddings") or 2048
-        fraction = options.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
-        named = {name: options[name] for name in cls.__dataclass_fields__ if options.get(name) is not None}
-        named.setdefault("rope_theta", config.get("rope_theta") or 10_000.0)
-        named.setdefault("original_max_position_embeddings", context)
+        name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
+        original = config.get(name) or options.get(name) or context
         if kind == "yarn":
-            named.setdefault("attention_factor", _yarn_attention_factor(options))
-        named |= {"dim": int(head_dim * fraction), "max_position_embeddings": context, "rope_type": kind}
-        return cls(**named)
+            own = _complete_yarn(own, context / original)
+        return cls(
+            dim=int(head_dim * (options.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1)),
+            max_position_embeddings=context,
+            rope_theta=options.get("rope_theta") or config.get("rope_theta") or 10_000.0,
+            rope_type=kind,
+            original_max_position_embeddings=original,
+            **own,
+        )
 
     def frequencies(self, length: int) -> np.ndarray:
         """Angle per position of each rotated pair, float64 [dim / 2].
@@ -90,16 +95,34 @@ class Rope:
         return plain
 
 
-def _check_options(kind: str, options: Mapping[str, Any]) -> None:
-    required, optional = _REQUIRED.get(kind, ()), _OPTIONAL.get(kind, ())
-    if missing := [name for name in required if not isinstance(options.get(name), int | float)]:
-        raise SllmError(
-            f"RoPE type {kind!r} needs the number(s) {', '.join(missing)} in the config; got {dict(options)}"
-        )
-    if kind == "default":  # old configs leave the options of a scaling that is switched off in place
-        return
-    if unknown := [name for name in options if name not in (*_COMMON, *required, *optional)]:
-        raise SllmError(f"RoPE type {kind!r} has no option {', '.join(unknown)}; known are {(*required, *optional)}")
+def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    options = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(options, Mapping):
+        raise SllmError(f"rope_scaling must be an object with a rope_type; got {options!r}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that only this kind has; raises `SllmError` if one is missing, or there is one of no known kind."""
+    own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
+    if missing := [name for name in _REQUIRED[kind] if not isinstance(options.get(name), int | float)]:
+        raise SllmError(f"RoPE type {kind!r} needs the number(s) {', '.join(missing)} in the config; got {options}")
+    unknown = [name for name in options if name not in (*own, *_OF_ALL)]
+    if unknown and kind != "default":  # configs leave the options of a scaling that is switched off in place
+        raise SllmError(f"RoPE type {kind!r} has no option {', '.join(unknown)}; known are {', '.join(own)}")
+    return {name: options[name] for name in own if name in options}
+
+
+def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:
+    """YaRN's options as `Rope` has them; without a factor it is the `stretch` of the context."""
+    factor = options.get("factor") or stretch
+    return {
+        "factor": factor,
+        "attention_factor": options.get("attention_factor") or _yarn_attention_factor(factor, options),
+        "beta_fast": options.get("beta_fast") or 32.0,
+        "beta_slow": options.get("beta_slow") or 1.0,
+        "truncate": options.get("truncate", True),
+    }
 
 
 def _llama3_share(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
@@ -123,9 +146,9 @@ def _yarn_share_kept(rope: Rope) -> np.ndarray:
     return 1 - np.clip((np.arange(rope.dim // 2) - low) / (max(high - low, 0) or 0.001), 0, 1)
 
 
-def _yarn_attention_factor(options: Mapping[str, Any]) -> float:
+def _yarn_attention_factor(factor: float, options: Mapping[str, Any]) -> float:
     def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(max(options["factor"], 1)) + 1
+        return 0.1 * weight * math.log(max(factor, 1)) + 1
 
     if options.get("mscale") and options.get("mscale_all_dim"):
         return magnitude(options["mscale"]) / magnitude(options["mscale_all_dim"])

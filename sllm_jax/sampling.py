@@ -6,6 +6,7 @@ The order is that of `transformers`: repetition penalty, temperature, top-k, top
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -41,11 +42,11 @@ def sampling(
     p. `min_p`: keep tokens at least p times as probable as the most probable one. `repetition_penalty`: divide positive
     logits of tokens that are still in the cache by this, multiply negative ones. Raises `SllmError` out of range.
     """
-    _require(temperature >= 0, "temperature", "0 (greedy) or more", temperature)
+    _require(0 <= temperature < math.inf, "temperature", "0 (greedy) or more", temperature)
     _require(top_k >= 0, "top-k", "0 (off) or more", top_k)
     _require(0 < top_p <= 1, "top-p", "above 0 and at most 1 (off)", top_p)
     _require(0 <= min_p <= 1, "min-p", "from 0 (off) to 1", min_p)
-    _require(repetition_penalty > 0, "repetition-penalty", "above 0 (1 is off)", repetition_penalty)
+    _require(0 < repetition_penalty < math.inf, "repetition-penalty", "above 0 (1 is off)", repetition_penalty)
     greedy = temperature == 0
 
     def number(value: float, off: bool) -> Array | None:
@@ -53,7 +54,7 @@ def sampling(
 
     return Sampling(
         temperature=number(temperature, greedy),
-        top_k=None if greedy or top_k == 0 else jnp.int32(top_k),
+        top_k=None if greedy or top_k == 0 else jnp.int32(min(top_k, 2**31 - 1)),
         top_p=number(top_p, greedy or top_p == 1),
         min_p=number(min_p, greedy or min_p == 0),
         repetition_penalty=number(repetition_penalty, repetition_penalty == 1),
@@ -101,7 +102,7 @@ def sample(
         logits = penalize(logits, options.repetition_penalty, token_ids, live)
     if options.temperature is None:
         return jnp.argmax(logits).astype(jnp.int32)
-    logits = logits / options.temperature
+    logits = (logits - logits.max()) / jnp.maximum(options.temperature, 1e-30)
     if options.top_k is not None:
         logits = keep_top_k(logits, options.top_k)
     if options.top_p is not None:
@@ -152,5 +153,5 @@ def _keep_heaviest(
 
 def _ordered_bits(x: Float[Array, " V"]) -> UInt[Array, " V"]:
     """Unsigned integers in the same order as the floats."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0 is 0
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

@@ -1,4 +1,4 @@
-"""Ending at a text: finding it in pieces as they come, and counting the tokens that belong to it."""
+"""Ending at a text: finding it in pieces as they come."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ class StopText:
         """With no stop texts everything passes at once."""
         self._stops = tuple(stops)
         self._held = ""
-        self._ends: list[int] = []  # for each token since the last one that was shown whole, where in _held it ends
         self.found = False
 
     def add(self, piece: str) -> str:
-        """The text that may be shown, with the piece of one more token."""
+        """The text that may be shown, with one more piece."""
         self._held += piece
-        self._ends.append(len(self._held))
         if self.found:
             return ""
         places = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
         self.found = bool(places)
         return self._show(min(places) if places else len(self._held) - self._beginning_of_a_stop())
 
-    @property
-    def tokens_after(self) -> int:
-        """Once found: how many of the tokens belong to the stop text or come after it."""
-        return sum(end > 0 for end in self._ends)
-
     def rest(self) -> str:
-        """What is still held back."""
+        """What is still held back, if no stop text came."""
         return "" if self.found else self._show(len(self._held))
+
+    @property
+    def surplus(self) -> int:
+        """Once found: how many characters there are from the stop text on."""
+        return len(self._held)
 
     def _show(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]
-        self._ends = [end - length for end in self._ends if self.found or end > length]
         return shown
 
     def _beginning_of_a_stop(self) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
 
+import jax
 import numpy as np
 
 from sllm_jax import decode
@@ -14,17 +15,19 @@ from sllm_jax.chat import render_turn, stop_texts
 from sllm_jax.decode import NO_TOKEN
 from sllm_jax.detokenize import Detokenizer
 from sllm_jax.errors import SllmError
+from sllm_jax.interrupt import deferred_interrupts
 from sllm_jax.kv_cache import check_sizes, enable_streaming_llm
 from sllm_jax.model import Model
 from sllm_jax.models.common import ModelConfig
 from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, SamplingOptions, sampling_for
 from sllm_jax.stop_text import StopText
+from sllm_jax.tokenizer import decode as decode_text
 from sllm_jax.tokenizer import encode, start_ids
 
 RECENT_SIZE = 2000  # as in the paper's demo, or what fits the trained context
 MODES = ("streaming", "dense")
-_REMEMBERED = 512  # last token ids of the stream that the host keeps: what a stop text may take back
+_REMEMBERED = 512  # last token ids that the host keeps: context of the next text, and what a stop text may take back
 
 
 class Stream:
@@ -117,28 +120,37 @@ class Stream:
         """Answer a message. Earlier turns are on the stream already, as far as they are still visible."""
         if not message.strip():
             raise SllmError("the message is empty; give some text")
-        ids = render_turn(self.tokenizer, message, system, not self._chatting, list(self._last))
+        pieces = self.generate(max_tokens, [*stop_texts(self.tokenizer), *stop], **options)
+        self._read(render_turn(self.tokenizer, message, system, not self._chatting, list(self._last)))
         self._chatting = True
-        self._read(ids)
-        return self.generate(max_tokens, [*stop_texts(self.tokenizer), *stop], **options)
+        return pieces
 
     def _generate(self, max_tokens: int | None, stop: StopText, options: Sampling, eos: np.ndarray) -> Iterator[str]:
         if self.tokens_seen == 0:
             self._read(start_ids(self.tokenizer))
-        text, left = Detokenizer(self.tokenizer, list(self._last)), max_tokens
-        while (left is None or left > 0) and not self.full:
-            limit = self._steps if left is None else min(self._steps, left)
-            ids = self._write(limit, options, eos)
-            piece = "".join(stop.add(text.add([token])) for token in ids)
+        text = Detokenizer(self.tokenizer, list(self._last))
+        try:
+            for ids in self._blocks(max_tokens, stop, options, eos):
+                yield stop.add(text.add(ids))
+            yield stop.add(text.flush())
+            yield stop.rest()
+        finally:
             if stop.found:
-                self._take_back(stop.tokens_after)
-                yield piece
-                return
-            yield piece
-            left = None if left is None else left - len(ids)
-            if len(ids) < limit:
-                break
-        yield stop.add(text.flush()) + stop.rest()
+                stop.add(text.flush())
+                self._take_back(self._tokens_of(stop.surplus))
+
+    def _blocks(
+        self, max_tokens: int | None, stop: StopText, options: Sampling, eos: np.ndarray
+    ) -> Iterator[list[int]]:
+        """The tokens of each call of the device, until the end; a Ctrl-C waits until a block has been shown."""
+        left, ended = max_tokens, False
+        while not (ended or stop.found or left == 0 or self.full):
+            limit = self._steps if left is None else min(self._steps, left)
+            with deferred_interrupts() as deliver:
+                ids = self._write(limit, options, eos)
+            yield ids
+            deliver()
+            left, ended = None if left is None else left - len(ids), len(ids) < limit
 
     def _read(self, ids: np.ndarray, progress: Progress = silent) -> None:
         vocab_size = self.model.config.vocab_size
@@ -153,13 +165,20 @@ class Stream:
                 f"dense attention ends at the trained context of {context} tokens, and this text would make it "
                 f"{self.tokens_seen + len(ids)}; shorten it, or stream"
             )
-        self._carry = decode.read(self.model.module, self.model.params, self._carry, ids, progress)
-        self._note(ids.tolist())
+        done = 0
+        for chunk, count in decode.chunks(ids):
+            with deferred_interrupts() as deliver:
+                carry = decode.extend(self.model.module, self.model.params, self._carry, chunk, count)
+                self._carry = jax.block_until_ready(carry)
+                self._note(chunk[:count].tolist())
+            done += int(count)
+            progress(done, len(ids))
+            deliver()
 
     def _write(self, limit: int, options: Sampling, eos: np.ndarray) -> list[int]:
-        if self.mode == "dense":
-            limit = min(limit, self.model.config.max_position_embeddings - self.tokens_seen)
         model = self.model
+        if self.mode == "dense":
+            limit = min(limit, model.config.max_position_embeddings - self.tokens_seen)
         self._carry, tokens = decode.decode(
             model.module, model.params, self._carry, options, eos, np.int32(limit), self._steps
         )
@@ -168,18 +187,33 @@ class Stream:
         self.tokens_written += len(ids)
         return ids
 
+    def _tokens_of(self, characters: int) -> int:
+        """How many tokens make the last `characters` of the text, the one that they cut in two included."""
+        ids = list(self._last)
+        kept = len(decode_text(self.tokenizer, ids)) - characters
+        count = 0
+        while count < len(ids) - 1 and len(decode_text(self.tokenizer, ids[: len(ids) - count])) > kept:
+            count += 1
+        return count
+
     def _take_back(self, count: int) -> None:
-        """Remove the last `count` tokens; the one before them is read again, for what may come next depends on it."""
+        """Remove the last `count` tokens and read the one before them again, for what may come next depends on it.
+
+        What a full cache has evicted meanwhile does not come back.
+        """
         if count == 0:
             return
-        filled = self.cache_in_use
-        kept = list(self._last)[:-count]
-        state = self._cache.evict_range(self._carry.state, max(filled - count - 1, 0), filled)
-        self._carry = self._carry.replace(state=state)
-        self._last = deque(kept[:-1], maxlen=_REMEMBERED)
-        self.tokens_seen -= count + 1
-        self.tokens_written -= count
-        self._read(np.array(kept[-1:], np.int32))
+        with deferred_interrupts() as deliver:
+            ids = list(self._last)[: len(self._last) - count]
+            filled = self.cache_in_use
+            self.tokens_seen -= count + 1
+            self.tokens_written -= count
+            sinks = min(self._cache.start_size, self.tokens_seen)
+            state = self._cache.evict_range(self._carry.state, max(filled - count - 1, sinks), filled)
+            self._carry = self._carry.replace(state=state)
+            self._last = deque(ids[:-1], maxlen=_REMEMBERED)
+            self._read(np.array(ids[-1:], np.int32))
+        deliver()
 
     def _note(self, ids: list[int]) -> None:
         self._last.extend(ids)

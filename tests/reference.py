@@ -71,6 +71,12 @@ class ListModel:
         for cache in self.caches:
             cache.evict_for_space(num_coming)
 
+    def resize(self, start_size: int, recent_size: int) -> None:
+        """The first and the last tokens, in a list of another size."""
+        for cache in self.caches:
+            cache.start_size, cache.cache_size = start_size, start_size + recent_size
+        self.evict_for_space(0)
+
     def evict_range(self, start: int, end: int) -> None:
         """Every layer alike."""
         for cache in self.caches:

@@ -25,10 +25,25 @@ def decode_arguments(dtype, streams=None, options="greedy"):
     return module, params, carry, OPTIONS[options], EOS, LIMIT
 
 
-@pytest.fixture(scope="module", params=[None, 3], ids=["one stream", "three streams"])
+PROGRAMS = {
+    "greedy": (None, "greedy"),
+    "sampled": (None, "sampled"),
+    "three streams, greedy": (3, "greedy"),
+    "three streams, sampled": (3, "sampled"),
+}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS.values(), ids=PROGRAMS)
 def compiled(request):
-    arguments = decode_arguments(jnp.float32, request.param)
-    return arguments[2], decode.lower(*arguments, steps=8).compile().as_text()
+    """The carry, the size of one layer's cache of one stream, and the program."""
+    arguments = decode_arguments(jnp.float32, *request.param)
+    carry, streams = arguments[2], request.param[0] or 1
+    return carry, carry.state.k[0].size // streams, decode.lower(*arguments, steps=8).compile().as_text()
+
+
+def aliased(hlo: str) -> set[int]:
+    """Outputs that take the place of an input."""
+    return {int(output) for output in re.findall(r"\{(\d+)\}: \(\d+", hlo.splitlines()[0])}
 
 
 def operations(hlo: str, opcode: str, size: int) -> list[str]:
@@ -38,28 +53,35 @@ def operations(hlo: str, opcode: str, size: int) -> list[str]:
 
 
 def test_every_array_of_the_carry_is_updated_in_place(compiled):
-    carry, hlo = compiled
-    header = hlo.splitlines()[0]
-    aliased = set(re.findall(r"\{(\d+)\}: \(\d+", header))
-    assert aliased == {str(i) for i in range(len(jax.tree.leaves(carry)))}
+    carry, _, hlo = compiled
+    assert aliased(hlo) == set(range(len(jax.tree.leaves(carry))))
+
+
+def test_extend_too_updates_every_array_in_place():
+    module, params, carry, *_ = decode_arguments(jnp.float32)
+    tokens, count = jax.ShapeDtypeStruct((128,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    hlo = extend.lower(module, params, carry, tokens, count).compile().as_text()
+    caches = {i for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.shape[1:] == carry.state.k[0].shape[1:]}
+    assert caches <= aliased(hlo)
 
 
 @pytest.mark.parametrize("opcode", ["copy", "transpose", "pad", "concatenate", "copy-start"])
 def test_no_cache_is_copied_moved_or_padded(compiled, opcode):
-    carry, hlo = compiled
-    assert not operations(hlo, opcode, carry.state.k[0].size)
+    _, cache_size, hlo = compiled
+    assert not operations(hlo, opcode, cache_size)
 
 
 def test_the_search_for_operations_finds_them(compiled):
-    carry, hlo = compiled
-    smallest = carry.state.next_slot.size
-    assert operations(hlo, "parameter", carry.state.k[0].size)
-    assert operations(hlo, "concatenate", smallest)
+    _, cache_size, hlo = compiled
+    assert operations(hlo, "parameter", cache_size)
+    assert operations(hlo, "concatenate", 1)
 
 
-def test_one_loop_and_no_word_to_the_host(compiled):
-    _, hlo = compiled
-    assert len(re.findall(r"^.* while\(", hlo, re.MULTILINE)) == 1
+def test_one_loop_carries_the_caches_and_has_no_word_to_the_host(compiled):
+    carry, _, hlo = compiled
+    shape = ",".join(map(str, carry.state.k[0].shape))
+    loops = re.findall(r"^.* while\(", hlo, re.MULTILINE)
+    assert len([loop for loop in loops if f"[{shape}]" in loop]) == 1
     assert not re.search(r" (infeed|outfeed|send|recv)\(|xla_python.*callback|host_callback|MoveToHost", hlo)
 
 

@@ -1,5 +1,7 @@
 """The original's cache methods: equal to its list semantics followed by ordinary streaming."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sllm_jax import decode, kv_state
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
 from sllm_jax.model import Model
+from sllm_jax.position import Rope
 
 TOLERANCE = 1e-4  # of logits with a spread of about 1, float32 against float64 attention
 
@@ -42,15 +45,26 @@ SIZES = [(0, 0), (0, 7), (1, 0), (3, 1), (4, 12), (5, 0)]
 STEPS = st.one_of(
     st.tuples(st.just("extend"), st.integers(1, 40)),
     st.tuples(st.just("evict_for_space"), st.integers(0, 30)),
+    st.tuples(st.just("move"), st.sampled_from(SIZES)),
     st.tuples(st.just("evict_range"), st.tuples(st.floats(0, 1), st.floats(0, 1))),
 )
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(scope="module", params=["default", "dynamic"])
+def of_kind(request, tiny):
+    """The tiny model with plain RoPE, and with one whose angles depend on the capacity of the state."""
+    if request.param == "default":
+        return tiny
+    rope = Rope(dim=10, max_position_embeddings=8, rope_theta=1000.0, rope_type="dynamic", factor=3.0)
+    module = tiny.module.clone(config=replace(tiny.config, rope=rope))
+    return Model(module, tiny.params)
+
+
+@settings(max_examples=30, deadline=None)
 @given(sizes=st.sampled_from(SIZES), steps=st.lists(STEPS, max_size=6), seed=st.integers(0, 1000))
-def test_any_program_of_chunks_and_evictions_equals_the_list(tiny, sizes, steps, seed):
+def test_any_program_of_chunks_evictions_and_moves_equals_the_list(of_kind, sizes, steps, seed):
     rng = np.random.default_rng(seed)
-    ring, expected = Ring(tiny, *sizes), ListModel(tiny.module, tiny.params, *sizes)
+    ring, expected = Ring(of_kind, *sizes), ListModel(of_kind.module, of_kind.params, *sizes)
     for name, size in [*steps, ("extend", 3)]:
         if name == "extend":
             tokens = rng.integers(0, 101, size)
@@ -58,6 +72,10 @@ def test_any_program_of_chunks_and_evictions_equals_the_list(tiny, sizes, steps,
         elif name == "evict_for_space":
             expected.evict_for_space(size)
             ring.apply(ring.cache.evict_for_space, size)
+        elif name == "move":
+            expected.resize(*size)
+            ring.cache = enable_streaming_llm(of_kind, *size)
+            ring.apply(ring.cache)
         else:
             start, end = sorted(int(share * len(expected)) for share in size)
             expected.evict_range(start, end)
@@ -75,9 +93,7 @@ def test_call_keeps_first_and_last_of_a_dense_state(tiny, read, sizes):
     ring, expected = Ring(tiny, 0, 60), ListModel(tiny.module, tiny.params, 0, 60)
     if read:
         ring.extend(tokens[:read]), expected.extend(tokens[:read])
-    for cache in expected.caches:
-        cache.start_size, cache.cache_size = sizes[0], sum(sizes)
-    expected.evict_for_space(0)
+    expected.resize(*sizes)
     ring.apply(enable_streaming_llm(tiny, *sizes))
     assert ring.carry.state.cache_size == sum(sizes)
     np.testing.assert_allclose(ring.extend(more), expected.extend(more)[-1], atol=TOLERANCE)
@@ -87,9 +103,7 @@ def test_a_wrapped_ring_can_become_another_ring(tiny):
     tokens = np.arange(50) * 7 % 101
     ring, expected = Ring(tiny, 3, 20), ListModel(tiny.module, tiny.params, 3, 20)
     ring.extend(tokens), expected.extend(tokens)
-    for cache in expected.caches:
-        cache.start_size, cache.cache_size = 2, 11
-    expected.evict_for_space(0)
+    expected.resize(2, 9)
     ring.apply(enable_streaming_llm(tiny, 2, 9))
     np.testing.assert_allclose(ring.extend(tokens), expected.extend(tokens)[-1], atol=TOLERANCE)
 
@@ -135,7 +149,7 @@ def test_methods_leave_the_state_they_are_given_as_it_was(tiny):
 def test_methods_serve_several_streams(tiny):
     cache = enable_streaming_llm(tiny, 2, 5)
     carry = decode.init_carry(tiny.module, 2, 5, streams=3)
-    tokens, counts = np.arange(36).reshape(3, 12), np.array([12, 4, 7])
+    tokens, counts = np.arange(90).reshape(3, 30), np.array([30, 4, 17])  # two rings are turned, each in its own way
     carry = decode.extend(tiny.module, tiny.params, carry, tokens, counts)
     state = cache.evict_range(cache.evict_for_space(carry.state, 3), 0, 1)
     singles = []

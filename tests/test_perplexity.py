@@ -45,6 +45,14 @@ def test_recompute_is_a_fresh_pass_over_the_last_tokens(tiny, tokens):
     )
 
 
+def test_recompute_in_several_batches_of_windows(tiny, tokens, monkeypatch):
+    expected = whole(tiny, tokens, "recompute", 3, 20)
+    monkeypatch.setattr("sllm_jax.perplexity._WINDOW_TOKENS", 5 * 24 + 3)
+    np.testing.assert_allclose(whole(tiny, tokens, "recompute", 3, 20), expected, atol=TOLERANCE)
+    sizes = [len(piece) for piece in token_nll(tiny, tokens, "recompute", 3, 20)]
+    assert sizes == [24, *[5] * 7]
+
+
 def test_two_tokens_are_enough(tiny):
     for mode in MODES:
         assert whole(tiny, np.array([5, 7]), mode, 3, 20).shape == (1,)

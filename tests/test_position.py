@@ -62,6 +62,40 @@ def test_frequencies_equal_those_of_transformers(options, spelling, length):
     np.testing.assert_allclose(ours, cos[0, :, :8].numpy(), atol=3e-5)
 
 
+ODD = {
+    "original beside the options, yarn": {
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
+    "original beside the options, llama3": {
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+    "left from a scaling that is off": {
+        "rope_scaling": {"rope_type": "default", "attention_factor": 1.3, "factor": 2.0}
+    },
+    "both spellings": {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 5.0, "rope_theta": 500.0},
+    },
+    "yarn with zeros": {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 0, "beta_slow": 0, "mscale": 0}},
+    "yarn without a factor": {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 16}},
+    "dynamic with an original": {
+        "rope_scaling": {"type": "dynamic", "factor": 2, "original_max_position_embeddings": 16}
+    },
+    "none": {"rope_scaling": None},
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_configs_are_read_as_transformers_reads_them(odd):
+    config = spelled({}, "rope_scaling") | {"head_dim": 16} | odd
+    rope = Rope.from_hf(config, 16)
+    cos, _ = LlamaRotaryEmbedding(LlamaConfig(**config))(torch.zeros(1, 1, 1), torch.arange(200)[None])
+    ours = np.cos(np.outer(np.arange(200), rope.frequencies(200))) * rope.attention_factor
+    np.testing.assert_allclose(ours, cos[0, :, :8].numpy(), atol=3e-5)
+
+
 def test_angles_are_exact_at_any_position():
     rope = Rope(dim=8, max_position_embeddings=64, rope_theta=500.0)
     position = np.array([0, 1, 255, 256, 4095, 100_000, 262_143])
@@ -90,8 +124,9 @@ def test_rotate_turns_the_rotary_dimensions_only(dim):
         ({"type": "linear"}, "RoPE type 'linear' needs the number.s. factor"),
         ({"type": "llama3", "factor": 2.0}, "needs the number.s. low_freq_factor, high_freq_factor"),
         ({"type": "dynamic", "factor": 2.0, "alpha": 1000}, "RoPE type 'dynamic' has no option alpha"),
+        (["linear"], "rope_scaling must be an object with a rope_type"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(options, message):
     with pytest.raises(SllmError, match=message):
-        Rope.from_hf(spelled(options, "rope_scaling"), 16)
+        Rope.from_hf({"rope_scaling": options}, 16)

@@ -69,6 +69,21 @@ def test_ties_and_infinities_keep_the_order():
     assert kept(keep_top_p(logits, jnp.float32(1e-6))).sum() == 2
 
 
+def test_zeros_of_either_sign_are_equal():
+    assert kept(keep_top_k(jnp.array([0.0, -0.0, -1.0]), jnp.int32(1))).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45])
+def test_the_smallest_temperatures_are_greedy(temperature):
+    logits = jnp.array([1.0, 30.0, 50.0, -3.0, 49.0])
+    assert sample(sampling(temperature), logits, jax.random.key(0), *NONE) == 2
+
+
+def test_a_large_top_k_keeps_all():
+    logits = jnp.asarray(random_logits(2))
+    np.testing.assert_array_equal(keep_top_k(logits, sampling(1.0, top_k=2**40).top_k), logits)
+
+
 def test_repetition_penalty_covers_the_live_slots_only():
     logits, ids = random_logits(0), np.array([3, 5, 5, 250, 9])
     live = np.array([True, True, True, False, True])
@@ -101,6 +116,8 @@ def test_low_temperature_sharpens():
     ("option", "message"),
     [
         ({"temperature": -1.0}, "temperature must be 0 .greedy. or more; got -1.0"),
+        ({"temperature": float("inf")}, "temperature must be 0 .greedy. or more; got inf"),
+        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or more; got nan"),
         ({"top_k": -1}, "top-k must be 0 .off. or more; got -1"),
         ({"top_p": 0.0}, "top-p must be above 0 and at most 1 .off.; got 0.0"),
         ({"min_p": 1.5}, "min-p must be from 0 .off. to 1; got 1.5"),

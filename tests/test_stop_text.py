@@ -26,19 +26,13 @@ def test_shown_is_the_text_before_the_first_stop(text, cuts, stop):
 
 
 @pytest.mark.parametrize(
-    ("pieces", "after"),
-    [
-        (["one ", "USER", ":", " two"], 3),
-        (["one USER: two"], 1),
-        (["one ", "U", "SER:"], 2),
-        (["one", " US", "ER", ": x", " y", " z"], 5),
-        (["USER:"], 1),
-    ],
+    ("pieces", "surplus"),
+    [(["one ", "USER", ":", " two"], 9), (["one USER: two"], 9), (["one ", "U", "SER:"], 5), (["USER:"], 5)],
 )
-def test_tokens_of_the_stop_text_and_after_it_are_counted(pieces, after):
+def test_the_stop_text_and_what_follows_are_surplus(pieces, surplus):
     _, stop = run(["USER:"], pieces)
     assert stop.found
-    assert stop.tokens_after == after
+    assert stop.surplus == surplus
 
 
 def test_the_earliest_of_several_stops_counts():

@@ -1,5 +1,7 @@
 """Streams of text: what is shown is what the model saw, however it was fed, stopped and continued."""
 
+import signal
+import threading
 import warnings
 
 import numpy as np
@@ -9,7 +11,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import visible_token_ids
 from sllm_jax.loading import load
 from sllm_jax.stream import Stream, eos_ids, fit_sizes
-from sllm_jax.tokenizer import decode, encode
+from sllm_jax.tokenizer import decode, encode, load_tokenizer
 
 PROMPT = "The cat sat by the window. "
 
@@ -99,15 +101,82 @@ def test_a_stop_text_is_neither_shown_nor_kept(new_stream, steps):
     assert stream.tokens_written == stream.tokens_seen - len(encode(stream.tokenizer, PROMPT, start=True))
 
 
-def test_after_a_stop_text_the_stream_goes_on_as_if_nothing_had_followed(new_stream):
-    stream = new_stream(seed=3)
+@pytest.mark.parametrize("sizes", [(4, 60), (4, 9), (4, 2), (3, 0), (0, 12)])
+def test_after_a_stop_text_the_stream_goes_on_from_what_is_left(new_stream, sizes):
+    stream = new_stream(*sizes, seed=3)
     stream.feed(PROMPT)
-    text = text_of(new_stream(seed=3).generate(1))
-    text = text_of(stream.generate(30, [" "], ignore_eos=True, temperature=1.0)) + text
+    sinks = visible(stream)[: sizes[0]]
+    free = new_stream(*sizes, seed=3)
+    free.feed(PROMPT)
+    text = text_of(free.generate(30, ignore_eos=True, temperature=1.0))
+    assert (
+        text_of(stream.generate(30, [text[11:15]], ignore_eos=True, temperature=1.0)) == text.partition(text[11:15])[0]
+    )
     ids = visible(stream)
-    other = new_stream()
-    other._read(np.array(ids, np.int32))
-    np.testing.assert_allclose(stream._carry.logits, other._carry.logits, atol=1e-4)
+    assert ids[: sizes[0]] == sinks, "the sinks stay"
+    assert ids[-1:] == [stream._last[-1]] or sum(sizes) == sizes[0]
+    if sizes == (4, 60):  # nothing was evicted: the same tokens read anew say the same
+        other = new_stream(*sizes)
+        other._read(np.array(ids, np.int32))
+        np.testing.assert_allclose(stream._carry.logits, other._carry.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["spm", "bytes"])
+@pytest.mark.parametrize("stop", ["\n", "\n\nUSER:", "🙂", "SER"])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_tokens_without_text_of_their_own_are_taken_back_too(data, loaded, monkeypatch, kind, stop, steps):
+    tokenizer = load_tokenizer(data / f"tiny-tokenizer-{kind}")
+    stream = Stream(loaded[0], tokenizer, 2, 100, steps=steps)
+    stream.feed(PROMPT)
+    script = encode(tokenizer, f"So it is.{stop} And on", start=False).tolist()
+
+    def write(limit, *_):
+        ids, script[:] = script[:limit], script[limit:]
+        stream._read(np.array(ids, np.int32))
+        return ids
+
+    monkeypatch.setattr(stream, "_write", write)
+    shown = text_of(stream.generate(40, [stop]))
+    assert shown.endswith("So it is.")
+    kept = decode(tokenizer, visible(stream))
+    assert (PROMPT + shown).startswith(kept)
+    assert len(kept) >= len(PROMPT + shown) - 2, "only a token that the stop text cuts in two may be missing"
+
+
+def test_ctrl_c_never_breaks_a_stream(new_stream):
+    stream = new_stream()
+    stream.feed(PROMPT)
+    for after in (0.01, 0.03, 0.002, 0.05, 0.02, 0.004):
+        timer = threading.Timer(after, signal.raise_signal, [signal.SIGINT])
+        with pytest.raises(KeyboardInterrupt):
+            text_of(start(timer, stream.generate(ignore_eos=True, temperature=1.0)))
+        assert visible(stream)[-1] == stream._last[-1]
+        assert stream.tokens_seen == stream.tokens_written + len(encode(stream.tokenizer, PROMPT, start=True))
+    assert text_of(stream.generate(5, ignore_eos=True, temperature=1.0))
+
+
+def start(timer, pieces):
+    timer.start()
+    yield from pieces
+
+
+def test_ctrl_c_while_reading_keeps_what_was_read(new_stream):
+    stream = new_stream()
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream.feed(PROMPT * 100, interrupt)
+    assert stream.tokens_seen == 512
+    assert text_of(stream.generate(5, ignore_eos=True, temperature=1.0))
+
+
+def test_a_refused_option_leaves_the_stream_alone(new_stream):
+    stream = new_stream()
+    with pytest.raises(SllmError, match="top-p"):
+        stream.chat("Hello", top_p=5.0)
+    assert stream.tokens_seen == 0
 
 
 def test_it_stops_at_the_end_of_text_and_goes_on_after_more_is_fed(new_stream, loaded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from sllm_jax.errors import SllmError
@@ -23,4 +24,4 @@ def supported(model_type: Any) -> str:
 def module_for(hf_config: Mapping[str, Any], dtype: Any) -> Any:
     """The family's Linen module for a Hugging Face `config.json`; raises `SllmError` for what is not supported."""
     config, module = FAMILIES[supported(hf_config.get("model_type"))]
-    return module(config.from_hf(hf_config), dtype)
+    return module(config.from_hf(hf_config), jnp.dtype(dtype))

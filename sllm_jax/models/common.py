@@ -50,6 +50,11 @@ class Attend(Protocol):
         ...
 
 
+def no_caches(config: ModelConfig) -> tuple[LayerCache, ...]:
+    """For an `attend` that keeps nothing."""
+    return ((jnp.zeros(0), jnp.zeros(0)),) * config.num_hidden_layers
+
+
 def precision_of(dtype: Any) -> jax.lax.Precision:
     """float32 means float32: the highest matrix-product precision on every backend."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
