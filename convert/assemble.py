@@ -15,6 +15,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.model import parameter_shapes
 from sllm_jax.progress import Progress, silent
 
+_SHOWN = 50  # problems of one checkpoint
 _BLOCK = 1 << 22  # elements looked at together
 _ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
 
@@ -94,7 +95,8 @@ class _Assembly:
         self.problems += [f"missing tensor {what}" for what in dict.fromkeys(missing.values())]
         if self.problems:
             count = f"{len(self.problems)} tensors not as the config says:\n" if len(self.problems) > 1 else ""
-            raise SllmError(count + "\n".join(self.problems))
+            more = [f"and {len(self.problems) - _SHOWN} more"] if len(self.problems) > _SHOWN else []
+            raise SllmError(count + "\n".join([*self.problems[:_SHOWN], *more]))
         return unflatten_dict(self.params, sep="/")
 
     def _drop(self, tensor: Tensor) -> None:

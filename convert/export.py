@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sllm_jax.convert.assemble import disassemble
 from sllm_jax.convert.sources import SAFETENSORS
 from sllm_jax.convert.table import Table
+from sllm_jax.errors import SllmError
 
 MAX_BYTES = 5 * 10**9  # of one file
 
@@ -25,7 +27,7 @@ def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> N
     files: list[list[str]] = []  # the names of the tensors in each
     total = 0
     for group in _groups(disassemble(params, table, module)):
-        save_file(group, folder / f"{len(files)}", metadata={"format": "pt"})
+        _save(group, folder / f"{len(files)}")
         files.append(list(group))
         total += sum(array.nbytes for array in group.values())
     if len(files) == 1:
@@ -38,6 +40,16 @@ def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> N
         weight_map |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(group: dict[str, np.ndarray], path: Path) -> None:
+    path.touch()  # with the permissions that a new file has here; safetensors would allow its owner alone
+    mode = path.stat().st_mode
+    try:
+        save_file(group, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise SllmError(f"the checkpoint could not be written: {error}") from error
+    path.chmod(mode)
 
 
 def _groups(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

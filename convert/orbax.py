@@ -24,10 +24,13 @@ def is_converted(folder: Path) -> bool:
 
 
 def save(folder: Path, params: Any) -> None:
-    """Write a tree of NumPy arrays into `folder`."""
+    """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails."""
     ocp = _orbax()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / PARAMS, params)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute() / PARAMS, params)
+    except Exception as error:  # whatever TensorStore meets on a full or broken disk
+        raise SllmError(f"the checkpoint could not be written: {str(error).partition(chr(10))[0]}") from error
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:

@@ -64,6 +64,10 @@ def shards(index: Path) -> list[Path]:
 def read_safetensors(path: Path) -> Iterator[Tensor]:
     """The tensors of one safetensors file, memory-mapped; raises `SllmError` if it is truncated or corrupt."""
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         with safe_open(path, framework="np"):  # checks the header, and that it covers the file to the last byte
             pass
     except (SafetensorError, OSError) as error:

@@ -23,16 +23,18 @@ def existing_folder(path: Path | str) -> Path:
     """The folder; raises `SllmError` if it is not there."""
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise SllmError(f"folder {path} not found")
+        raise SllmError(f"folder {path} not found; give one that exists")
     return folder
 
 
 def load_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else."""
     if not path.is_file():
-        raise SllmError(f"{path.parent} has no {path.name}")
+        raise SllmError(f"{path.parent} has no {path.name}; give the folder of a whole checkpoint")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise SllmError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -88,14 +90,24 @@ def new_folder(path: Path) -> Iterator[Path]:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path`, renamed to `path` at the end in one step, or removed after an exception.
 
-    Raises `SllmError` if it cannot be written.
+    A link is followed; what is not a file, such as a pipe, is written to as it is. Raises `SllmError` if `path` cannot
+    be written.
     """
+    path = Path(os.path.realpath(os.path.expanduser(path)))
+    special = path.exists() and not path.is_file()
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with (path if special else temporary).open("wb") as file:
             yield file
-        temporary.replace(path)
+        if not special:
+            temporary.replace(path)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {error}") from error
+        raise SllmError(f"{path} could not be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what an interrupted `new_folder` has left beside `path`."""
+    for left in path.absolute().parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)

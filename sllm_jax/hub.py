@@ -15,6 +15,8 @@ from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import TOKENIZER_FILES
 
+_TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
+
 
 def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
     """The folder itself, or the folder in the local cache of a Hugging Face model, downloaded if need be.
@@ -30,7 +32,7 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     if name and folder.exists():
         raise SllmError(f"{name} is a file; give the folder that holds the model")
     if isinstance(name_or_folder, Path) or _is_path(name):
-        raise SllmError(f"folder {name} not found")
+        raise SllmError(f"folder {name} not found; give one that exists, or a Hugging Face name such as org/model")
     return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
 
 
@@ -60,7 +62,8 @@ def _is_path(name: str) -> bool:
 
 def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path:
     try:
-        files = choose(huggingface_hub.list_repo_files(name, revision=revision))
+        listed = huggingface_hub.model_info(name, revision=revision, timeout=_TIMEOUT).siblings or ()
+        files = choose(file.rfilename for file in listed)
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except SllmError as error:
         raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None

@@ -13,7 +13,8 @@ from typing import Any
 def deferred_interrupts() -> Iterator[Callable[[], None]]:
     """Hold back a Ctrl-C that arrives in the block; what is yielded raises it, once all is as it should be.
 
-    Does nothing outside the main thread, which alone receives signals.
+    A second one does not wait: compiling a large model can take long. Does nothing outside the main thread, which alone
+    receives signals.
     """
     caught: list[int] = []
 
@@ -23,6 +24,8 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
             signal.raise_signal(signal.SIGINT)
 
     def catch(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():

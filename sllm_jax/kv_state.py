@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from sllm_jax.errors import SllmError
 from sllm_jax.models.common import ModelConfig
 from sllm_jax.position import AngleTable, Rope, rotate
 
@@ -65,13 +66,18 @@ class KVState(struct.PyTreeNode):
 def init_state(
     config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
 ) -> KVState:
-    """An empty state for one stream, or for `streams` side by side."""
+    """An empty state for one stream, or for `streams` side by side; raises `SllmError` if there is no memory for it."""
     batch = () if streams is None else (streams,)
     allocated = _round_up(start_size + recent_size + 1)
     shape = (*batch, config.num_key_value_heads, allocated, config.head_dim)
 
     def per_layer() -> tuple[Array, ...]:  # each array its own: one shared by two fields cannot be donated
-        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+        try:
+            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+        except (jax.errors.JaxRuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+            raise SllmError(
+                f"no memory for a cache of {start_size + recent_size} tokens; give a smaller recent_size"
+            ) from error
 
     return KVState(
         k=per_layer(),

@@ -57,18 +57,19 @@ class Rope:
         """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before); refuse unknown kinds."""
         options = _rope_options(config)
         kind = options.get("rope_type", options.get("type", "default"))
-        if kind not in ROPE_KINDS:
+        if not isinstance(kind, str) or kind not in ROPE_KINDS:
             raise SllmError(f"RoPE type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
         own = _own_options(kind, options)
-        context = config.get("max_position_embeddings") or 2048
+        context = _positive(config, "max_position_embeddings") or 2048
         name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
-        original = config.get(name) or options.get(name) or context
+        original = _positive(config, name) or _positive(options, name) or context
+        share = "partial_rotary_factor"
         if kind == "yarn":
             own = _complete_yarn(own, context / original)
         return cls(
-            dim=int(head_dim * (options.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1)),
+            dim=int(head_dim * (_positive(options, share) or _positive(config, share) or 1)),
             max_position_embeddings=context,
-            rope_theta=options.get("rope_theta") or config.get("rope_theta") or 10_000.0,
+            rope_theta=_positive(options, "rope_theta") or _positive(config, "rope_theta") or 10_000.0,
             rope_type=kind,
             original_max_position_embeddings=original,
             **own,
@@ -100,6 +101,14 @@ def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options, Mapping):
         raise SllmError(f"rope_scaling must be an object with a rope_type; got {options!r}")
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _positive(config: Mapping[str, Any], name: str) -> Any:
+    """A positive number, or None if there is none under this name."""
+    value = config.get(name)
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
+        raise SllmError(f"{name} in config.json must be a positive number; got {value!r}")
+    return value
 
 
 def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:

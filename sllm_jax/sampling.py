@@ -77,8 +77,10 @@ def sampling_for(generation_config: Mapping[str, Any], **options: Unpack[Samplin
     A model that does not ask to be sampled from is greedy, unless an option is given that only sampling has.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    names = SamplingOptions.__annotations__
-    chosen = {name: generation_config[name] for name in names if generation_config.get(name) is not None} | given
+    own = {name: generation_config.get(name) for name in SamplingOptions.__annotations__}
+    if wrong := {name: value for name, value in own.items() if not isinstance(value, int | float | None)}:
+        raise SllmError(f"the model's generation_config.json must have numbers for sampling; got {wrong}")
+    chosen = {name: value for name, value in own.items() if value is not None} | given
     sampled = generation_config.get("do_sample") or given.keys() & {"top_k", "top_p", "min_p"}
     if "temperature" not in given:
         chosen["temperature"] = chosen.get("temperature", 1.0) if sampled else 0.0

@@ -50,8 +50,9 @@ class Stream:
         """Begin an empty stream; `recent_size` None is 2000, or what fits the trained context. Raises `SllmError`."""
         if tokenizer is None:
             raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
-        if mode not in MODES:
-            raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        check_mode(mode)
+        if not 0 <= seed < 2**32:
+            raise SllmError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
         if mode == "dense":
             start_size, recent_size = 0, model.config.max_position_embeddings - 1
         self.model, self.tokenizer, self.mode = model, tokenizer, mode
@@ -101,10 +102,7 @@ class Stream:
         `stop`: texts that end it too; they are not shown, and what was written from there on is taken back. `options`
         are those of `sampling`; one that is not given is the model's own (generation_config.json), else greedy.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
-        if any(not text for text in stop):
-            raise SllmError("a stop text is empty; give some text or leave it out")
+        check_end(max_tokens, stop)
         chosen = sampling_for(self.model.generation_config, **options)
         eos = np.array([NO_TOKEN] if ignore_eos else eos_ids(self.model, self.tokenizer), np.int32)
         return self._generate(max_tokens, StopText(stop), chosen, eos)
@@ -220,11 +218,27 @@ class Stream:
         self.tokens_seen += len(ids)
 
 
+def check_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `MODES`."""
+    if mode not in MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+
+
+def check_end(max_tokens: int | None, stop: Sequence[str]) -> None:
+    """Raises `SllmError` unless a text can end in this way."""
+    if max_tokens is not None and max_tokens < 1:
+        raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
+    if any(not text for text in stop):
+        raise SllmError("a stop text is empty; give some text or leave it out")
+
+
 def eos_ids(model: Model, tokenizer: Any) -> list[int]:
     """The end-of-text tokens: those of the generation config, or else of the config, and the tokenizer's own."""
     named = model.generation_config.get("eos_token_id", model.hf_config.get("eos_token_id"))
-    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    return sorted(ids - {None}) or [NO_TOKEN]
+    ids = [one for one in [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id] if one is not None]
+    if wrong := [one for one in ids if not isinstance(one, int)]:
+        raise SllmError(f"eos_token_id in the model's generation_config.json must be token ids; got {wrong}")
+    return sorted(set(ids)) or [NO_TOKEN]
 
 
 def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> tuple[int, int]:
@@ -237,11 +251,11 @@ def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> 
         recent_size = max(min(RECENT_SIZE, context - start_size - 1), 0)
     check_sizes(start_size, recent_size)
     if start_size + recent_size == 0:
-        raise SllmError("start_size 0 and recent_size 0 keep nothing; give at least one of them")
+        raise SllmError("a cache of 0 tokens keeps nothing; give a larger start_size or recent_size")
     if start_size + recent_size + 1 > context:
         warnings.warn(
             f"a step attends to {start_size + recent_size + 1} tokens, and the model was trained on {context}; "
-            "a smaller recent_size gives better text",
+            "a smaller cache gives better text",
             stacklevel=3,
         )
     return start_size, recent_size

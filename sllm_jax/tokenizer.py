@@ -66,6 +66,10 @@ def encode(tokenizer: Any, text: str, start: bool) -> np.ndarray:
     put behind the text is left out, since a stream goes on. Without `start` there are none, but a SentencePiece
     tokenizer still puts its own space before the text, as it does before every text.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SllmError(f"the text is not Unicode: {error}; give UTF-8") from error
     ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -168,10 +169,12 @@ BAD_GENERATE = {
     "empty prompt": (["--prompt", ""], "the prompt is empty"),
     "negative start size": (["--start-size", "-1"], "start_size must be an integer of 0 or more; got -1"),
     "negative recent size": (["--recent-size", "-3"], "recent_size must be an integer of 0 or more; got -3"),
-    "nothing kept": (["--start-size", "0", "--recent-size", "0"], "keep nothing"),
+    "nothing kept": (["--start-size", "0", "--recent-size", "0"], "a cache of 0 tokens keeps nothing"),
     "no tokens": (["--max-tokens", "0"], "max-tokens must be 1 or more; got 0"),
     "negative temperature": (["--temperature", "-1"], "temperature must be 0"),
     "top-p of 0": (["--top-p", "0"], "top-p must be above 0"),
+    "no such seed": (["--seed", "99999999999999999999"], "seed must be from 0 to 4294967295"),
+    "text that is not Unicode": (["--prompt", "\udcff"], "the text is not Unicode"),
     "unknown mode": (["--mode", "sparse"], "mode 'sparse' is not one of streaming, dense"),
     "unknown dtype": (["--dtype", "int7"], "int7"),
     "missing tokenizer": (["--tokenizer", "./nowhere"], "nowhere"),
@@ -291,6 +294,56 @@ def test_perplexity_refuses(run, model, tmp_path):
     refuses("max-tokens must be 1 or more; got -1", *saved(np.arange(9)), "--max-tokens", -1)
     refuses("mode 'sparse' is not one of", *saved(np.arange(9)), "--mode", "sparse")
     refuses("could not be written", *saved(np.arange(9)), "--nll-out", tmp_path / "no" / "nll.npy")
+
+
+@pytest.mark.parametrize("config", [{"temperature": "hot"}, {"eos_token_id": "</s>"}])
+def test_generation_configs_with_other_types_are_refused(run, model, tmp_path, config):
+    folder = broken(tmp_path, model, generation_config_json=json.dumps(config).encode())
+    assert_refused(run("generate", "--model", folder, "--max-tokens", 2), "generation_config.json must")
+
+
+def test_the_result_goes_where_it_is_sent(run, model, tmp_path):
+    np.save(tmp_path / "tokens.npy", np.arange(9))
+    (tmp_path / "link.npy").symlink_to(tmp_path / "file.npy")
+    for out in (tmp_path / "link.npy", "/dev/null"):
+        assert run("perplexity", "--model", model, "--tokens", tmp_path / "tokens.npy", "--nll-out", out)[0] == 0
+    assert np.load(tmp_path / "file.npy").shape == (8,)
+    assert (tmp_path / "link.npy").is_symlink()
+    assert not os.path.isfile("/dev/null")
+
+
+def test_options_are_checked_before_the_model_is_loaded(run):
+    for options, message in (
+        (["--max-tokens", 0], "max-tokens must be 1 or more"),
+        (["--temperature", "nan"], "temperature must be 0"),
+        (["--stop", ""], "a stop text is empty"),
+        (["--mode", "sparse"], "mode 'sparse'"),
+    ):
+        for command in ("generate", "chat"):
+            assert_refused(run(command, "--model", "./nowhere", *options), message)
+
+
+def test_ctrl_c_at_any_time_is_exit_code_130_without_a_traceback(model):
+    for seconds in (0.2, 0.6, 1.2, 2.0):
+        with endless(model) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert b"Traceback" not in err
+
+
+def test_ctrl_c_in_a_conversion_leaves_nothing(model, tmp_path):
+    for seconds in (0.5, 1.5, 2.2):
+        command = [sys.executable, "-m", "sllm_jax", "convert", model, tmp_path / "out"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130 or (tmp_path / "out/config.json").exists()
+        assert b"Traceback" not in err
+        assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 def test_chat_and_convert_refuse(run, model, tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import checkpoints
 import huggingface_hub
@@ -48,8 +49,14 @@ def fail_with(monkeypatch, error):
         raise error
 
     download = huggingface_hub.snapshot_download
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", answer)
+    monkeypatch.setattr(huggingface_hub, "model_info", answer)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+
+
+def listing(files):
+    """The hub's answer about a repository with these files."""
+    siblings = [SimpleNamespace(rfilename=name) for name in files]
+    return lambda name, revision, timeout: SimpleNamespace(siblings=siblings)
 
 
 def http_error(kind):
@@ -99,7 +106,7 @@ def test_a_name_is_downloaded(folder_of_hub, monkeypatch):
         return str(folder_of_hub)
 
     files = ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: files)
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(files))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert hub.resolve(NAME, "v2") == folder_of_hub
     assert hub.resolve("gpt2", only_tokenizer=True) == folder_of_hub
@@ -117,7 +124,7 @@ def folder_of_hub(tmp_path):
 
 @pytest.mark.parametrize("files", [["config.json", "model.gguf"], ["model.safetensors"], []])
 def test_a_repository_without_a_model(files, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: files)
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(files))
     with pytest.raises(
         SllmError, match=r"^org/tiny-llama on Hugging Face is not a model to load: expected config\.json"
     ):

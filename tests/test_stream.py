@@ -268,7 +268,8 @@ def test_sizes_fit_the_trained_context(loaded):
         (lambda make: make().chat("  "), "the message is empty"),
         (lambda make: make(mode="sparse"), "mode 'sparse' is not one of streaming, dense"),
         (lambda make: make(start_size=-1), "start_size must be an integer of 0 or more; got -1"),
-        (lambda make: make(start_size=0, recent_size=0), "keep nothing"),
+        (lambda make: make(start_size=0, recent_size=0), "a cache of 0 tokens keeps nothing"),
+        (lambda make: make(seed=-1), "seed must be from 0 to 4294967295; got -1"),
     ],
 )
 def test_bad_input_is_one_sentence(new_stream, use, message):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from sllm_jax.cli.app import app
-from sllm_jax.cli.console import note, print_warnings
+from sllm_jax.cli.console import leaving_at_once, note, print_warnings
 from sllm_jax.errors import SllmError
 
 
 def main() -> None:
     """Run a command. Bad input is one sentence and exit code 2, never a traceback."""
     print_warnings()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:
-        app()
+        with leaving_at_once():
+            app()
     except SllmError as error:
         note(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        note(f"error: standard output could not be written: {error.strerror}")
         sys.exit(2)

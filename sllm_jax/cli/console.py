@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 def note(text: str) -> None:
@@ -25,6 +29,45 @@ def print_warnings() -> None:
             note(f"warning: {message}")
 
     warnings.showwarning = show
+
+
+class CtrlC:
+    """While entered, a Ctrl-C waits for the next `check`, where stopping is safe; a second one waits no more."""
+
+    def __enter__(self) -> CtrlC:
+        """Take over the signal."""
+        self._pressed = False
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def check(self, *_: object) -> None:
+        """Raise the KeyboardInterrupt that is due, if any."""
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    def _press(self, *_: object) -> None:
+        if self._pressed:
+            os._exit(INTERRUPTED)
+        self._pressed = True
+
+
+@contextmanager
+def leaving_at_once(clean_up: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """While entered, Ctrl-C ends the process there and then: an exception in the middle of an import can crash it."""
+
+    def leave(*_: object) -> None:
+        clean_up()
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Bar:

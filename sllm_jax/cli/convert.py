@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.console import leaving_at_once, note, progress
 from sllm_jax.errors import SllmError
 
 
@@ -25,11 +25,12 @@ def convert(
     from sllm_jax import hub
     from sllm_jax.convert import convert as to_orbax
     from sllm_jax.convert import to_huggingface
+    from sllm_jax.files import remove_unfinished
 
     writers = {"orbax": to_orbax, "huggingface": to_huggingface}
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
     folder = hub.resolve(source, revision)
-    with progress("converting") as bar:
+    with progress("converting") as bar, leaving_at_once(lambda: remove_unfinished(out)):
         writers[to](folder, out, dtype, bar)
     note(f"wrote {out}")

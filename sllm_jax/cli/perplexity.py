@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.console import CtrlC, note, progress
 from sllm_jax.errors import SllmError
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ def perplexity(
 
     from sllm_jax.files import new_file
     from sllm_jax.loading import load
-    from sllm_jax.perplexity import perplexity as of
-    from sllm_jax.perplexity import token_nll
+    from sllm_jax.perplexity import check_token_ids, token_nll
+    from sllm_jax.perplexity import perplexity as perplexity_of
     from sllm_jax.stream import fit_sizes
 
     token_ids = None if tokens is None else read_token_ids(tokens)
@@ -66,6 +68,7 @@ def perplexity(
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     if token_ids is None:
         token_ids = _encode(loaded_tokenizer, content or "")
+    token_ids = check_token_ids(token_ids, loaded.config.vocab_size)
     token_ids = token_ids[: None if max_tokens is None else max_tokens + 1]
     context = loaded.config.max_position_embeddings
     if mode == "dense":
@@ -73,18 +76,27 @@ def perplexity(
             note(f"dense attention over {len(token_ids) - 1} tokens goes past the trained context of {context}")
         start_size, recent_size = 0, context - 1
     start_size, recent_size = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
-    pieces, total, begin = [], len(token_ids) - 1, time.perf_counter()
-    with progress("perplexity") as bar:
-        for piece in token_nll(loaded, token_ids, mode, start_size, recent_size, chunk_size):
-            pieces.append(piece)
-            done = sum(map(len, pieces))
+    pieces = token_nll(loaded, token_ids, mode, start_size, recent_size, chunk_size)
+    with new_file(nll_out) if nll_out else nullcontext() as file:
+        nll = _collect(pieces, len(token_ids) - 1)
+        if file is not None:
+            np.save(file, nll)
+    print(f"perplexity {perplexity_of(nll):.6g} over {len(nll)} tokens")
+
+
+def _collect(pieces: Iterator[np.ndarray], total: int) -> np.ndarray:
+    """The pieces as one array, with a progress bar meanwhile."""
+    import numpy as np
+
+    nll, done, nats, begin = np.empty(total, np.float32), 0, 0.0, time.perf_counter()
+    with progress("perplexity") as bar, CtrlC() as interrupt:
+        for piece in pieces:
+            nll[done : done + len(piece)] = piece
+            done, nats = done + len(piece), nats + float(piece.sum(dtype=np.float64))
             rate = done / (time.perf_counter() - begin)
-            bar(done, total, f"perplexity {of(np.concatenate(pieces)):.3f}, {rate:.0f} tokens/s")
-    nll = np.concatenate(pieces)
-    if nll_out is not None:
-        with new_file(nll_out) as file:
-            np.save(file, nll.astype(np.float32))
-    print(f"perplexity {of(nll):.6g} over {len(nll)} tokens")
+            bar(done, total, f"perplexity {np.exp(nats / done):.3f}, {rate:.0f} tokens/s")
+            interrupt.check()
+    return nll
 
 
 def read_token_ids(path: Path) -> np.ndarray:

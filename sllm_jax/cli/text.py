@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.console import CtrlC, note, progress
 from sllm_jax.errors import SllmError
+from sllm_jax.progress import Progress
 
 if TYPE_CHECKING:
+    from sllm_jax.sampling import SamplingOptions
     from sllm_jax.stream import Stream
 
 
@@ -49,28 +53,21 @@ def generate(
     evicted.
     """
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = sys.stdin.read().removesuffix("\n") if sys.stdin else ""
     if prompt == "":
         raise SllmError("the prompt is empty; give some text, or leave --prompt out to write from nothing")
+    chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
+    _check(mode, start_size, recent_size, max_tokens, stop, chosen)
     stream = _open(model, revision, tokenizer, dtype, mode, start_size, recent_size, seed)
-    pieces = stream.generate(
-        max_tokens,
-        stop or (),
-        ignore_eos,
-        temperature=0.0 if greedy else temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
-    if prompt is not None:
-        with progress("reading") as bar:
-            stream.feed(prompt, bar)
     speed = Speed(stream)
-    try:
-        show(speed.watch(pieces))
-    finally:
-        _end(stream, speed)
+    with CtrlC() as interrupt:
+        try:
+            if prompt is not None:
+                with progress("reading") as bar:
+                    stream.feed(prompt, both(bar, interrupt.check))
+            show(speed.watch(stream.generate(max_tokens, stop or (), ignore_eos, **chosen)), interrupt)
+        finally:
+            _end(stream, speed)
 
 
 def chat(
@@ -104,30 +101,22 @@ def chat(
     from sllm_jax.chat import read_prompts
 
     conversations = None if prompts is None else read_prompts(prompts)
+    chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
+    _check(mode, start_size, recent_size, max_tokens, stop, chosen)
     stream = _open(model, revision, tokenizer, dtype, mode, start_size, recent_size, seed)
     speed = Speed(stream)
 
-    def answer(message: str) -> Iterator[str]:
-        pieces = stream.chat(
-            message,
-            system,
-            max_tokens,
-            stop or (),
-            temperature=0.0 if greedy else temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        )
-        return speed.watch(pieces)
+    def answer(message: str) -> None:
+        with CtrlC() as interrupt:
+            show(speed.watch(stream.chat(message, system, max_tokens, stop or (), **chosen)), interrupt)
 
     try:
         if conversations is None:
-            _converse(answer)
+            _converse(answer, stream)
         else:
             for message in (turn for turns in conversations for turn in turns):
                 note(f"USER: {message}\nASSISTANT:")
-                show(answer(message))
+                answer(message)
                 if stream.full:
                     break
     finally:
@@ -159,15 +148,62 @@ class Speed:
         return f"{self._stream.tokens_written} tokens{rate}"
 
 
-def show(pieces: Iterable[str]) -> None:
+def show(pieces: Iterable[str], interrupt: CtrlC) -> None:
     """Print pieces as they come, and a line break at the end."""
     try:
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
+            interrupt.check()
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()
+
+
+def both(first: Progress, second: Progress) -> Progress:
+    """Progress that two hear."""
+
+    def tell(done: int, total: int) -> None:
+        first(done, total)
+        second(done, total)
+
+    return tell
+
+
+def _sampling(
+    greedy: bool,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+) -> SamplingOptions:
+    return {
+        "temperature": 0.0 if greedy else temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+
+
+def _check(
+    mode: str,
+    start_size: int,
+    recent_size: int | None,
+    max_tokens: int | None,
+    stop: list[str] | None,
+    chosen: SamplingOptions,
+) -> None:
+    """Refuse what cannot be before a model is loaded."""
+    from sllm_jax.kv_cache import check_sizes
+    from sllm_jax.sampling import sampling_for
+    from sllm_jax.stream import check_end, check_mode
+
+    check_mode(mode)
+    check_sizes(start_size, recent_size or 0)
+    check_end(max_tokens, stop or ())
+    sampling_for({}, **chosen)
 
 
 def _open(
@@ -188,24 +224,26 @@ def _open(
     return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
 
 
-def _converse(answer: Callable[[str], Iterator[str]]) -> None:
-    interactive = sys.stdin.isatty()
-    while True:
-        try:
-            if interactive and sys.stdout.isatty():
-                message = input("\nUSER: ")
-            else:
-                print("USER: ", end="", file=sys.stderr, flush=True)
-                message = input()
-        except (EOFError, KeyboardInterrupt):
-            note("")
-            return
-        if not message.strip():
-            continue
-        try:
-            show(answer(message))
-        except KeyboardInterrupt:
-            continue
+def _converse(answer: Callable[[str], None], stream: Stream) -> None:
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        while not stream.full:
+            message = _ask(at_terminal)
+            if message.strip():
+                with suppress(KeyboardInterrupt):
+                    answer(message)
+    except (EOFError, KeyboardInterrupt):
+        note("")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ask(at_terminal: bool) -> str:
+    if at_terminal:
+        return input("\nUSER: ")
+    print("USER: ", end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def _end(stream: Stream, speed: Speed) -> None:

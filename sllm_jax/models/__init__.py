@@ -16,7 +16,7 @@ FAMILIES: dict[str, tuple[Any, type[nn.Module]]] = {"llama": (LlamaConfig, Llama
 
 def supported(model_type: Any) -> str:
     """`model_type` itself if its family is supported; raises `SllmError` that lists those that are."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SllmError(f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}")
     return model_type
 

@@ -88,9 +88,21 @@ def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: config[name] for name in names}
 
 
+def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """An option of the type of its default: a number of 0 or more, or a bool; raises `SllmError` for anything else."""
+    value, kind = config.get(name), type(default)
+    if value is None:
+        return default
+    is_of_kind = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not is_of_kind or isinstance(value, bool) != (kind is bool) or value < 0:
+        expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
+        raise SllmError(f"{name} in config.json must be {expected}; got {value!r}")
+    return value
+
+
 def activation(config: Mapping[str, Any], default: str) -> str:
     """The name under `hidden_act`, if it is one of `ACTIVATIONS`."""
     name = config.get("hidden_act") or default
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise SllmError(f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
     return name

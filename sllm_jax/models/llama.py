@@ -14,7 +14,17 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.errors import SllmError
-from sllm_jax.models.common import ACTIVATIONS, Attend, LayerCache, activation, dense, head, required_sizes, tied_logits
+from sllm_jax.models.common import (
+    ACTIVATIONS,
+    Attend,
+    LayerCache,
+    activation,
+    dense,
+    head,
+    option,
+    required_sizes,
+    tied_logits,
+)
 from sllm_jax.position import Rope
 
 
@@ -46,17 +56,17 @@ class LlamaConfig:
             config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
         )
         heads = sizes["num_attention_heads"]
-        kv_heads = config.get("num_key_value_heads") or heads
-        if heads % kv_heads:
+        kv_heads = option(config, "num_key_value_heads", heads)
+        if kv_heads == 0 or heads % kv_heads:
             raise SllmError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-        head_dim = config.get("head_dim") or sizes["hidden_size"] // heads
+        head_dim = option(config, "head_dim", sizes["hidden_size"] // heads)
         rope = Rope.from_hf(config, head_dim)
-        if rope.dim != head_dim or head_dim % 2:
+        if rope.dim != head_dim or head_dim % 2 or head_dim == 0:
             raise SllmError(f"Llama rotates whole heads of even size; got {rope.dim} of {head_dim} dimensions")
-        given = {name: config[name] for name in _OPTIONAL if config.get(name) is not None}
+        options = {name: option(config, name, default) for name, default in _OPTIONAL.items()}
         return cls(
             **sizes,
-            **given,
+            **options,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rope=rope,
@@ -65,7 +75,7 @@ class LlamaConfig:
         )
 
 
-_OPTIONAL = ("rms_norm_eps", "attention_bias", "mlp_bias", "tie_word_embeddings")
+_OPTIONAL = {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
 
 
 class Llama(nn.Module):
