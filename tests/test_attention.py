@@ -1,0 +1,73 @@
+"""The plan of a chunk against a ring that is kept token by token, and attention against its plain definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sllm_jax.attention import attend_causally, plan
+from sllm_jax.kv_state import advance, ages, cache_order, init_state, live
+from sllm_jax.models import module_for
+
+MODULE = module_for(TINY, jnp.float32)
+
+
+def ring_after(read: int, start_size: int, recent_size: int):
+    """A state that has read tokens 0, 1, ..., their ids in its slots."""
+    state = init_state(MODULE.config, start_size, recent_size, jnp.float32)
+    for token in range(read):
+        state = advance(state, jnp.array([token], jnp.int32), jnp.int32(1))
+    return state
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 4), st.integers(0, 9), st.integers(0, 40), st.integers(1, 30), st.integers(1, 30))
+def test_a_plan_says_what_single_steps_would_do(start_size, recent_size, read, length, count):
+    count = min(count, length)
+    state = ring_after(read, start_size, recent_size)
+    planned = plan(state, length, jnp.int32(count))
+    expected, holds = ring_after(read, start_size, recent_size), np.asarray(state.token_ids)
+    alive = np.asarray(live(state))
+    for t in range(count):
+        assert planned.slots[t] == expected.next_slot
+        assert planned.position[t] == expected.filled
+        now = read + t
+        in_reach = alive & ((holds < start_size) | (now - holds <= recent_size))
+        np.testing.assert_array_equal(planned.sees[t], in_reach)
+        expected = advance(expected, jnp.array([now], jnp.int32), jnp.int32(1))
+    final = advance(state, read + jnp.arange(length, dtype=jnp.int32), jnp.int32(count))
+    for name in ("token_ids", "next_slot", "filled"):
+        np.testing.assert_array_equal(getattr(final, name), getattr(expected, name))
+    written = np.asarray(planned.written)
+    assert len(set(written.tolist())) == length
+    assert sorted(written[written < state.allocated]) == sorted({int(slot) for slot in planned.slots[:count]})
+
+
+@pytest.mark.parametrize("read", [0, 3, 7, 8, 20])
+def test_ages_order_and_liveness_after_a_number_of_tokens(read):
+    state = ring_after(read, 2, 5)
+    kept = [*range(min(read, 2)), *range(max(2, read - 5), read)]
+    assert state.token_ids[cache_order(state)][: len(kept)].tolist() == kept
+    assert sorted(state.token_ids[live(state)].tolist()) == kept
+    for slot in range(2, min(max(state.slots, 2), read)):
+        assert ages(state)[slot] == read - state.token_ids[slot]
+
+
+def test_causal_attention_equals_its_definition():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(7, 6, 10)), rng.normal(size=(7, 3, 10)), rng.normal(size=(7, 3, 10))
+    attend = attend_causally(MODULE.config, jnp.float32, 7)
+    _, mixed = attend((jnp.zeros(0), jnp.zeros(0)), *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    angle = np.outer(np.arange(7), MODULE.config.rope.frequencies(64))[:, None]
+
+    def rotated(x):
+        a, b = x[..., :5], x[..., 5:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+
+    scores = np.einsum("thd,nhd->htn", rotated(q), np.repeat(rotated(k), 2, 1)) / np.sqrt(10)
+    scores[:, np.triu_indices(7, 1)[0], np.triu_indices(7, 1)[1]] = -np.inf
+    expected = np.einsum("htn,nhd->thd", jax.nn.softmax(scores, -1), np.repeat(v, 2, 1))
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
