@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -68,6 +69,8 @@ def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]],
     except SllmError as error:
         raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None
     except Exception as error:  # the hub's HTTP library, and so what it raises, differs from release to release
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise SllmError(f"{name} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}") from error
         if cached := _cached(name, revision, choose):
             return cached
         raise _explained(name, revision, error) from error

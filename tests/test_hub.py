@@ -1,5 +1,6 @@
 """Hugging Face names, without a network: a hub of functions, and a local cache laid out as the hub's is."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -253,3 +254,9 @@ def test_unknown_revision(monkeypatch):
 def test_not_a_name(name):
     with pytest.raises(SllmError, match=r"is neither a folder nor a Hugging Face name such as org/model$"):
         hub.resolve(name)
+
+
+def test_a_full_disk_is_no_reason_to_use_half_a_download(monkeypatch):
+    fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(SllmError, match="org/tiny-llama cannot be stored in .*: No space left on device"):
+        hub.resolve(NAME)
