@@ -258,5 +258,5 @@ def test_not_a_name(name):
 
 def test_a_full_disk_is_no_reason_to_use_half_a_download(monkeypatch):
     fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(SllmError, match="org/tiny-llama cannot be stored in .*: No space left on device"):
+    with pytest.raises(SllmError, match=r"org/tiny-llama cannot be stored in .*: No space left on device"):
         hub.resolve(NAME)
