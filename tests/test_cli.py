@@ -34,7 +34,9 @@ def run(monkeypatch, capsys):
         output = capsys.readouterr()
         return leaving.value.code or 0, output.out, output.err
 
-    return run
+    interrupted = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.fixture

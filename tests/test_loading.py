@@ -109,7 +109,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path, folder):
         SllmError, match=r"^there is no tokenizer in .*hf; expected tokenizer\.json or tokenizer\.model$"
     ):
         loading.load(folder, tokenizer=folder)
-    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found; give one that exists"):
         loading.load(folder, tokenizer=tmp_path / "nowhere")
 
 
@@ -122,7 +122,7 @@ def change_config(folder, **changes):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found; give one that exists"):
         loading.load(tmp_path / "nowhere")
 
 
@@ -133,7 +133,7 @@ def test_a_file_instead_of_a_folder(folder):
 
 def test_no_config(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(SllmError, match=r"hf has no config\.json$"):
+    with pytest.raises(SllmError, match=r"hf has no config\.json; give the folder of a whole checkpoint$"):
         loading.load(folder)
 
 

@@ -65,9 +65,9 @@ def test_parameters_do_not_hang_on_the_file(folder):
 
 
 def test_missing_folder(tmp_path, folder):
-    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found; give one that exists"):
         convert.load_params(tmp_path / "nowhere", module_of(folder))
-    with pytest.raises(SllmError, match=r"^folder .*nowhere not found$"):
+    with pytest.raises(SllmError, match=r"^folder .*nowhere not found; give one that exists"):
         convert.convert(tmp_path / "nowhere", tmp_path / "out")
 
 

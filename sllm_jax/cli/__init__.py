@@ -6,18 +6,18 @@ import io
 import sys
 
 from sllm_jax.cli.app import app
-from sllm_jax.cli.console import leaving_at_once, note, print_warnings
+from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, print_warnings
 from sllm_jax.errors import SllmError
 
 
 def main() -> None:
     """Run a command. Bad input is one sentence and exit code 2, never a traceback."""
     print_warnings()
+    leave_at_once_on_ctrl_c()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:
-        with leaving_at_once():
-            app()
+        app()
     except SllmError as error:
         note(f"error: {error}")
         sys.exit(2)

@@ -55,19 +55,14 @@ class CtrlC:
         self._pressed = True
 
 
-@contextmanager
-def leaving_at_once(clean_up: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """While entered, Ctrl-C ends the process there and then: an exception in the middle of an import can crash it."""
+def leave_at_once_on_ctrl_c(clean_up: Callable[[], None] = lambda: None) -> None:
+    """From now on Ctrl-C ends the process there and then: an exception in the middle of an import can crash it."""
 
     def leave(*_: object) -> None:
         clean_up()
         os._exit(INTERRUPTED)
 
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, leave)
 
 
 class Bar:

@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import leaving_at_once, note, progress
+from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, progress
 from sllm_jax.errors import SllmError
 
 
@@ -31,6 +31,7 @@ def convert(
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
     folder = hub.resolve(source, revision)
-    with progress("converting") as bar, leaving_at_once(lambda: remove_unfinished(out)):
+    leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
+    with progress("converting") as bar:
         writers[to](folder, out, dtype, bar)
     note(f"wrote {out}")
