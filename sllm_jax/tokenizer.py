@@ -155,7 +155,8 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dic
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
     from tokenizers.models import BPE
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    messages: Any = sentencepiece_model_pb2  # generated, and so without types
+    proto = messages.ModelProto()
     proto.ParseFromString(file.read_bytes())
     trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
     if not proto.pieces or trainer.model_type != trainer.BPE:

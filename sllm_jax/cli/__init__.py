@@ -22,5 +22,5 @@ def main() -> None:
         note(f"error: {error}")
         sys.exit(2)
     except OSError as error:
-        note(f"error: standard output could not be written: {error.strerror}")
+        note(f"error: the system does not allow it: {error}")
         sys.exit(2)
