@@ -69,6 +69,8 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
                 params = jax.tree.map(lambda array: np.asarray(array).astype(target), params)
         else:
             hf_config, module, params = _read_folder(source, dtype, progress)
+        if module.config.attention_sink == "zero":
+            raise SllmError("a model with attention_sink 'zero' cannot go to Hugging Face, which has no such softmax")
         write_safetensors(folder, params, TABLES[module.config.model_type], module)
         _write_companions(folder, source, hf_config, params)
 

@@ -76,7 +76,7 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
         chosen = jnp.where(p.old_lap, scores[:, :, 1], scores[:, :, 0])
         if size:
             chosen = jnp.where(slot < size, scores[:, :, 2], chosen)
-        weights = jax.nn.softmax(jnp.where(sees, chosen, MASKED), axis=-1).astype(dtype)  # [K, G, A]
+        weights = sink_softmax(jnp.where(sees, chosen, MASKED), config).astype(dtype)  # [K, G, A]
         mixed = jnp.einsum("kga,kad->kgd", weights, values, precision=precision_of(dtype))
         return (keys, values), mixed.reshape(1, -1, D)
 
@@ -143,7 +143,7 @@ def _attend_blocks(
 ) -> Float[Array, "T H D"]:
     """One softmax over several blocks: queries [K, G, T, D], keys [K, n, D], values [K, n, D], mask [T, n]."""
     scores = [jnp.where(mask, _scores(q, k, config, dtype), MASKED) for q, k, _, mask in blocks]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)  # [K, G, T, n of all]
+    weights = sink_softmax(jnp.concatenate(scores, axis=-1), config).astype(dtype)  # [K, G, T, n of all]
     ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
     mix = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
     parts = [mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True)]
@@ -159,6 +159,15 @@ def _scores(
     precision = precision_of(dtype)
     products = jnp.einsum("k...d,knd->k...n", q, keys, precision=precision, preferred_element_type=jnp.float32)
     return products * (config.rope.attention_factor**2 * config.head_dim**-0.5)
+
+
+def sink_softmax(scores: Float[Array, "*rows n"], config: ModelConfig) -> Float[Array, "*rows n"]:
+    """Softmax over n keys; with a zero sink over n + 1, of which one has score 0 and value 0 (paper, equation 2)."""
+    if config.attention_sink != "zero":
+        return jax.nn.softmax(scores, axis=-1)
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(axis=-1, keepdims=True), 0))
+    weights = jnp.exp(scores - top)
+    return weights / (jnp.exp(-top) + weights.sum(axis=-1, keepdims=True))
 
 
 def _heads_first(x: Float[Array, "T K D"]) -> Float[Array, "K T D"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_causally
 from sllm_jax.models.common import ModelConfig, no_caches
@@ -44,3 +45,17 @@ def init_params(module: Any, seed: int = 0) -> Any:
 def parameter_shapes(module: Any) -> Any:
     """The tree of `init_params` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
     return jax.eval_shape(lambda: init_params(module))
+
+
+def dense_logits(
+    module: Any, params: Any, token_ids: Int[Array, " T"], rows: Any = slice(None)
+) -> Float[Array, "*t V"]:
+    """Logits (float32) after the tokens that `rows` selects of a text of T tokens, read with dense causal attention."""
+    attend = attend_causally(module.config, module.dtype, len(token_ids))
+    return module.apply({"params": params}, token_ids, no_caches(module.config), attend, rows)[0]
+
+
+def nll_of(logits: Float[Array, "*t V"], token_ids: Int[Array, "*t"]) -> Float[Array, "*t"]:
+    """Negative log-likelihood of each token, in nats, under the logits before it."""
+    chosen = jnp.take_along_axis(logits, token_ids[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

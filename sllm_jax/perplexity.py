@@ -12,17 +12,15 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.attention import attend_causally, attend_chunk
+from sllm_jax.attention import attend_chunk
 from sllm_jax.decode import forward
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
 from sllm_jax.kv_state import KVState, advance, init_state
-from sllm_jax.model import Model
-from sllm_jax.models.common import no_caches
+from sllm_jax.model import Model, dense_logits, nll_of
 
 MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
@@ -109,20 +107,14 @@ def _score_chunk(
     token_ids = tokens[:-1]
     attend = attend_chunk(module.config, module.dtype, state, len(token_ids), count)
     state, logits = forward(module, params, state, token_ids, attend, rows=slice(None))
-    return advance(state, token_ids, count), _nll(logits, tokens[1:])
+    return advance(state, token_ids, count), nll_of(logits, tokens[1:])
 
 
 @partial(jax.jit, static_argnames="module")
 def _score_windows(module: Any, params: Any, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
     """The nll of the last token of each window, given those before it."""
-    attend = attend_causally(module.config, module.dtype, windows.shape[1] - 1)
 
     def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
-        return module.apply({"params": params}, window[:-1], no_caches(module.config), attend, -1)[0]
+        return dense_logits(module, params, window[:-1], -1)
 
-    return _nll(jax.vmap(last_logits)(windows), windows[:, -1])
-
-
-def _nll(logits: Float[Array, "T V"], token_ids: Int[Array, " T"]) -> Float[Array, " T"]:
-    chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return nll_of(jax.vmap(last_logits)(windows), windows[:, -1])

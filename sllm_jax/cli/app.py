@@ -9,6 +9,7 @@ import typer
 from sllm_jax.cli.convert import convert
 from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.text import chat, generate
+from sllm_jax.cli.train import train
 from sllm_jax.version import __version__
 
 app = typer.Typer(
@@ -43,5 +44,5 @@ def common(
     """
 
 
-for command in (generate, chat, perplexity, convert):
+for command in (generate, chat, perplexity, convert, train):
     app.command()(command)

@@ -16,6 +16,7 @@ from sllm_jax.position import Rope
 
 LayerCache = tuple[Array, Array]  # whatever `attend` keeps of one layer; models only pass it on
 
+SINKS = ("none", "zero", "learnable")  # how a model was trained to have somewhere to attend to (paper, section 3.3)
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -37,6 +38,7 @@ class ModelConfig(Protocol):
     head_dim: int
     max_position_embeddings: int
     rope: Rope
+    attention_sink: str
 
 
 @runtime_checkable
@@ -98,6 +100,23 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
         expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
         raise SllmError(f"{name} in config.json must be {expected}; got {value!r}")
     return value
+
+
+def attention_sink(config: Mapping[str, Any]) -> str:
+    """How the model was trained, one of `SINKS`.
+
+    `none`: ordinary. `zero`: every softmax has one more logit, fixed at 0. `learnable`: a dedicated sink token stands
+    before every text; the tokenizer puts it there, the model itself is ordinary.
+    """
+    name = config.get("attention_sink") or "none"
+    if name not in SINKS:
+        raise SllmError(f"attention_sink in config.json must be one of {', '.join(SINKS)}; got {name!r}")
+    return name
+
+
+def layer_of(layer: type[nn.Module], remat: bool) -> Any:
+    """The class of a layer; with `remat` backpropagation computes its insides again instead of keeping them."""
+    return nn.remat(layer, static_argnums=(3,)) if remat else layer
 
 
 def activation(config: Mapping[str, Any], default: str) -> str:

@@ -19,8 +19,10 @@ from sllm_jax.models.common import (
     Attend,
     LayerCache,
     activation,
+    attention_sink,
     dense,
     head,
+    layer_of,
     option,
     required_sizes,
     tied_logits,
@@ -48,6 +50,7 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    attention_sink: str = "none"
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -71,6 +74,7 @@ class LlamaConfig:
             head_dim=head_dim,
             rope=rope,
             hidden_act=activation(config, "silu"),
+            attention_sink=attention_sink(config),
             max_position_embeddings=rope.max_position_embeddings,
         )
 
@@ -83,6 +87,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -91,9 +96,9 @@ class Llama(nn.Module):
         """Logits (float32) of the tokens that `rows` selects of the T, and the caches passed on, one a layer."""
         config, dtype = self.config, self.dtype
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
-        hidden, kept = embed(token_ids), []  # [T, E]
+        layer, hidden, kept = layer_of(LlamaLayer, self.remat), embed(token_ids), []  # hidden [T, E]
         for i, cache in zip(range(config.num_hidden_layers), caches, strict=True):
-            hidden, cache = LlamaLayer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
+            hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
             kept.append(cache)
         hidden = _norm(config, dtype, "norm")(hidden[rows])
         logits = tied_logits(embed, hidden) if config.tie_word_embeddings else head(config.vocab_size, dtype)(hidden)

@@ -1,0 +1,49 @@
+"""A byte-level BPE tokenizer, trained on the text that the model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sllm_jax.errors import SllmError
+
+END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
+_BYTES = 256
+
+
+def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, context: int) -> Any:
+    """A `PreTrainedTokenizerFast` of exactly `vocab_size` tokens; the same ones whatever the sink.
+
+    A text has no special tokens, and `<|endoftext|>` between documents; with a learnable sink `<|sink|>` stands before
+    every text. Raises `SllmError` if the text is too small for as many tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < _BYTES + 2:
+        raise SllmError(f"vocab_size must be {_BYTES + 2} or more (all bytes and two special tokens); got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, SINK],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((line for document in documents for line in document.split("\n")), trainer)
+    if (found := tokenizer.get_vocab_size()) < vocab_size:
+        raise SllmError(
+            f"the text is too small for a vocabulary of {vocab_size}: it has {found} tokens; give more text"
+        )
+    if sink == "learnable":
+        sink_id = tokenizer.token_to_id(SINK)
+        tokenizer.post_processor = processors.TemplateProcessing(f"{SINK} $A", special_tokens=[(SINK, sink_id)])
+    start = SINK if sink == "learnable" else END_OF_TEXT
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=END_OF_TEXT,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,45 @@
+"""The state of a run on disk: one Orbax checkpoint a folder, named by its step, whole or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sllm_jax.convert import orbax
+from sllm_jax.errors import SllmError
+from sllm_jax.files import new_folder, remove_unfinished
+from sllm_jax.train.step import TrainState
+
+
+def save(folder: Path, state: TrainState) -> None:
+    """Write `folder`/STEP, then remove those of earlier steps; raises `SllmError` if it cannot be written."""
+    path = folder / f"{int(state.step):08}"
+    earlier = _all(folder)
+    if path in earlier:
+        return
+    remove_unfinished(path)
+    with new_folder(path) as unfinished:
+        orbax.save(unfinished, {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+    for old in earlier:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path, initial: TrainState) -> TrainState:
+    """The state of the last step that was saved, or `initial` if there is none."""
+    saved = _all(folder)
+    if not saved:
+        return initial
+    leaves, tree = jax.tree.flatten(initial)
+    found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
+    arrays = [found.pop(f"{i:05}", None) for i in range(len(leaves))]
+    same = [array is not None and array.shape == leaf.shape for array, leaf in zip(arrays, leaves, strict=True)]
+    if found or not all(same):
+        raise SllmError(f"{saved[-1]} is not a checkpoint of this run; remove it to start from the beginning")
+    return jax.tree.unflatten(tree, jax.device_put(arrays))
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())

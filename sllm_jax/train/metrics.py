@@ -1,0 +1,69 @@
+"""What people look at: the measures of a run as CSV and as a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sllm_jax.files import new_file
+
+
+@dataclass(frozen=True)
+class Row:
+    """Measures after a step; those on held-back text only after some."""
+
+    step: int
+    tokens: int  # learned from so far
+    loss: float  # mean over the steps since the last row, nats per token
+    gradient_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    held_back_nll: float | None = None  # nats per token
+    held_back_bits_per_byte: float | None = None
+
+
+def read(path: Path, until: int) -> list[Row]:
+    """The rows up to a step; none if there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
+    return [row for row in rows if row.step <= until]
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write all rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    with new_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def plot(path: Path, rows: Sequence[Row]) -> None:
+    """Loss on the text that is learned and on the text held back, against tokens, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row.tokens for row in rows], [row.loss for row in rows], color="0.6", linewidth=1, label="learned text")
+    held = [row for row in rows if row.held_back_nll is not None]
+    axes.plot(
+        [row.tokens for row in held], [row.held_back_nll for row in held], "o-", color="#0072b2", label="held back"
+    )
+    axes.set(xlabel="tokens learned from", ylabel="negative log-likelihood (nats per token)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _number(name: str, value: str) -> Any:
+    if name in ("step", "tokens"):
+        return int(value)
+    return float(value) if value else None

@@ -1,0 +1,71 @@
+"""Documents to one long row of token ids, and the row to samples in an order that a seed and a step decide alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.progress import Progress, silent
+
+
+def pack(tokenizer: Any, documents: Sequence[str], progress: Progress = silent) -> np.ndarray:
+    """Token ids [N] of all documents, int32, with the end-of-text token before and behind each."""
+    end = tokenizer.eos_token_id
+    pieces: list[list[int]] = [[end]]
+    for done, document in enumerate(documents):
+        progress(done, len(documents))
+        ids = tokenizer.encode(document, add_special_tokens=False, verbose=False)
+        pieces.append([*ids, end])
+    return np.concatenate([np.array(piece, np.int32) for piece in pieces])
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples of a row of token ids [N]: stretches of `context` + 1 tokens that share one token with the next.
+
+    With a `sink_id` it takes the place of each sample's first token, so that what is predicted stays the same.
+    """
+
+    token_ids: np.ndarray
+    context: int
+    sink_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `SllmError` if there is not one whole sample."""
+        if not len(self):
+            raise SllmError(
+                f"the text is too small: a sample takes {self.context + 1} tokens, and it has {len(self.token_ids)}; "
+                "give more, or a smaller max_position_embeddings"
+            )
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return (len(self.token_ids) - 1) // self.context
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The samples [B, context + 1] of these numbers, int32."""
+        places = indices[:, None] * self.context + np.arange(self.context + 1)
+        taken = self.token_ids[places].astype(np.int32)
+        if self.sink_id is not None:
+            taken[:, 0] = self.sink_id
+        return taken
+
+    def batch(self, seed: int, step: int, size: int) -> np.ndarray:
+        """The samples [size, context + 1] of a step; every pass over the text takes each once, in an order of its own."""
+        numbers = np.arange(step * size, (step + 1) * size)
+        order = [_order(seed, int(number // len(self)), len(self))[number % len(self)] for number in numbers]
+        return self.take(np.array(order))
+
+    def evenly(self, count: int) -> np.ndarray:
+        """`count` samples (or all, if fewer) spread over the text, [min(count, len), context + 1]."""
+        return self.take(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)

@@ -1,0 +1,69 @@
+"""The folder of a run as it is before the first step: settings, tokenizer, texts as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.files import load_json, new_folder
+from sllm_jax.models import module_for
+from sllm_jax.progress import Progress, silent
+from sllm_jax.train.bpe import train_tokenizer
+from sllm_jax.train.packing import Samples, pack
+from sllm_jax.train.settings import Settings
+from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
+
+SETTINGS, TOKENIZER, LEARNED, HELD_BACK = "settings.json", "tokenizer", "learned.npy", "held_back.npy"
+HELD_BACK_TEXT = "held_back.txt"
+
+
+def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Progress = silent) -> None:
+    """Make the folder `out`, all of it or nothing. `progress` hears how many documents are token ids.
+
+    Raises `SllmError` if `out` exists already, and for a config or a text that cannot be learned.
+    """
+    config = module_for(hf_config(settings), settings.dtype).config
+    learned, held = hold_back(read_documents(texts), settings.hold_back)
+    with new_folder(out) as folder:
+        tokenizer = train_tokenizer(learned, config.vocab_size, settings.sink, config.max_position_embeddings)
+        tokenizer.save_pretrained(folder / TOKENIZER)
+        for name, documents in ((LEARNED, learned), (HELD_BACK, held)):
+            row = pack(tokenizer, documents, progress)
+            Samples(row, settings.context)  # refuses a text that is too small
+            np.save(folder / name, row)
+        (folder / HELD_BACK_TEXT).write_text(FORM_FEED.join(held), encoding="utf-8")
+        written = settings.as_json() | {"text": _fingerprint(texts)}
+        (folder / SETTINGS).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
+    """Raises `SllmError` unless `out` was prepared with these settings and texts."""
+    written = load_json(out / SETTINGS)
+    differences = settings.differences(written)
+    if written.get("text") != _fingerprint(texts):
+        differences.append("the text is another one")
+    if differences:
+        raise SllmError(
+            f"{out} holds another run ({'; '.join(differences)}); resume with the same settings, or name a new folder"
+        )
+
+
+def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
+    """The `config.json` of the trained model."""
+    return {**settings.config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}
+
+
+def _fingerprint(texts: Sequence[Path]) -> str:
+    digest = sha256()
+    for path in texts:
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise SllmError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""A run: step after step, from wherever it was left, until the model is written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sllm_jax.convert import orbax
+from sllm_jax.errors import SllmError
+from sllm_jax.files import new_folder
+from sllm_jax.models import module_for
+from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.train import checkpoint, metrics
+from sllm_jax.train.bpe import SINK
+from sllm_jax.train.metrics import Row
+from sllm_jax.train.packing import Samples
+from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config
+from sllm_jax.train.settings import Settings
+from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
+
+CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss.png", "model"
+ROW_EVERY = 10  # steps
+EVALUATED = 256  # samples of held-back text, at most, in one evaluation
+
+
+class Run:
+    """A prepared run. `steps` does the work; what it has come to is in `state` and `rows`."""
+
+    def __init__(self, folder: Path, settings: Settings, save_every: int = 200) -> None:
+        """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
+        self.folder, self.settings, self.save_every = folder, settings, save_every
+        self.module = module_for(hf_config(settings), settings.dtype).clone(remat=settings.remat)
+        self.tokenizer = load_tokenizer(folder / TOKENIZER)
+        sink_id = self.tokenizer.convert_tokens_to_ids(SINK) if settings.sink == "learnable" else None
+        self._learned, self._held_back = (
+            Samples(np.load(folder / name, mmap_mode="r"), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
+        )
+        self._tokens_per_byte = len(self._held_back.token_ids) / (folder / HELD_BACK_TEXT).stat().st_size
+        self.state = checkpoint.restore(folder / CHECKPOINTS, init_train_state(self.module, settings))
+        self.rows = metrics.read(folder / METRICS, self.step)
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return int(self.state.step)
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """Do the steps that are left, and write the model; after each step its number and its loss."""
+        chain, settings = optimizer(self.settings), self.settings
+        losses: list[float] = []
+        since = time.perf_counter()
+        while self.step < settings.steps:
+            samples = self._learned.batch(settings.seed, self.step, settings.batch_size)
+            self.state, measured = train_step(self.module, chain, self.state, samples, settings.accumulate)
+            losses.append(self._finite(float(measured["loss"])))
+            saves = self.step % self.save_every == 0 or self.step == settings.steps
+            if saves or self.step % ROW_EVERY == 0:
+                seconds = time.perf_counter() - since
+                self._add_row(losses, float(measured["gradient_norm"]), seconds, saves)
+                losses, since = [], time.perf_counter()
+            if saves:
+                self.save()
+            yield self.step, losses[-1] if losses else self.rows[-1].loss
+        self._write_model()
+
+    def held_back_nll(self) -> float:
+        """Mean nll on held-back text, nats per token, each sample from its beginning."""
+        samples, size = self._held_back.evenly(EVALUATED), self.settings.batch_size // self.settings.accumulate
+        parts = [samples[i : i + size] for i in range(0, len(samples), size)]
+        of_one_shape = [part for part in parts if len(part) == len(parts[0])]
+        return float(np.mean([evaluate(self.module, self.state.params, part) for part in of_one_shape]))
+
+    def save(self) -> None:
+        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails."""
+        checkpoint.save(self.folder / CHECKPOINTS, self.state)
+        metrics.write(self.folder / METRICS, self.rows)
+        metrics.plot(self.folder / PLOT, self.rows)
+
+    def _finite(self, loss: float) -> float:
+        if not np.isfinite(loss):
+            raise SllmError(f"the loss is {loss} at step {self.step}; lower the learning rate, or warm up for longer")
+        return loss
+
+    def _add_row(self, losses: list[float], gradient_norm: float, seconds: float, evaluates: bool) -> None:
+        tokens = self.settings.batch_size * self.settings.context
+        held_back = self.held_back_nll() if evaluates else None
+        row = Row(
+            step=self.step,
+            tokens=self.step * tokens,
+            loss=float(np.mean(losses)),
+            gradient_norm=gradient_norm,
+            learning_rate=float(learning_rate(self.settings)(self.step - 1)),
+            tokens_per_second=len(losses) * tokens / seconds,
+            held_back_nll=held_back,
+            held_back_bits_per_byte=None if held_back is None else held_back / np.log(2) * self._tokens_per_byte,
+        )
+        self.rows.append(row)
+
+    def _write_model(self) -> None:
+        """The trained model as a converted checkpoint."""
+        if (self.folder / MODEL).exists():
+            return
+        config = hf_config(
+            self.settings, bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id
+        )
+        with new_folder(self.folder / MODEL) as folder:
+            orbax.save(folder, jax.tree.map(np.asarray, self.state.params))
+            _write_json(folder / "config.json", config)
+            self.tokenizer.save_pretrained(folder)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,70 @@
+"""What a run is: all that its parameters depend on, besides the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sllm_jax.convert.dtypes import as_dtype
+from sllm_jax.errors import SllmError
+from sllm_jax.models.common import SINKS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run; two runs with equal settings and equal text end with equal parameters."""
+
+    config: Mapping[str, Any] = field(repr=False)  # Hugging Face style; its max_position_embeddings is the context
+    steps: int = 1000
+    batch_size: int = 16  # samples of one context each
+    accumulate: int = 1  # parts that a batch is computed in, one after the other
+    learning_rate: float = 3e-3  # at its highest
+    warmup_steps: int = 100
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.1  # of matrices
+    clip_norm: float = 1.0
+    dtype: str = "float32"  # of the computation; parameters and optimizer are float32
+    remat: bool = False
+    sink: str = "none"
+    hold_back: int = 1  # whole documents
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `SllmError` for a value that cannot be."""
+        as_dtype(self.dtype)
+        if self.sink not in SINKS:
+            raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
+        for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "hold_back"):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
+        for name in ("warmup_steps", "final_learning_rate", "weight_decay", "seed"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _require("warmup_steps", self.warmup_steps, self.warmup_steps < self.steps, f"below the {self.steps} steps")
+        _require("batch_size", self.batch_size, self.batch_size % self.accumulate == 0, "a multiple of accumulate")
+
+    @property
+    def context(self) -> int:
+        """Tokens of a sample."""
+        return self.config.get("max_position_embeddings", 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written down."""
+        return asdict(self) | {"config": dict(self.config)}
+
+    def differences(self, written: Mapping[str, Any]) -> list[str]:
+        """Each setting that is not what was written down, as `name: was ..., is ...`."""
+        mine = self.as_json()
+        config = {f"config.{name}" for name in {*mine["config"], *written.get("config", {})}}
+        names = [entry.name for entry in fields(self) if entry.name != "config"] + sorted(config)
+        pairs = [(name, _entry(written, name), _entry(mine, name)) for name in names]
+        return [f"{name}: was {before!r}, is {now!r}" for name, before, now in pairs if before != now]
+
+
+def _entry(settings: Mapping[str, Any], name: str) -> Any:
+    _, dot, inner = name.partition(".")
+    return settings.get("config", {}).get(inner) if dot else settings.get(name)
+
+
+def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise SllmError(f"{name.replace('_', '-')} must be {expected}; got {value}")

@@ -1,0 +1,82 @@
+"""The compiled parts of training: one step, and the loss on text held back."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.model import dense_logits, init_params, nll_of
+from sllm_jax.train.settings import Settings
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes."""
+
+    params: Any  # float32
+    opt_state: Any
+    step: Int[Array, ""]  # how many are done
+
+
+def init_train_state(module: Any, settings: Settings) -> TrainState:
+    """Before the first step. `module` is that of the computation; the parameters are float32."""
+    params = init_params(module.clone(dtype=jnp.dtype(jnp.float32)), settings.seed)
+    return TrainState(params, optimizer(settings).init(params), jnp.int32(0))
+
+
+def learning_rate(settings: Settings) -> optax.Schedule:
+    """Linear warm-up, then half a cosine."""
+    peak, final = settings.learning_rate, settings.final_learning_rate
+    return optax.warmup_cosine_decay_schedule(0.0, peak, settings.warmup_steps, settings.steps, final)
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; only matrices decay."""
+
+    def matrices(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(learning_rate(settings), b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
+    )
+
+
+def mean_nll(module: Any, params: Any, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+    """Mean negative log-likelihood, in nats, of every token but the first of each sample, given those before it."""
+    cast = jax.tree.map(lambda leaf: leaf.astype(module.dtype), params)
+    logits = jax.vmap(partial(dense_logits, module, cast))(samples[:, :-1])
+    return jnp.mean(nll_of(logits, samples[:, 1:]))
+
+
+@partial(jax.jit, static_argnames=("module", "chain", "parts"), donate_argnames="state")
+def train_step(
+    module: Any, chain: optax.GradientTransformation, state: TrainState, samples: Int[Array, "B N"], parts: int
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step on B samples, computed in `parts` parts; the next state, and the loss and the norm of the gradient."""
+    value_and_grad = jax.value_and_grad(partial(mean_nll, module))
+
+    def add(total: Any, part: Int[Array, "b N"]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, value_and_grad(state.params, part)), None
+
+    if parts == 1:
+        loss, gradient = value_and_grad(state.params, samples)
+    else:
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        total, _ = jax.lax.scan(add, zero, samples.reshape(parts, -1, samples.shape[1]))
+        loss, gradient = jax.tree.map(lambda leaf: leaf / parts, total)
+    updates, opt_state = chain.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    after = TrainState(params, opt_state, state.step + 1)
+    return after, {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+
+
+@partial(jax.jit, static_argnames="module")
+def evaluate(module: Any, params: Any, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+    """`mean_nll`, compiled."""
+    return mean_nll(module, params, samples)
