@@ -56,7 +56,7 @@ class Samples:
         return taken
 
     def batch(self, seed: int, step: int, size: int) -> np.ndarray:
-        """The samples [size, context + 1] of a step; every pass over the text takes each once, in an order of its own."""
+        """The samples [size, context + 1] of a step; each pass over the text takes each once, in a new order."""
         numbers = np.arange(step * size, (step + 1) * size)
         order = [_order(seed, int(number // len(self)), len(self))[number % len(self)] for number in numbers]
         return self.take(np.array(order))
