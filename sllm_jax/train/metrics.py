@@ -52,10 +52,8 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([row.tokens for row in rows], [row.loss for row in rows], color="0.6", linewidth=1, label="learned text")
-    held = [row for row in rows if row.held_back_nll is not None]
-    axes.plot(
-        [row.tokens for row in held], [row.held_back_nll for row in held], "o-", color="#0072b2", label="held back"
-    )
+    held = [(row.tokens, row.held_back_nll) for row in rows if row.held_back_nll is not None]
+    axes.plot([x for x, _ in held], [y for _, y in held], "o-", color="#0072b2", label="held back")
     axes.set(xlabel="tokens learned from", ylabel="negative log-likelihood (nats per token)")
     axes.legend()
     axes.grid(alpha=0.3)
