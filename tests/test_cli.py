@@ -148,6 +148,11 @@ def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):
     assert run("generate", "--model", bare, "--max-tokens", 3, "--tokenizer", model / "tokenizer.json")[0] == 0
 
 
+def test_a_bundled_model_is_converted_too(run, tmp_path):
+    assert run("convert", "bundled:llama", tmp_path / "ours")[0] == 0
+    assert run("generate", "--model", tmp_path / "ours", "--max-tokens", 9)[1] == run("generate", "--max-tokens", 9)[1]
+
+
 def test_convert_there_and_back(run, model, tmp_path):
     assert run("convert", model, tmp_path / "ours")[0] == 0
     assert run("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")[0] == 0
