@@ -1,6 +1,6 @@
 """StreamingLLM in JAX: endless text from language models, in constant memory and at constant speed.
 
-    model, tokenizer = sllm_jax.load("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+    model, tokenizer = sllm_jax.load()  # the bundled model, or a Hugging Face name or folder
     stream = sllm_jax.Stream(model, tokenizer)
     stream.feed("Once upon a time")
     for piece in stream.generate():

@@ -1,4 +1,4 @@
-"""Hugging Face names to folders: from the hub, or from its local cache where the hub cannot be reached."""
+"""Names to folders: of bundled models, and of Hugging Face models from the hub or, without it, its local cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants, errors
 
+from sllm_jax.bundle import PREFIX, bundled_folder
 from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import TOKENIZER_FILES
@@ -20,13 +21,15 @@ _TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
 
 
 def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
-    """The folder itself, or the folder in the local cache of a Hugging Face model, downloaded if need be.
+    """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
 
     Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises
     `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in
     the cache nor within reach.
     """
     name = str(name_or_folder)
+    if name.startswith(PREFIX):
+        return bundled_folder(name)
     folder = Path(os.path.expanduser(name))
     if name and folder.is_dir():
         return folder

@@ -1,4 +1,4 @@
-"""`load`: a model and its tokenizer from a converted checkpoint, a Hugging Face folder or a Hugging Face name."""
+"""`load`: a model and its tokenizer: bundled, from Hugging Face by name, or from a folder of its format or ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from sllm_jax import hub
+from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.convert import load_params
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
@@ -27,7 +28,7 @@ def default_dtype() -> str:
 
 
 def load(
-    name_or_folder: str | Path,
+    name_or_folder: str | Path = DEFAULT_MODEL,
     dtype: Any = None,
     revision: str | None = None,
     tokenizer: str | Path | None = None,

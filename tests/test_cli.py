@@ -148,6 +148,11 @@ def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):
     assert run("generate", "--model", bare, "--max-tokens", 3, "--tokenizer", model / "tokenizer.json")[0] == 0
 
 
+def test_a_bundled_model_is_converted_too(run, tmp_path):
+    assert run("convert", "bundled:llama", tmp_path / "ours")[0] == 0
+    assert run("generate", "--model", tmp_path / "ours", "--max-tokens", 9)[1] == run("generate", "--max-tokens", 9)[1]
+
+
 def test_convert_there_and_back(run, model, tmp_path):
     assert run("convert", model, tmp_path / "ours")[0] == 0
     assert run("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")[0] == 0
@@ -177,6 +182,7 @@ BAD_GENERATE = {
     "top-p of 0": (["--top-p", "0"], "top-p must be above 0"),
     "no such seed": (["--seed", "99999999999999999999"], "seed must be from 0 to 4294967295"),
     "text that is not Unicode": (["--prompt", "\udcff"], "the text is not Unicode"),
+    "no such bundled model": (["--model", "bundled:nothing"], "there is no model 'bundled:nothing' in this package"),
     "unknown mode": (["--mode", "sparse"], "mode 'sparse' is not one of streaming, dense"),
     "unknown dtype": (["--dtype", "int7"], "int7"),
     "missing tokenizer": (["--tokenizer", "./nowhere"], "nowhere"),
@@ -357,7 +363,7 @@ def test_chat_and_convert_refuse(run, model, tmp_path):
 
 
 def test_usage_errors_are_exit_code_2_without_a_traceback(run):
-    for arguments in (["generate"], ["generate", "--no-such-option"], ["nonsense"]):
+    for arguments in (["convert"], ["generate", "--no-such-option"], ["nonsense"]):
         code, _, err = run(*arguments)
         assert (code, "Traceback" in err) == (2, False)
 

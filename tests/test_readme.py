@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, with a small model under the Hugging Face name that it uses."""
+"""Every snippet of the README runs offline: the bundled model, and a small one under the Hugging Face name it uses."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sllm_jax
+from sllm_jax.bundle import bundled_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,7 +33,6 @@ def anywhere(data, tmp_path_factory):
     shutil.copytree(data / "tiny-llama", snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("0" * 40)
-    (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "book.txt").write_text("The cat sat by the window and saw the rain.\n" * 20)
     (folder / "questions.jsonl").write_text('{"turns": ["Who is there?", "And now?"]}\n')
     bin_folder = str(Path(sys.executable).parent)
@@ -45,7 +45,8 @@ def test_commands_run(anywhere, command):
     folder, environment = anywhere
     _, _, command = command.rpartition("&& ")
     assert command.startswith("sllm-jax ")
-    subprocess.run(shlex.split(command), cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(shlex.split(command), cwd=folder, env=environment, check=True, capture_output=True)
+    assert done.stdout.strip() or "convert" in command
 
 
 @pytest.mark.parametrize("snippet", snippets("python"))
@@ -57,6 +58,22 @@ def test_python_runs(anywhere, snippet):
 def test_the_gate_runs_the_test_command():
     assert "pip install -e '.[test]' && pytest\n" in README
     assert "\npytest" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_first_command_installs_and_needs_no_checkpoint():
+    assert COMMANDS[0].startswith("pip install -e . && sllm-jax generate --prompt ")
+    assert "--model" not in COMMANDS[0]
+
+
+def test_bundled_models_are_named_as_they_are_and_have_their_card_linked():
+    assert set(re.findall(r"bundled:[a-z-]+", README)) == set(bundled_names())
+    for name in bundled_names():
+        assert f"(sllm_jax/bundled/{name.removeprefix('bundled:')}/README.md)" in README
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
+def test_links_into_the_repository_lead_somewhere(link):
+    assert link.startswith("https://") or (ROOT / link).exists()
 
 
 def test_there_is_a_snippet_of_each_kind():

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from sllm_jax import sampling as functions
 from sllm_jax.errors import SllmError
-from sllm_jax.sampling import penalize, sample, sampling
+from sllm_jax.sampling import penalize, sample, sampling, sampling_for
 
 keep_top_k, keep_top_p, keep_min_p = map(jax.jit, (functions.keep_top_k, functions.keep_top_p, functions.keep_min_p))
 
@@ -71,6 +71,19 @@ def test_ties_and_infinities_keep_the_order():
 
 def test_zeros_of_either_sign_are_equal():
     assert kept(keep_top_k(jnp.array([0.0, -0.0, -1.0]), jnp.int32(1))).tolist() == [True, True, False]
+
+
+def test_every_option_can_come_from_the_model():
+    own = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
+    assert_same_options(sampling_for({"do_sample": True, "eos_token_id": 0} | own), sampling(**own))
+    changed = own | {"top_p": 0.5, "repetition_penalty": 1.0}
+    given = {"top_p": 0.5, "repetition_penalty": 1.0, "temperature": None}
+    assert_same_options(sampling_for({"do_sample": True} | own, **given), sampling(**changed))
+
+
+def assert_same_options(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert jax.tree.leaves(one) == jax.tree.leaves(other)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45])

@@ -78,6 +78,40 @@ def test_without_a_prompt_it_begins_with_bos(new_stream):
     assert stream.tokens_seen == 6
 
 
+@pytest.fixture
+def one_special_token(data, tmp_path):
+    """A tokenizer in the manner of GPT-NeoX, whose BOS is its EOS, with a special token for a sink besides."""
+    for path in (data / "tiny-tokenizer-bytes").iterdir():
+        (tmp_path / path.name).write_text(path.read_text().replace("<|padding|>", "<|sink|>"))
+    return load_tokenizer(tmp_path)
+
+
+def test_a_bos_that_is_the_eos_begins_a_text_and_does_not_end_it(loaded, one_special_token):
+    stream = Stream(loaded[0], one_special_token, 2, 60)
+    assert one_special_token.bos_token_id == one_special_token.eos_token_id == 0
+    assert 0 in eos_ids(loaded[0], one_special_token)
+    text = text_of(stream.generate(9))
+    ids = visible(stream)
+    assert (ids[0], stream.tokens_written, stream.tokens_seen) == (0, 9, 10)
+    assert text == decode(one_special_token, ids[1:])
+    assert "<|" not in text
+
+
+def test_special_tokens_are_never_shown(loaded, one_special_token, monkeypatch):
+    stream = Stream(loaded[0], one_special_token, 2, 60)
+    first, second = (encode(one_special_token, text, start=False).tolist() for text in ("One text.", "Another."))
+    script = [1, *first, 0, 1, *second, 0]
+
+    def write(limit, *_):
+        ids, script[:] = script[:limit], script[limit:]
+        stream._read(np.array(ids, np.int32))
+        return ids
+
+    monkeypatch.setattr(stream, "_write", write)
+    assert text_of(stream.generate(40)) == "One text.Another."
+    assert visible(stream)[0] == 0
+
+
 def test_bos_stands_at_the_start_only(new_stream):
     stream = new_stream()
     stream.feed("The")

@@ -7,12 +7,15 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from sllm_jax.bundle import bundled_names
+
 MODEL, CACHE, SAMPLING = "Model", "Cache", "Sampling"
 
 Model = Annotated[
     str,
     Option(
-        help="A Hugging Face name (such as lmsys/vicuna-7b-v1.5), a Hugging Face folder, or a converted checkpoint.",
+        help=f"A model that comes with the package ({', '.join(bundled_names())}), a Hugging Face name (such as "
+        "lmsys/vicuna-7b-v1.5), a Hugging Face folder, or a converted checkpoint.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -86,5 +89,7 @@ Greedy = Annotated[
 Seed = Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)]
 
 Stop = Annotated[list[str] | None, Option(help="End where this text appears (may be given several times).")]
-Source = Annotated[str, Argument(help="A Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")]
+Source = Annotated[
+    str, Argument(help="A bundled model, a Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")
+]
 Out = Annotated[Path, Argument(help="The folder to write; it must not exist yet.", metavar="OUT")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import CtrlC, note, progress
 from sllm_jax.errors import SllmError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def perplexity(
-    model: o.Model,
+    model: o.Model = DEFAULT_MODEL,
     text: Annotated[Path | None, Option(help="The text to predict, UTF-8.")] = None,
     tokens: Annotated[
         Path | None, Option(help="Integer token ids in a .npy file instead, used as they are; needs no tokenizer.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import CtrlC, note, progress
 from sllm_jax.errors import SllmError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: o.Model,
+    model: o.Model = DEFAULT_MODEL,
     prompt: Annotated[
         str | None, Option(help='The text to go on from; "-" reads standard input. Without it: from nothing.')
     ] = None,
@@ -71,7 +72,7 @@ def generate(
 
 
 def chat(
-    model: o.Model,
+    model: o.Model = DEFAULT_MODEL,
     system: Annotated[str | None, Option(help="What the model is told before the first message.")] = None,
     prompts: Annotated[
         Path | None,

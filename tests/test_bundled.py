@@ -1,0 +1,110 @@
+"""The models that come with the package: found by name, whole, small, and what PyTorch says they are."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from sllm_jax import hub
+from sllm_jax.attention import attend_causally
+from sllm_jax.bundle import DEFAULT_MODEL, FOLDER, bundled_names
+from sllm_jax.cli.perplexity import perplexity
+from sllm_jax.cli.text import chat, generate
+from sllm_jax.errors import SllmError
+from sllm_jax.loading import load
+from sllm_jax.models.common import no_caches
+from sllm_jax.tokenizer import encode
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MEGABYTES = 12
+TEXT = """The old boat lay on the sand all winter, and in spring two brothers came to paint it. The elder one held the
+bucket. The younger one asked where they would sail, and his brother said that a boat knows this better than a sailor.
+So they waited for a good wind. In the evening their mother brought bread and soup, and the three of them looked at the
+sea until it was dark. Nobody spoke of the storm any more; it had been a long time ago, and the house had a new roof.
+"""
+
+
+@pytest.fixture(params=bundled_names())
+def name(request):
+    return request.param
+
+
+def test_the_default_is_there():
+    assert DEFAULT_MODEL in bundled_names()
+    assert hub.resolve(DEFAULT_MODEL) == FOLDER / "llama"
+
+
+@pytest.mark.parametrize("wrong", ["bundled:nothing", "bundled:", "bundled:../bundled/llama", "bundled:llama/"])
+def test_an_unknown_name_is_told_those_there_are(wrong):
+    with pytest.raises(SllmError) as refusal:
+        hub.resolve(wrong)
+    assert str(refusal.value) == f"there is no model {wrong!r} in this package; there is {', '.join(bundled_names())}"
+
+
+def test_every_folder_is_whole(name):
+    folder = hub.resolve(name)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "README.md"])
+    assert name in (folder / "README.md").read_text(encoding="utf-8")
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"BF16"}  # noqa: SIM118 it is no dict
+
+
+def test_every_folder_has_a_name():
+    assert [path for path in FOLDER.iterdir() if f"bundled:{path.name}" not in bundled_names()] == []
+
+
+def test_the_package_is_small():
+    files = [path for path in FOLDER.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) <= MEGABYTES * 1e6
+
+
+def test_load_without_a_name():
+    model, tokenizer = load()
+    assert model.hf_config == load(DEFAULT_MODEL)[0].hf_config
+    assert tokenizer.name_or_path == str(FOLDER / "llama")
+
+
+def test_every_command_that_takes_a_model_has_the_default():
+    for command in (generate, chat, perplexity):
+        assert inspect.signature(command).parameters["model"].default == DEFAULT_MODEL
+
+
+def test_it_is_sampled_from_by_default(name):
+    model, _ = load(name)
+    assert model.generation_config["do_sample"] is True
+    assert 0 < model.generation_config["temperature"] <= 1
+
+
+def test_logits_equal_those_of_transformers(name):
+    model, tokenizer = load(name, dtype="float32")
+    tokens = encode(tokenizer, TEXT, start=True)[:100]
+    assert len(tokens) == 100
+    theirs = AutoModelForCausalLM.from_pretrained(hub.resolve(name), dtype=torch.float32, local_files_only=True).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
+    attend = attend_causally(model.config, model.dtype, len(tokens))
+    ours, _ = model.module.apply({"params": model.params}, jnp.asarray(tokens), no_caches(model.config), attend)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_a_first_text_without_network_checkpoint_or_home(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sllm-jax"), "generate", "--max-tokens", "20"],
+        cwd=tmp_path,
+        env=environment | {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip()
+    assert re.search(r"^\d+ tokens.*, cache \d+ of \d+ tokens", done.stderr, re.MULTILINE)
