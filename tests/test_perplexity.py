@@ -54,7 +54,7 @@ def test_recompute_in_several_batches_of_windows(tiny, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("stride", "chunk_size"), [(1, 16), (2, 5), (7, 16), (25, 5), (100, 16)])
+@pytest.mark.parametrize(("stride", "chunk_size"), [(7, 16), (25, 5)])
 def test_a_stride_is_every_so_many_of_the_whole(tiny, tokens, mode, stride, chunk_size):
     expected = whole(tiny, tokens, mode, 3, 20, chunk_size)[::stride]
     np.testing.assert_allclose(whole(tiny, tokens, mode, 3, 20, chunk_size, stride=stride), expected, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The command line: `sllm-jax generate | chat | perplexity | convert`. Each command only calls the library."""
+"""The command line: `sllm-jax generate | chat | perplexity | reproduce | convert`. A command only calls the library."""
 
 from __future__ import annotations
 
