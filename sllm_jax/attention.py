@@ -12,6 +12,7 @@ Axis letters as in `kv_state.py`, and H query heads, G query heads per key/value
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -25,6 +26,7 @@ from sllm_jax.models.common import Attend, LayerCache, ModelConfig, precision_of
 from sllm_jax.position import AngleTable, rotate
 
 MASKED = -1e30  # finite: a row with nothing to see must not become NaN and reach valid rows through the next layer
+Block = tuple[Array, Array, Array, Array]  # queries [K, G, T, D], keys and values [K, n, D], who sees what [T, n]
 
 
 class Plan(struct.PyTreeNode):
@@ -108,7 +110,7 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
         k, v, grouped = _heads_first(k), _heads_first(v).astype(values.dtype), _grouped(q, keys.shape[0])
         k_written = rotate(k, at_slots).astype(keys.dtype)
         in_window = rotate(grouped, at_numbers)
-        blocks = [  # queries, keys, values, which of them each query sees
+        blocks: list[Block] = [
             (in_window, rotate(keys, lap_back), values, sees_ring),
             (in_window, rotate(k, at_numbers), v, sees_chunk),
         ]
@@ -125,31 +127,50 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
 
 def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
     """Ordinary dense attention over a text of `length` tokens; keeps nothing."""
-    at = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(jnp.arange(length))
-    t = jnp.arange(length)
-    causal = t[:, None] >= t
+    block_of = causal_block(config, length)
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
     ) -> tuple[LayerCache, Float[Array, "T H D"]]:
-        k, v = _heads_first(k), _heads_first(v)
-        return cache, _attend_blocks([(rotate(_grouped(q, len(k)), at), rotate(k, at), v, causal)], config, dtype)
+        return cache, _attend_blocks([block_of(q, k, v)], config, dtype)
 
     return attend
 
 
-def _attend_blocks(
-    blocks: list[tuple[Array, Array, Array, Array]], config: ModelConfig, dtype: Any
-) -> Float[Array, "T H D"]:
-    """One softmax over several blocks: queries [K, G, T, D], keys [K, n, D], values [K, n, D], mask [T, n]."""
+def causal_block(
+    config: ModelConfig, length: int
+) -> Callable[[Float[Array, "T H D"], Float[Array, "T K D"], Float[Array, "T K D"]], Block]:
+    """What makes one block of a text of `length` tokens: each token sees itself and all before it."""
+    at = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(jnp.arange(length))
+    t = jnp.arange(length)
+    causal = t[:, None] >= t
+
+    def block_of(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Block:
+        k, v = _heads_first(k), _heads_first(v)
+        return rotate(_grouped(q, len(k)), at), rotate(k, at), v, causal
+
+    return block_of
+
+
+def masked_scores(blocks: list[Block], config: ModelConfig, dtype: Any) -> Float[Array, "K G T n"]:
+    """The scores of several blocks side by side, float32, `MASKED` where a query does not see."""
     scores = [jnp.where(mask, _scores(q, k, config, dtype), MASKED) for q, k, _, mask in blocks]
-    weights = sink_softmax(jnp.concatenate(scores, axis=-1), config).astype(dtype)  # [K, G, T, n of all]
+    return jnp.concatenate(scores, axis=-1)
+
+
+def mix(weights: Float[Array, "K G T n"], blocks: list[Block], dtype: Any) -> Float[Array, "T H D"]:
+    """The values of several blocks, mixed by the weights of all of them side by side."""
     ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
-    mix = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
-    parts = [mix(w, v) for w, (_, _, v, _) in zip(jnp.split(weights, ends, axis=-1), blocks, strict=True)]
-    mixed = reduce(jnp.add, parts)
+    product = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
+    parts = jnp.split(weights.astype(dtype), ends, axis=-1)
+    mixed = reduce(jnp.add, [product(w, v) for w, (_, _, v, _) in zip(parts, blocks, strict=True)])
     K, G, T, D = mixed.shape  # noqa: N806
     return mixed.transpose(2, 0, 1, 3).reshape(T, K * G, D).astype(dtype)
+
+
+def _attend_blocks(blocks: list[Block], config: ModelConfig, dtype: Any) -> Float[Array, "T H D"]:
+    """One softmax over several blocks."""
+    return mix(sink_softmax(masked_scores(blocks, config, dtype), config), blocks, dtype)
 
 
 def _scores(

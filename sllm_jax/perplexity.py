@@ -34,26 +34,31 @@ def token_nll(
     start_size: int = 4,
     recent_size: int = 2000,
     chunk_size: int = CHUNK_SIZE,
+    stride: int = 1,
 ) -> Iterator[np.ndarray]:
     """Pieces of nll [T - 1] float32 for token ids [T]: nll[i] = -log p(token i + 1 | tokens up to i), in nats.
 
     `window` takes 0 for the start size, `dense` ignores both sizes. `recompute` looks at the last `cache_size` + 1
-    tokens, as many as a step of the others attends to. Raises `SllmError` for ids, sizes or a mode that cannot be used.
+    tokens, as many as a step of the others attends to. With a `stride` the pieces are those of nll[::stride];
+    `recompute`, where each is a pass of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that
+    cannot be used.
     """
     token_ids = check_token_ids(token_ids, model.config.vocab_size)
     check_sizes(start_size, recent_size)
     if chunk_size < 1:
         raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
+    if stride < 1:
+        raise SllmError(f"stride must be 1 or more; got {stride}")
     chunk_size = min(chunk_size, len(token_ids) - 1)
     match mode:
         case "streaming":
-            return _in_chunks(model, token_ids, start_size, recent_size, chunk_size)
+            return _in_chunks(model, token_ids, start_size, recent_size, chunk_size, stride)
         case "window":
-            return _in_chunks(model, token_ids, 0, recent_size, chunk_size)
+            return _in_chunks(model, token_ids, 0, recent_size, chunk_size, stride)
         case "dense":
-            return _in_chunks(model, token_ids, 0, len(token_ids) - 1, chunk_size)
+            return _in_chunks(model, token_ids, 0, len(token_ids) - 1, chunk_size, stride)
         case "recompute":
-            return _recomputed(model, token_ids, start_size + recent_size + 1, chunk_size)
+            return _recomputed(model, token_ids, start_size + recent_size + 1, chunk_size, stride)
     raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
 
 
@@ -76,7 +81,7 @@ def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def _in_chunks(
-    model: Model, token_ids: np.ndarray, start_size: int, recent_size: int, chunk_size: int
+    model: Model, token_ids: np.ndarray, start_size: int, recent_size: int, chunk_size: int, stride: int
 ) -> Iterator[np.ndarray]:
     state = init_state(model.config, start_size, recent_size, model.dtype)
     for start in range(0, len(token_ids) - 1, chunk_size):
@@ -84,14 +89,15 @@ def _in_chunks(
         count = len(taken) - 1
         chunk = np.pad(taken, (0, chunk_size - count))
         state, nll = _score_chunk(model.module, model.params, state, chunk, np.int32(count))
-        yield np.asarray(nll)[:count]
+        yield np.asarray(nll)[-start % stride : count : stride]
 
 
-def _recomputed(model: Model, token_ids: np.ndarray, width: int, chunk_size: int) -> Iterator[np.ndarray]:
-    yield from _in_chunks(model, token_ids[: width + 1], 0, width - 1, min(chunk_size, width))
+def _recomputed(model: Model, token_ids: np.ndarray, width: int, chunk_size: int, stride: int) -> Iterator[np.ndarray]:
+    yield from _in_chunks(model, token_ids[: width + 1], 0, width - 1, min(chunk_size, width), stride)
     if len(token_ids) <= width + 1:
         return
     windows = np.lib.stride_tricks.sliding_window_view(token_ids, width + 1)[1:]  # each with the token that follows
+    windows = windows[-width % stride :: stride]
     batch = max(1, _WINDOW_TOKENS // width)
     for start in range(0, len(windows), batch):
         taken = windows[start : start + batch]

@@ -53,6 +53,19 @@ def test_recompute_in_several_batches_of_windows(tiny, tokens, monkeypatch):
     assert sizes == [24, *[5] * 7]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("stride", "chunk_size"), [(7, 16), (25, 5)])
+def test_a_stride_is_every_so_many_of_the_whole(tiny, tokens, mode, stride, chunk_size):
+    expected = whole(tiny, tokens, mode, 3, 20, chunk_size)[::stride]
+    np.testing.assert_allclose(whole(tiny, tokens, mode, 3, 20, chunk_size, stride=stride), expected, rtol=0, atol=1e-6)
+
+
+def test_a_stride_recomputes_no_others(tiny, tokens, monkeypatch):
+    monkeypatch.setattr("sllm_jax.perplexity._WINDOW_TOKENS", 24)
+    sizes = [len(piece) for piece in token_nll(tiny, tokens, "recompute", 3, 20, stride=7)]
+    assert sizes == [4, 1, 1, 1, 1, 1]  # 0, 7, 14, 21 in one pass, then 28, 35, 42, 49, 56
+
+
 def test_two_tokens_are_enough(tiny):
     for mode in MODES:
         assert whole(tiny, np.array([5, 7]), mode, 3, 20).shape == (1,)
@@ -77,6 +90,7 @@ def test_perplexity_is_the_exponential_of_the_mean():
         ((np.arange(9), "sparse"), "mode 'sparse' is not one of streaming, window, dense, recompute"),
         ((np.arange(9), "streaming", -1), "start_size must be an integer of 0 or more; got -1"),
         ((np.arange(9), "streaming", 4, 8, 0), "chunk size must be 1 or more; got 0"),
+        ((np.arange(9), "recompute", 4, 8, 8, 0), "stride must be 1 or more; got 0"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny, arguments, message):

@@ -14,43 +14,46 @@ import numpy as np
 
 import sllm_jax
 from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.reproduce.report import Table
 from sllm_jax.tokenizer import encode
 
 HERE = Path(__file__).parent
-OPTIONS = "--steps 3000 --batch-size 16 --learning-rate 4e-3 --warmup-steps 200 --hold-back 6 --dtype bfloat16".split()
+OPTIONS = {"steps": 3000, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 200, "hold-back": 6}
 KINDS = {"none": "Vanilla", "zero": "Zero sink", "learnable": "Learnable sink"}
 STARTS = (0, 1, 2, 4)
+CACHE = 127  # with the token itself the trained context
 TOKENS = 100_000
 
 
 def train(kind: str, out: Path, texts: list[str]) -> None:
     """Train the model of one kind, unless it is there."""
-    command = [*"sllm-jax train".split(), *texts, "--config", str(HERE / "config.json"), "--out", str(out), *OPTIONS]
-    if not (out / "model").exists():
-        subprocess.run([*command, "--sink", kind, *(["--resume"] if out.exists() else [])], check=True)
+    if (out / "model").exists():
+        return
+    options = [
+        f"--{name}={value}" for name, value in {**OPTIONS, "dtype": "bfloat16", "sink": kind, "out": out}.items()
+    ]
+    resume = ["--resume"] if out.exists() else []
+    subprocess.run(["sllm-jax", "train", *texts, f"--config={HERE / 'config.json'}", *options, *resume], check=True)
 
 
 def measure(run: Path) -> list[float]:
     """Perplexity of the held-back text for each number of sinks, at one cache size: the trained context."""
     model, tokenizer = sllm_jax.load(run / "model")
-    context = model.config.max_position_embeddings
     ids = encode(tokenizer, (run / "held_back.txt").read_text(encoding="utf-8"), start=True)[: TOKENS + 1]
-    return [perplexity(np.concatenate(list(token_nll(model, ids, "streaming", s, context - 1 - s)))) for s in STARTS]
+    return [perplexity(np.concatenate(list(token_nll(model, ids, "streaming", s, CACHE - s)))) for s in STARTS]
 
 
 def main(runs: Path, texts: list[str]) -> None:
     """All of it."""
-    lines = ["kind,start_size,recent_size,perplexity"]
-    rows = []
-    for kind, name in KINDS.items():
+    found = {}
+    for kind in KINDS:
         train(kind, runs / kind, texts)
-        found = measure(runs / kind)
-        lines += [f"{kind},{s},{127 - s},{value:.3f}" for s, value in zip(STARTS, found, strict=True)]
-        rows.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in found) + " |")
-    header = "| cache | " + " | ".join(f"{s}+{127 - s}" for s in STARTS) + " |"
-    (HERE / "table3.csv").write_text("\n".join(lines) + "\n")
-    table = "\n".join([header, "|---" * (len(STARTS) + 1) + "|", *rows])
+        found[kind] = measure(runs / kind)
+    rows = [[name, *found[kind]] for kind, name in KINDS.items()]
+    table = Table(["cache", *(f"{start} + {CACHE - start}" for start in STARTS)], rows).markdown()
     (HERE / "table3.md").write_text(table + "\n")
+    lines = [f"{kind},{start},{CACHE - start},{found[kind][i]:.4f}" for kind in KINDS for i, start in enumerate(STARTS)]
+    (HERE / "table3.csv").write_text("\n".join(["sink,start_size,recent_size,perplexity", *lines]) + "\n")
     print(table)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sllm-jax generate | chat | perplexity | convert`. Each command only calls the library."""
+"""The command line: `sllm-jax COMMAND`. Each command only calls the library."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import typer
 
 from sllm_jax.cli.convert import convert
 from sllm_jax.cli.perplexity import perplexity
+from sllm_jax.cli.reproduce import reproduce
 from sllm_jax.cli.text import chat, generate
 from sllm_jax.cli.train import train
 from sllm_jax.version import __version__
@@ -44,5 +45,5 @@ def common(
     """
 
 
-for command in (generate, chat, perplexity, convert, train):
+for command in (generate, chat, perplexity, reproduce, train, convert):
     app.command()(command)

@@ -1,0 +1,91 @@
+"""How much attention the first positions of a text receive (paper, section 3.1, figure 2).
+
+`attend_and_measure` is `attend_causally` that keeps, in the place of each layer's cache, what was measured there.
+Axis letters as in `attention.py`, and B windows, L layers. Queries are those of the second half of a text: the first
+ones have little else to look at.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.attention import causal_block, masked_scores, mix, sink_softmax
+from sllm_jax.model import Model
+from sllm_jax.models.common import Attend, LayerCache, ModelConfig, no_caches
+from sllm_jax.progress import Progress, silent
+
+FIRST = 4  # positions that are looked at one by one
+_BATCH_TOKENS = 4096  # tokens of all windows that are read in one call
+
+
+def attention_on_first(model: Model, windows: np.ndarray, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
+    """Mean attention over the second halves of windows [B, T] of token ids, each read from nothing.
+
+    Returns the probability that each of the first 4 positions receives, [L, H, 4], and the scaled score before the
+    softmax of each of them and, last, of all later ones that a query sees, [L, H, 5].
+    """
+    batch = max(1, _BATCH_TOKENS // windows.shape[1])
+    masses, logits = [], []
+    for start in range(0, len(windows), batch):
+        taken = windows[start : start + batch]
+        padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
+        mass, logit = _measure(model.module, model.params, padded)
+        masses.append(np.asarray(mass)[: len(taken)])
+        logits.append(np.asarray(logit)[: len(taken)])
+        progress(start + len(taken), len(windows))
+    return np.concatenate(masses).mean(0, dtype=np.float64), np.concatenate(logits).mean(0, dtype=np.float64)
+
+
+def first_query(length: int) -> int:
+    """The position of the first query that counts."""
+    return length // 2
+
+
+def uniform_mass(length: int) -> float:
+    """What one position receives from the same queries if each looks at all it sees alike."""
+    return float(np.mean(1 / (np.arange(first_query(length), length) + 1)))
+
+
+def attend_and_measure(config: ModelConfig, dtype: Any, length: int) -> Attend:
+    """`attend_causally` that keeps the mass [H, 4] and the scores [H, 5] of `attention_on_first` of each layer."""
+    block_of = causal_block(config, length)
+
+    def attend(
+        cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+    ) -> tuple[LayerCache, Float[Array, "T H D"]]:
+        blocks = [block_of(q, k, v)]
+        scores = masked_scores(blocks, config, dtype)
+        weights = sink_softmax(scores, config)
+        late = slice(first_query(length), None)
+        mass = weights[:, :, late, :FIRST].mean(2)
+        logits = _first_and_rest(scores[:, :, late], length).mean(2)
+        return (mass.reshape(-1, FIRST), logits.reshape(-1, FIRST + 1)), mix(weights, blocks, dtype)
+
+    return attend
+
+
+def _first_and_rest(scores: Float[Array, "K G N T"], length: int) -> Float[Array, "K G N 5"]:
+    """For the last N of T queries: the scores of the first 4 positions, and the mean of the later ones that it sees."""
+    query, key = jnp.arange(first_query(length), length)[:, None], jnp.arange(length)
+    rest = (key >= FIRST) & (key <= query)
+    mean_of_rest = jnp.where(rest, scores, 0).sum(-1, keepdims=True) / rest.sum(-1, keepdims=True)
+    return jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
+
+
+@partial(jax.jit, static_argnames="module")
+def _measure(
+    module: Any, params: Any, windows: Int[Array, "B T"]
+) -> tuple[Float[Array, "B L H 4"], Float[Array, "B L H 5"]]:
+    attend = attend_and_measure(module.config, module.dtype, windows.shape[1])
+
+    def kept(window: Int[Array, " T"]) -> tuple[LayerCache, ...]:
+        return module.apply({"params": params}, window, no_caches(module.config), attend, -1)[1]
+
+    layers = jax.vmap(kept)(windows)
+    return jnp.stack([mass for mass, _ in layers], 1), jnp.stack([logits for _, logits in layers], 1)

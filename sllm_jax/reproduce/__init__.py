@@ -1,0 +1,20 @@
+"""The paper's experiments on a model and a text of one's own; each is one file, listed here under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sllm_jax.errors import SllmError
+from sllm_jax.reproduce.fig2 import fig2
+from sllm_jax.reproduce.fig3 import fig3
+from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.subject import Subject
+
+EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {"fig2": fig2, "fig3": fig3}
+
+
+def experiment(name: str) -> Callable[[Subject], Report]:
+    """The experiment of that name; raises `SllmError` if there is none."""
+    if name not in EXPERIMENTS:
+        raise SllmError(f"experiment {name!r} is not one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

@@ -1,0 +1,100 @@
+"""Figure 2: attention sinks observed. How much attention each head pays to the first positions of a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sllm_jax.attention_map import FIRST, attention_on_first, first_query, uniform_mass
+from sllm_jax.errors import SllmError
+from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.subject import Subject
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
+_NUMBERS = 120  # cells of a heat map up to which each shows its number
+
+
+def fig2(subject: Subject) -> Report:
+    """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
+    windows = _windows(subject)
+    length = windows.shape[1]
+    mass, logits = attention_on_first(subject.model, windows, subject.progress)  # [L, H, 4], [L, H, 5]
+    on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
+    uniform = uniform_mass(length) * FIRST
+    settings = subject.settings() | {
+        "windows": f"{len(windows)} of {length} tokens, each read from nothing with dense causal attention",
+        "start tokens of each window": ", ".join(map(str, subject.start_tokens())) or "none",
+        "queries": f"positions {first_query(length)} to {length - 1} of each window (the second half)",
+        "mass": "probability after the softmax, mean over queries and windows",
+        "logit": f"scaled score before the softmax; the rest: mean over the positions from {FIRST} that a query sees",
+        "uniform": f"mean over the queries, at positions t, of {FIRST} / (t + 1)",
+    }
+    return Report(
+        title="fig2: attention on the first positions",
+        tables=[_layer_table(mass, logits, uniform)],
+        settings=settings,
+        figures=_head_table(mass, logits),
+        draw=lambda figure: _draw(figure, on_first, difference, uniform),
+    )
+
+
+def _windows(subject: Subject) -> np.ndarray:
+    """Whole windows [B, T] of the text, each behind the tokenizer's start tokens."""
+    length, start, ids = min(subject.context, LONGEST), subject.start_tokens(), subject.text_tokens()
+    taken = length - len(start)
+    count = len(ids) // taken
+    if count == 0:
+        raise SllmError(f"fig2 needs a text of at least one window, {taken} tokens; got {len(ids)}")
+    cut = ids[: count * taken].reshape(count, taken)
+    return np.concatenate([np.tile(start, (count, 1)), cut], axis=1)
+
+
+def _layer_table(mass: np.ndarray, logits: np.ndarray, uniform: float) -> Table:
+    columns = ("layer", "mass on position 0", f"mass on the first {FIRST}", "of its strongest head", "uniform")
+    columns += ("logit of position 0", "logit of the rest", "difference")
+    rows = []
+    for layer in [*range(len(mass)), slice(None)]:
+        on_first = mass[layer].sum(-1)
+        first, rest = logits[layer][..., 0].mean(), logits[layer][..., FIRST].mean()
+        values = (mass[layer][..., 0].mean(), on_first.mean(), on_first.max(), uniform, first, rest, first - rest)
+        rows.append([str(layer) if isinstance(layer, int) else "all", *map(float, values)])
+    return Table(columns, rows)
+
+
+def _head_table(mass: np.ndarray, logits: np.ndarray) -> Table:
+    columns = ["layer", "head", *(f"mass_{i}" for i in range(FIRST)), *(f"logit_{i}" for i in range(FIRST))]
+    rows = [
+        [*index, *mass[index], *logits[index][:FIRST], mass[index].sum(), logits[index][FIRST]]
+        for index in np.ndindex(mass.shape[:2])
+    ]
+    return Table([*columns, f"mass_first{FIRST}", "mean_logit_rest"], rows)
+
+
+def _draw(figure: Figure, on_first: np.ndarray, difference: np.ndarray, uniform: float) -> None:
+    left, right = figure.subplots(1, 2, sharey=True)
+    _heat_map(figure, left, on_first, f"Attention on the first {FIRST} positions\n(uniform: {uniform:.3g})", (0, 1), 2)
+    bounds = min(0.0, float(difference.min())), float(difference.max())
+    _heat_map(figure, right, difference, "Logit of position 0\nabove the mean of the rest", bounds, 1)
+    left.set(ylabel="Layer")
+
+
+def _heat_map(
+    figure: Figure, axes: Axes, values: np.ndarray, title: str, bounds: tuple[float, float], digits: int
+) -> None:
+    """Values [L, H] in colours that get lighter as they grow, and in figures where there is room for them."""
+    image = axes.imshow(values, cmap="cividis", vmin=bounds[0], vmax=bounds[1], aspect="auto")
+    figure.colorbar(image, ax=axes)
+    axes.set(title=title, xlabel="Head")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if values.size > _NUMBERS:
+        return
+    middle = sum(bounds) / 2
+    for (layer, head), value in np.ndenumerate(values):
+        colour = "black" if value > middle else "white"
+        axes.text(head, layer, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=8)

@@ -1,0 +1,184 @@
+"""Figure 3: log perplexity along one long text with dense, window and streaming caches, and with re-computation.
+
+An nll array [T - 1] here is NaN where a mode was not evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.subject import Subject
+from sllm_jax.stream import fit_sizes
+from sllm_jax.tokenizer import decode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RECOMPUTED = 2000  # tokens that are re-computed, about, unless --recompute-every says otherwise
+DENSE_CONTEXTS = 4  # trained contexts that are read with dense attention, unless --dense-tokens says otherwise
+_SMOOTHED = 25  # a curve is a running mean over this part of its axis
+_POINTS = 1500  # of a curve, at most
+_LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves which agree all show; greys differ too
+    "recompute": {"color": "#E69F00", "linestyle": "-", "linewidth": 5},
+    "streaming": {"color": "#00487A", "linestyle": "-", "linewidth": 2.2},
+    "window": {"color": "#E8743B", "linestyle": (0, (4, 3)), "linewidth": 1.4},
+    "dense": {"color": "#000000", "linestyle": (0, (1, 1.2)), "linewidth": 1.8},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One mode: its sizes, how many tokens it predicts, and every how many of them."""
+
+    start_size: int
+    recent_size: int
+    tokens: int
+    stride: int = 1
+
+
+def fig3(subject: Subject) -> Report:
+    """The nll of every token of the text in each mode, all with one total cache size."""
+    ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
+    context, count, options = subject.context, len(ids) - 1, subject.options
+    if count <= context:
+        raise SllmError(f"fig3 needs a text longer than the trained context, {context} tokens; got {count}")
+    start_size, recent_size = fit_sizes(subject.model.config, options.start_size, options.recent_size)
+    cache_size = start_size + recent_size
+    runs = {
+        "dense": Run(0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count)),
+        "window": Run(0, cache_size, count),
+        "streaming": Run(start_size, recent_size, count),
+        "recompute": Run(start_size, recent_size, count, options.recompute_every or -(-count // RECOMPUTED)),
+    }
+    nll = _measure(subject, ids, runs)
+    settings = subject.settings() | {
+        "predicted": f"{count} tokens",
+        "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
+        "window": f"0 + {cache_size} tokens kept, no sinks",
+        "recompute": f"a fresh pass over the last {cache_size + 1} tokens; one token in {runs['recompute'].stride}, "
+        "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
+        "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
+        "past the trained context": f"tokens with more than {context} tokens before them",
+    }
+    return Report(
+        title="fig3: perplexity along a long text",
+        tables=[_mode_table(nll, context, _token_bytes(subject, ids, runs)), _sampled_table(nll, context)],
+        settings=settings,
+        figures=_token_table(nll),
+        draw=lambda figure: _draw(figure, nll, context),
+    )
+
+
+def _measure(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, np.ndarray]:
+    done, total = 0, sum(-(-run.tokens // run.stride) for run in runs.values())
+    nll = {mode: np.full(len(ids) - 1, np.nan) for mode in runs}
+    for mode, run in runs.items():
+        taken, pieces = ids[: run.tokens + 1], []
+        for piece in token_nll(subject.model, taken, mode, run.start_size, run.recent_size, stride=run.stride):
+            pieces.append(piece)
+            done += len(piece)
+            subject.progress(done, total)
+        nll[mode][: run.tokens : run.stride] = np.concatenate(pieces)
+    return nll
+
+
+def _token_bytes(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, float]:
+    """UTF-8 bytes per token of the text that each mode predicts."""
+    return {
+        mode: len(decode(subject.tokenizer, ids[1 : run.tokens + 1]).encode()) / run.tokens
+        for mode, run in runs.items()
+    }
+
+
+def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str, float]) -> Table:
+    columns = ("mode", "tokens evaluated", "perplexity", "perplexity past the trained context", "bits per byte")
+    rows = []
+    for mode, values in nll.items():
+        whole = _perplexity(values)
+        bits = None if whole is None else float(np.log2(whole)) / token_bytes[mode]
+        rows.append((mode, int(np.isfinite(values).sum()), whole, _perplexity(values[context:]), bits))
+    return Table(columns, rows)
+
+
+def _sampled_table(nll: dict[str, np.ndarray], context: int) -> Table:
+    """The modes that go on for ever on the tokens that were re-computed, and no others."""
+    sampled = np.isfinite(nll["recompute"])
+    past = sampled & (np.arange(len(sampled)) >= context)
+    rows: list[list[str | int | float | None]] = []
+    for mode in ("recompute", "streaming", "window"):
+        row: list[str | int | float | None] = [mode]
+        for chosen in (sampled, past):
+            row += [int(chosen.sum()), found := _perplexity(nll[mode][chosen]), _ratio(found, nll["recompute"][chosen])]
+        rows.append(row)
+    columns = ("on the same tokens", "tokens", "perplexity", "ratio to recompute")
+    return Table((*columns, *(f"{column}, past the trained context" for column in columns[1:])), rows)
+
+
+def _ratio(found: float | None, recomputed: np.ndarray) -> float | None:
+    expected = _perplexity(recomputed)
+    return None if found is None or expected is None else found / expected
+
+
+def _perplexity(nll: np.ndarray) -> float | None:
+    """Over the tokens that were evaluated; None if there are none."""
+    evaluated = nll[np.isfinite(nll)]
+    return perplexity(evaluated) if len(evaluated) else None
+
+
+def _token_table(nll: dict[str, np.ndarray]) -> Table:
+    """One row a token; `position` is its place in the stream, and so the number of tokens before it."""
+    columns = [[None if np.isnan(x) else x for x in values.tolist()] for values in nll.values()]
+    return Table(["position", *nll], [[i + 1, *row] for i, row in enumerate(zip(*columns, strict=True))])
+
+
+def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
+    """The beginning, up to and past the trained context, and beside it the whole text."""
+    count, beginning = len(nll["window"]), DENSE_CONTEXTS * context
+    panels = figure.subplots(1, 2 if count > beginning else 1, sharey=True, squeeze=False)[0]
+    for axes, end in zip(panels, (min(beginning, count), count), strict=False):
+        _draw_curves(axes, nll, end)
+        axes.axvline(context, color="0.35", linewidth=1, label=f"trained context: {context}")
+        axes.set(xlim=(0, end), xlabel="Tokens read")
+    panels[0].set(ylabel="Nats per token", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=10)
+
+
+def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
+    span = max(1, end // _SMOOTHED)
+    for mode, line in _LINES.items():
+        curve = smoothed(nll, mode, span)[:end]
+        at = np.flatnonzero(np.isfinite(curve))
+        at = at[:: max(1, len(at) // _POINTS)]
+        mean = smoothed(nll, mode, len(curve))[at[-1]]
+        axes.plot(at + 1, curve[at], label=f"{mode}: mean {mean:.3f}", **line)
+    axes.set_title(f"mean over the last {span} tokens", fontsize=10)
+
+
+def smoothed(nll: dict[str, np.ndarray], mode: str, span: int) -> np.ndarray:
+    """The running mean of a mode's nll, NaN where it was not evaluated.
+
+    A sample of tokens happens to be easier or harder than all of them, which would drown the difference between two
+    modes. So re-computation is what streaming is, plus their mean difference over the sampled tokens of the same span.
+    """
+    if mode != "recompute":
+        return np.where(np.isfinite(nll[mode]), running_mean(nll[mode], span), np.nan)
+    return running_mean(nll["streaming"], span) + running_mean(nll["recompute"] - nll["streaming"], span)
+
+
+def running_mean(values: np.ndarray, span: int) -> np.ndarray:
+    """At each place the mean of the last `span` values there and before, without those that are NaN."""
+    present = np.isfinite(values)
+    sums, counts = (_last_sums(x, span) for x in (np.where(present, values, 0.0), present.astype(float)))
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def _last_sums(values: np.ndarray, span: int) -> np.ndarray:
+    total = np.concatenate([np.zeros(span), np.cumsum(values)])
+    return total[span:] - total[:-span]

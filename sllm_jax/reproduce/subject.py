@@ -1,0 +1,80 @@
+"""What an experiment is made on: a model, a text, and the options of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.kv_cache import check_sizes
+from sllm_jax.model import Model
+from sllm_jax.perplexity import check_token_ids
+from sllm_jax.progress import Progress, silent
+from sllm_jax.tokenizer import encode
+from sllm_jax.version import __version__
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for; each experiment looks at its own, and chooses where there is None."""
+
+    max_tokens: int | None = None  # of the text, at most
+    start_size: int = 4
+    recent_size: int | None = None
+    recompute_every: int | None = None
+    dense_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no experiment can use."""
+        check_sizes(self.start_size, self.recent_size or 0)
+        for name in ("max_tokens", "recompute_every", "dense_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SllmError(f"{name.replace('_', '-')} must be 1 or more; got {value}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its tokenizer, a text, and how to go about it."""
+
+    model: Model
+    tokenizer: Any
+    text: str
+    options: Options = field(default_factory=Options)
+    names: Mapping[str, str] = field(default_factory=dict)  # of model and text, for the settings
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        """Refuse a model without a tokenizer."""
+        if self.tokenizer is None:
+            raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model was trained on at a time."""
+        return self.model.config.max_position_embeddings
+
+    def start_tokens(self) -> np.ndarray:
+        """The special tokens [N] that the tokenizer puts before a text, if any."""
+        return encode(self.tokenizer, "", start=True)
+
+    def text_tokens(self) -> np.ndarray:
+        """The token ids [N] of the text alone, `max_tokens` at most."""
+        ids = encode(self.tokenizer, self.text, start=False)[: self.options.max_tokens]
+        return check_token_ids(ids, self.model.config.vocab_size)
+
+    def settings(self) -> dict[str, str]:
+        """What every experiment's table says of how it was made."""
+        device = jax.devices()[0]
+        return {
+            **self.names,
+            "trained context": f"{self.context} tokens",
+            "dtype": jnp.dtype(self.model.dtype).name,
+            "device": f"{device.platform} ({device.device_kind})",
+            "sllm-jax": __version__,
+        }

@@ -1,0 +1,64 @@
+"""Attention on the first positions: against PyTorch transformers, and against its definition in NumPy."""
+
+import checkpoints
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from reference import rotate_at
+
+from sllm_jax.attention import attend_causally
+from sllm_jax.attention_map import attend_and_measure, attention_on_first, uniform_mass
+from sllm_jax.model import Model
+from sllm_jax.models import module_for
+from sllm_jax.models.common import no_caches
+
+WINDOWS = np.random.default_rng(0).integers(0, 101, (5, 21))
+
+
+def test_masses_equal_pytorch(tmp_path):
+    theirs = checkpoints.save_llama(tmp_path)
+    theirs.set_attn_implementation("eager")
+    ours = Model(checkpoints.module_of(tmp_path), checkpoints.load(tmp_path))
+    with torch.no_grad():
+        layers = theirs(torch.tensor(WINDOWS), output_attentions=True).attentions  # L of [B, H, T, T]
+    expected = torch.stack(layers, 1)[:, :, :, 10:, :4].mean((0, 3))
+    mass, _ = attention_on_first(ours, WINDOWS)
+    assert mass.shape == (3, 6, 4)
+    np.testing.assert_allclose(mass, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [8, 21])
+def test_logits_and_masses_equal_their_definition(length):
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(length, 6, 10)), rng.normal(size=(length, 3, 10)), rng.normal(size=(length, 3, 10))
+    config = module_for(TINY, jnp.float32).config
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    nothing = no_caches(config)[0]
+    (mass, logits), mixed = attend_and_measure(config, jnp.float32, length)(nothing, *arrays)
+    np.testing.assert_array_equal(mixed, attend_causally(config, jnp.float32, length)(nothing, *arrays)[1])
+
+    at = np.arange(length)
+    keys = np.repeat(rotate_at(k, at, config.rope, 64), 2, axis=1)
+    scores = np.einsum("thd,nhd->htn", rotate_at(q, at, config.rope, 64), keys) / np.sqrt(10)
+    queries = range(length // 2, length)
+    rest = np.mean([scores[:, t, 4 : t + 1].mean(-1) for t in queries], 0)
+    np.testing.assert_allclose(logits[:, :4], np.mean([scores[:, t, :4] for t in queries], 0), atol=1e-5)
+    np.testing.assert_allclose(logits[:, 4], rest, atol=1e-5)
+    shares = [np.exp(scores[:, t, :4]) / np.exp(scores[:, t, : t + 1]).sum(-1, keepdims=True) for t in queries]
+    np.testing.assert_allclose(mass, np.mean(shares, 0), atol=1e-5)
+
+
+def test_batches_never_change_the_result(tiny, monkeypatch):
+    told = []
+    expected = attention_on_first(tiny, WINDOWS)
+    monkeypatch.setattr("sllm_jax.attention_map._BATCH_TOKENS", 50)
+    measured = attention_on_first(tiny, WINDOWS, lambda done, total: told.append((done, total)))
+    for one, other in zip(measured, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_uniform_attention():
+    assert uniform_mass(8) == pytest.approx((1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 4)

@@ -1,0 +1,159 @@
+"""`reproduce`: three files and a table for each experiment, each figure against its definition, and bad input."""
+
+import csv
+import math
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from test_cli import assert_refused, run  # noqa: F401
+
+from sllm_jax.errors import SllmError
+from sllm_jax.loading import load
+from sllm_jax.perplexity import token_nll
+from sllm_jax.reproduce import EXPERIMENTS
+from sllm_jax.reproduce.fig3 import running_mean, smoothed
+from sllm_jax.reproduce.report import Table, check_plots
+from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.tokenizer import encode
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TEXT = "The cat sat by the window and saw the rain. "
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return data / "tiny-llama"  # trained context: 128
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return load(model)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 60)
+    return path
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_three_files_and_the_table(run, model, text, tmp_path, name):  # noqa: F811
+    out = tmp_path / "new" / "out"
+    code, table, err = run("reproduce", name, "--model", model, "--text", text, "--out", out, "--max-tokens", 300)
+    assert (code, err) == (0, f"wrote {out}\n")
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "md", "png")]
+    assert (out / f"{name}.md").read_text() == table
+    assert table.startswith(f"# {name}: ")
+    assert f"| model | {model} |" in table
+    if name == "fig3":
+        assert "| streaming | 4 + 123 tokens kept; a step attends to one more, its own |" in table
+        assert "| recompute | a fresh pass over the last 128 tokens; one token in 1, " in table
+    assert (out / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def test_fig2_reads_windows_from_the_start_tokens_on(loaded, tmp_path):
+    text = TEXT * 60
+    subject = Subject(*loaded, text, Options(max_tokens=300))
+    report = EXPERIMENTS["fig2"](subject)
+    report.write(tmp_path, "fig2")
+    rows = rows_of(tmp_path / "fig2.csv")
+    assert [(row["layer"], row["head"]) for row in rows] == [(str(i), str(j)) for i in range(2) for j in range(4)]
+    for row in rows:
+        assert float(row["mass_first4"]) == pytest.approx(sum(float(row[f"mass_{i}"]) for i in range(4)), rel=1e-5)
+    start, ids = subject.start_tokens().tolist(), subject.text_tokens().tolist()
+    assert start + ids == encode(loaded[1], text, start=True).tolist()[: len(start) + 300]
+    assert len(start) == 1
+    assert report.settings["windows"].startswith("2 of 128 tokens")
+    assert report.settings["queries"].startswith("positions 64 to 127")
+
+
+def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
+    subject = Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7, 150))
+    report = EXPERIMENTS["fig3"](subject)
+    report.write(tmp_path, "fig3")
+    rows = rows_of(tmp_path / "fig3.csv")
+    ids = encode(loaded[1], TEXT * 60, start=True)[:301]
+    assert [int(row["position"]) for row in rows] == list(range(1, 301))
+    for mode, start, recent in (("dense", 0, 300), ("window", 0, 23), ("streaming", 3, 20), ("recompute", 3, 20)):
+        expected = np.concatenate(list(token_nll(loaded[0], ids, mode, start, recent)))
+        measured = np.array([float(row[mode] or "nan") for row in rows])
+        evaluated = {"dense": np.arange(300) < 150, "recompute": np.arange(300) % 7 == 0}.get(mode, np.full(300, True))
+        np.testing.assert_array_equal(np.isfinite(measured), evaluated)
+        np.testing.assert_allclose(measured[evaluated], expected[evaluated], atol=1e-4)
+
+    nll = {mode: np.array([float(row[mode] or "nan") for row in rows]) for mode in ("streaming", "recompute")}
+    sampled = slice(None, None, 7)
+    ratio = math.exp(nll["streaming"][sampled].mean() - nll["recompute"][sampled].mean())
+    of_modes, on_same = ({row[0]: row[1:] for row in table.rows} for table in report.tables)
+    assert on_same["streaming"][2] == pytest.approx(ratio, rel=1e-5)
+    assert on_same["recompute"][2] == on_same["recompute"][5] == 1
+    assert (on_same["window"][0], on_same["window"][3]) == (43, 24)
+    assert of_modes["streaming"][0] == 300
+    assert of_modes["streaming"][1] == pytest.approx(math.exp(nll["streaming"].mean()), rel=1e-5)
+    assert of_modes["streaming"][2] == pytest.approx(math.exp(nll["streaming"][128:].mean()), rel=1e-5)
+    text_bytes = len((TEXT * 60)[: len(loaded[1].decode(ids[1:]))].encode())
+    bits = nll["streaming"].sum() / math.log(2) / text_bytes
+    assert of_modes["streaming"][3] == pytest.approx(bits, rel=1e-5)
+
+
+def test_running_mean_leaves_out_what_is_missing():
+    values = np.array([np.nan, 2.0, np.nan, 4.0, 6.0, np.nan, np.nan, np.nan])
+    np.testing.assert_allclose(running_mean(values, 3), [np.nan, 2, 2, 3, 5, 5, 6, np.nan])
+
+
+def test_a_sample_is_drawn_by_its_difference_from_streaming():
+    streaming = np.random.default_rng(0).normal(size=40)
+    sampled = np.arange(40) % 5 == 0
+    nll = {"streaming": streaming, "recompute": np.where(sampled, streaming + 0.25, np.nan)}
+    np.testing.assert_allclose(smoothed(nll, "recompute", 10), running_mean(streaming, 10) + 0.25)
+    nll["recompute"] = np.random.default_rng(1).normal(size=40)
+    np.testing.assert_allclose(smoothed(nll, "recompute", 10), running_mean(nll["recompute"], 10))
+
+
+def test_a_table_in_markdown():
+    table = Table(("a", "b"), [("x|y", 12345.6), (1, None), ("z", 1.23456e-5)])
+    assert table.markdown().splitlines() == [
+        "| a | b |",
+        "| --- | ---: |",
+        "| x\\|y | 12346 |",
+        "| 1 |  |",
+        "| z | 1.235e-05 |",
+    ]
+
+
+def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
+    def refuses(message, name, *options, at=tmp_path / "out"):
+        assert_refused(run("reproduce", name, "--model", model, "--text", text, "--out", at, *options), message)
+
+    refuses("experiment 'fig9' is not one of fig2, fig3", "fig9")
+    refuses("fig2 needs a text of at least one window, 127 tokens; got 126", "fig2", "--max-tokens", 126)
+    refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)
+    refuses("exists already", "fig2", at=tmp_path)
+    refuses("could not be written", "fig2", at=text / "out")
+    refuses("max-tokens must be 1 or more; got 0", "fig2", "--max-tokens", 0)
+    refuses("recompute-every must be 1 or more; got 0", "fig3", "--recompute-every", 0)
+    refuses("dense-tokens must be 1 or more; got -1", "fig3", "--dense-tokens", -1)
+    refuses("start_size must be an integer of 0 or more; got -1", "fig3", "--start-size", -1)
+    assert sorted(os.listdir(tmp_path)) == ["text.txt"]
+
+
+def test_a_model_without_a_tokenizer_is_refused(run, model, text, tmp_path):  # noqa: F811
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    result = run("reproduce", "fig2", "--model", bare, "--text", text, "--out", tmp_path / "out")
+    assert_refused(result, "needs a tokenizer")
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SllmError, match=r"install it with pip install 'sllm-jax\[plot\]'"):
+        check_plots()
