@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce.fig2 import fig2
-from sllm_jax.reproduce.fig3 import fig3
+from sllm_jax.reproduce import fig2, fig3
 from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
 
-EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {"fig2": fig2, "fig3": fig3}
+EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {"fig2": fig2.run, "fig3": fig3.run}
 
 
 def experiment(name: str) -> Callable[[Subject], Report]:

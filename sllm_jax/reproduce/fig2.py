@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
-_NUMBERS = 120  # cells of a heat map up to which each shows its number
+_NUMBERS = (12, 8)  # layers and heads up to which each cell of a heat map has room for its number
 
 
-def fig2(subject: Subject) -> Report:
+def run(subject: Subject) -> Report:
     """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
     windows = _windows(subject)
     length = windows.shape[1]
@@ -92,7 +92,7 @@ def _heat_map(
     axes.set(title=title, xlabel="Head")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    if values.size > _NUMBERS:
+    if values.shape[0] > _NUMBERS[0] or values.shape[1] > _NUMBERS[1]:
         return
     middle = sum(bounds) / 2
     for (layer, head), value in np.ndenumerate(values):

@@ -43,7 +43,7 @@ class Run:
     stride: int = 1
 
 
-def fig3(subject: Subject) -> Report:
+def run(subject: Subject) -> Report:
     """The nll of every token of the text in each mode, all with one total cache size."""
     ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
     context, count, options = subject.context, len(ids) - 1, subject.options
@@ -77,23 +77,23 @@ def fig3(subject: Subject) -> Report:
 
 
 def _measure(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, np.ndarray]:
-    done, total = 0, sum(-(-run.tokens // run.stride) for run in runs.values())
+    done, total = 0, sum(-(-one.tokens // one.stride) for one in runs.values())
     nll = {mode: np.full(len(ids) - 1, np.nan) for mode in runs}
-    for mode, run in runs.items():
-        taken, pieces = ids[: run.tokens + 1], []
-        for piece in token_nll(subject.model, taken, mode, run.start_size, run.recent_size, stride=run.stride):
+    for mode, one in runs.items():
+        taken, pieces = ids[: one.tokens + 1], []
+        for piece in token_nll(subject.model, taken, mode, one.start_size, one.recent_size, stride=one.stride):
             pieces.append(piece)
             done += len(piece)
             subject.progress(done, total)
-        nll[mode][: run.tokens : run.stride] = np.concatenate(pieces)
+        nll[mode][: one.tokens : one.stride] = np.concatenate(pieces)
     return nll
 
 
 def _token_bytes(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, float]:
     """UTF-8 bytes per token of the text that each mode predicts."""
     return {
-        mode: len(decode(subject.tokenizer, ids[1 : run.tokens + 1]).encode()) / run.tokens
-        for mode, run in runs.items()
+        mode: len(decode(subject.tokenizer, ids[1 : one.tokens + 1]).encode()) / one.tokens
+        for mode, one in runs.items()
     }
 
 
@@ -146,8 +146,8 @@ def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
         _draw_curves(axes, nll, end)
         axes.axvline(context, color="0.35", linewidth=1, label=f"trained context: {context}")
         axes.set(xlim=(0, end), xlabel="Tokens read")
-    panels[0].set(ylabel="Nats per token", ylim=(0, None))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=10)
+    panels[0].set(ylabel="Log perplexity (nats)", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
 
 
 def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
@@ -156,9 +156,15 @@ def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
         curve = smoothed(nll, mode, span)[:end]
         at = np.flatnonzero(np.isfinite(curve))
         at = at[:: max(1, len(at) // _POINTS)]
-        mean = smoothed(nll, mode, len(curve))[at[-1]]
-        axes.plot(at + 1, curve[at], label=f"{mode}: mean {mean:.3f}", **line)
+        axes.plot(at + 1, curve[at], label=_label(nll, mode), **line)
     axes.set_title(f"mean over the last {span} tokens", fontsize=10)
+
+
+def _label(nll: dict[str, np.ndarray], mode: str) -> str:
+    """A mode's mean over all its tokens, and how many they were if not the whole text."""
+    whole, evaluated = smoothed(nll, mode, len(nll[mode])), np.isfinite(nll[mode])
+    tokens = "" if evaluated.all() else f" ({evaluated.sum()} tokens)"
+    return f"{mode}: mean {whole[np.isfinite(whole)][-1]:.3f}{tokens}"
 
 
 def smoothed(nll: dict[str, np.ndarray], mode: str, span: int) -> np.ndarray:

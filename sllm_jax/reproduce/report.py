@@ -76,7 +76,7 @@ def _save_plot(draw: Callable[[Figure], None], path: Path) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        figure = Figure(figsize=(7, 3.8), layout="constrained")
         draw(figure)
         figure.savefig(path, dpi=200)
 
