@@ -33,11 +33,14 @@ def restore(folder: Path, initial: TrainState) -> TrainState:
     if not saved:
         return initial
     leaves, tree = jax.tree.flatten(initial)
-    found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
+    try:
+        found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
+    except SllmError:
+        found = {}
     arrays = [found.pop(f"{i:05}", None) for i in range(len(leaves))]
     same = [array is not None and array.shape == leaf.shape for array, leaf in zip(arrays, leaves, strict=True)]
     if found or not all(same):
-        raise SllmError(f"{saved[-1]} is not a checkpoint of this run; remove it to start from the beginning")
+        raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
     return jax.tree.unflatten(tree, jax.device_put(arrays))
 
 
