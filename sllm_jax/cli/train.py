@@ -110,8 +110,8 @@ def train(
             run.save()
             note(f"stopped after step {run.step} of {steps}; --resume goes on")
             raise typer.Exit(INTERRUPTED) from None
-    last = run.rows[-1]
-    print(f"held back: {last.held_back_nll:.4f} nats per token, {last.held_back_bits_per_byte:.4f} bits per byte")
+    for row in run.rows[-1:]:  # none if metrics.csv was removed after the last step
+        print(f"held back: {row.held_back_nll:.4f} nats per token, {row.held_back_bits_per_byte:.4f} bits per byte")
     note(f"wrote {out / MODEL}")
 
 
