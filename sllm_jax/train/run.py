@@ -13,11 +13,11 @@ import numpy as np
 
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder
+from sllm_jax.files import new_folder, remove_unfinished
 from sllm_jax.models import module_for
 from sllm_jax.tokenizer import load_tokenizer
 from sllm_jax.train import checkpoint, metrics
-from sllm_jax.train.bpe import SINK
+from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config
@@ -77,9 +77,12 @@ class Run:
         return float(np.mean([evaluate(self.module, self.state.params, part) for part in of_one_shape]))
 
     def save(self) -> None:
-        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails."""
-        checkpoint.save(self.folder / CHECKPOINTS, self.state)
+        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails.
+
+        The measures first: those after the last checkpoint are dropped again when the run is resumed.
+        """
         metrics.write(self.folder / METRICS, self.rows)
+        checkpoint.save(self.folder / CHECKPOINTS, self.state)
         metrics.plot(self.folder / PLOT, self.rows)
 
     def _finite(self, loss: float) -> float:
@@ -89,7 +92,7 @@ class Run:
 
     def _add_row(self, losses: list[float], gradient_norm: float, seconds: float, evaluates: bool) -> None:
         tokens = self.settings.batch_size * self.settings.context
-        held_back = self.held_back_nll() if evaluates else None
+        held_back = self._finite(self.held_back_nll()) if evaluates else None
         row = Row(
             step=self.step,
             tokens=self.step * tokens,
@@ -109,10 +112,11 @@ class Run:
         config = hf_config(
             self.settings, bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id
         )
+        remove_unfinished(self.folder / MODEL)
         with new_folder(self.folder / MODEL) as folder:
             orbax.save(folder, jax.tree.map(np.asarray, self.state.params))
             _write_json(folder / "config.json", config)
-            self.tokenizer.save_pretrained(folder)
+            save_tokenizer(self.tokenizer, folder)
 
 
 def _write_json(path: Path, content: Any) -> None:
