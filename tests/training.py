@@ -19,13 +19,13 @@ CONFIG = {  # all sizes differ
     "max_position_embeddings": 16,
     "tie_word_embeddings": True,
 }
-WORDS = "the cat sat on a mat and saw the rain over old hills while small birds sang of winter, far away.".split()
+SENTENCE = "the cat sat on a mat and saw the rain over old hills while small birds sang of winter, far away."
 
 
 def documents(count: int = 5, words: int = 150) -> list[str]:
     """Texts of random order, the same at every call."""
     drawn = random.Random(0)
-    return [" ".join(drawn.choices(WORDS, k=words)) for _ in range(count)]
+    return [" ".join(drawn.choices(SENTENCE.split(), k=words)) for _ in range(count)]
 
 
 def write_text(folder: Path, **sizes: int) -> Path:
