@@ -337,5 +337,5 @@ def test_a_folder_that_cannot_be_written_is_refused(train, place):
 
 
 def test_a_missing_extra_is_named(train, monkeypatch):
-    monkeypatch.setattr(sys.modules[command.__module__], "find_spec", lambda name: None if name == "optax" else name)
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "optax" else name)
     assert_refused(train(), "training needs optax: run pip install 'sllm-jax[train]'")
