@@ -10,7 +10,7 @@ import numpy as np
 
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder, remove_unfinished
+from sllm_jax.files import new_folder
 from sllm_jax.train.step import TrainState
 
 
@@ -20,7 +20,8 @@ def save(folder: Path, state: TrainState) -> None:
     earlier = _all(folder)
     if path in earlier:
         return
-    remove_unfinished(path)
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with new_folder(path) as unfinished:
         orbax.save(unfinished, {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
     for old in earlier:
