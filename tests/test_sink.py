@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
     return folder_of
 
 
-def rows_of_scores() -> np.ndarray:
+def rows_of_scores() -> jax.Array:
     """Rows [8, 9] of ordinary, large, small, equal and masked scores."""
     rows = np.random.default_rng(0).normal(size=(8, 9)).astype(np.float32)
     rows[1] += 1e4
@@ -60,12 +60,12 @@ def rows_of_scores() -> np.ndarray:
     rows[5, :] = MASKED
     rows[6] = 0
     rows[7, :4], rows[7, 4:6] = 80, -80
-    return rows
+    return jnp.asarray(rows)
 
 
 def test_zero_sink_is_softmax_off_by_one(zero):
     scores = rows_of_scores()
-    powers = np.exp(scores.astype(np.longdouble))  # as the paper writes it; exp(1e4) needs more than float64
+    powers = np.exp(np.asarray(scores, np.longdouble))  # as the paper writes it; exp(1e4) needs more than float64
     expected = powers / (1 + powers.sum(-1, keepdims=True))
     np.testing.assert_allclose(sink_softmax(scores, zero.config), expected.astype(np.float64), rtol=1e-5, atol=1e-9)
     assert not np.asarray(sink_softmax(scores, zero.config))[5].any(), "nothing to see is nothing mixed"

@@ -40,6 +40,7 @@ def test_whole_documents_are_held_back_evenly(total, count, expected):
     assert learned == [text for text in texts if text not in held]
 
 
+@examples(deadline=None)
 @given(total=st.integers(2, 60), count=st.integers(1, 59))
 def test_held_back_and_learned_are_all_there_is(total, count):
     texts = [f"text {i}" for i in range(total)]
