@@ -140,7 +140,7 @@ def test_only_matrices_decay_and_the_gradient_is_clipped():
     np.testing.assert_array_equal(updates["vector"], 0)
     for size, expected in ((100.0, 0.3), (0.01, 0.03)):  # 9 numbers: norm 300, and 0.03
         _, after = chain.update(jax.tree.map(lambda leaf, to=size: jnp.full_like(leaf, to), params), chain.init(params))
-        np.testing.assert_allclose(optax.global_norm(after[1][0].mu), 0.1 * expected, rtol=1e-5)
+        np.testing.assert_allclose(optax.tree.norm(after[1][0].mu), 0.1 * expected, rtol=1e-5)
 
 
 def exported(settings, params, folder) -> dict[str, torch.Tensor]:
