@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +75,7 @@ def train(
     from sllm_jax.train.run import MODEL, Run
     from sllm_jax.train.settings import Settings
 
+    out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
     settings = Settings(
         config=load_json(config),
         steps=steps,

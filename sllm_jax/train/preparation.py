@@ -58,7 +58,8 @@ def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
 
 def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
     """The `config.json` of the trained model."""
-    return {**settings.config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}
+    config = {name: value for name, value in settings.config.items() if name != "dtype"}  # transformers 5 for the next
+    return {**config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}
 
 
 def _fingerprint(texts: Sequence[Path]) -> str:
