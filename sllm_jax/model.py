@@ -36,7 +36,7 @@ class Model:
 
 
 @partial(jax.jit, static_argnames="module")
-def init_params(module: Any, seed: int = 0) -> Any:
+def init_params(module: Any, seed: int | Int[Array, ""] = 0) -> Any:
     """Random parameters."""
     attend = attend_causally(module.config, module.dtype, 1)
     return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), no_caches(module.config), attend)["params"]

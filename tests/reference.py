@@ -39,6 +39,9 @@ class ListCache:
         values = np.repeat(np.stack(self.v), len(q) // len(k), axis=1)
         query = rotate_at(q[None], position[-1:], rope, length)[0]
         scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 / np.sqrt(q.shape[-1])
+        if self.config.attention_sink == "zero":  # one more key, with score 0 and value 0
+            scores = np.concatenate([scores, np.zeros((len(q), 1))], axis=1)
+            values = np.concatenate([values, np.zeros_like(values[:1])])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         self.evict_for_space(0)
         return np.einsum("hn,nhd->hd", weights / weights.sum(-1, keepdims=True), values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +75,7 @@ def train(
     from sllm_jax.train.run import MODEL, Run
     from sllm_jax.train.settings import Settings
 
+    out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
     settings = Settings(
         config=load_json(config),
         steps=steps,
@@ -110,8 +112,8 @@ def train(
             run.save()
             note(f"stopped after step {run.step} of {steps}; --resume goes on")
             raise typer.Exit(INTERRUPTED) from None
-    last = run.rows[-1]
-    print(f"held back: {last.held_back_nll:.4f} nats per token, {last.held_back_bits_per_byte:.4f} bits per byte")
+    for row in run.rows[-1:]:  # none if metrics.csv was removed after the last step
+        print(f"held back: {row.held_back_nll:.4f} nats per token, {row.held_back_bits_per_byte:.4f} bits per byte")
     note(f"wrote {out / MODEL}")
 
 

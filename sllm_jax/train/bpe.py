@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sllm_jax.errors import SllmError
@@ -47,3 +48,11 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, contex
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the files of a tokenizer; raises `SllmError` if that fails."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare exceptions on a full disk
+        raise SllmError(f"the tokenizer could not be written: {error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder, remove_unfinished
+from sllm_jax.files import new_folder
 from sllm_jax.train.step import TrainState
 
 
@@ -20,7 +20,8 @@ def save(folder: Path, state: TrainState) -> None:
     earlier = _all(folder)
     if path in earlier:
         return
-    remove_unfinished(path)
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with new_folder(path) as unfinished:
         orbax.save(unfinished, {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
     for old in earlier:
@@ -33,11 +34,14 @@ def restore(folder: Path, initial: TrainState) -> TrainState:
     if not saved:
         return initial
     leaves, tree = jax.tree.flatten(initial)
-    found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
+    try:
+        found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
+    except SllmError:
+        found = {}
     arrays = [found.pop(f"{i:05}", None) for i in range(len(leaves))]
     same = [array is not None and array.shape == leaf.shape for array, leaf in zip(arrays, leaves, strict=True)]
     if found or not all(same):
-        raise SllmError(f"{saved[-1]} is not a checkpoint of this run; remove it to start from the beginning")
+        raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
     return jax.tree.unflatten(tree, jax.device_put(arrays))
 
 

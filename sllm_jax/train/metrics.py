@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
 
 
@@ -27,11 +28,14 @@ class Row:
 
 
 def read(path: Path, until: int) -> list[Row]:
-    """The rows up to a step; none if there is no file yet."""
+    """The rows up to a step; none if there is no file yet. Raises `SllmError` if it holds something else."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
+    except (TypeError, ValueError) as error:
+        raise SllmError(f"{path} does not hold the measures of a run; remove it to go on without them") from error
     return [row for row in rows if row.step <= until]
 
 

@@ -14,7 +14,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, new_folder
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
-from sllm_jax.train.bpe import train_tokenizer
+from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
 from sllm_jax.train.packing import Samples, pack
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
@@ -32,7 +32,7 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
     learned, held = hold_back(read_documents(texts), settings.hold_back)
     with new_folder(out) as folder:
         tokenizer = train_tokenizer(learned, config.vocab_size, settings.sink, config.max_position_embeddings)
-        tokenizer.save_pretrained(folder / TOKENIZER)
+        save_tokenizer(tokenizer, folder / TOKENIZER)
         for name, documents in ((LEARNED, learned), (HELD_BACK, held)):
             row = pack(tokenizer, documents, progress)
             Samples(row, settings.context)  # refuses a text that is too small
@@ -44,6 +44,8 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
 
 def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
     """Raises `SllmError` unless `out` was prepared with these settings and texts."""
+    if not (out / SETTINGS).is_file():
+        raise SllmError(f"there is no run in {out} to go on with; leave out --resume to begin one")
     written = load_json(out / SETTINGS)
     differences = settings.differences(written)
     if written.get("text") != _fingerprint(texts):
@@ -56,7 +58,8 @@ def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
 
 def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
     """The `config.json` of the trained model."""
-    return {**settings.config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}
+    config = {name: value for name, value in settings.config.items() if name != "dtype"}  # transformers 5 for the next
+    return {**config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}
 
 
 def _fingerprint(texts: Sequence[Path]) -> str:

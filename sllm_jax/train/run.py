@@ -13,11 +13,11 @@ import numpy as np
 
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder
+from sllm_jax.files import new_folder, remove_unfinished
 from sllm_jax.models import module_for
 from sllm_jax.tokenizer import load_tokenizer
 from sllm_jax.train import checkpoint, metrics
-from sllm_jax.train.bpe import SINK
+from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config
@@ -39,11 +39,14 @@ class Run:
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         sink_id = self.tokenizer.convert_tokens_to_ids(SINK) if settings.sink == "learnable" else None
         self._learned, self._held_back = (
-            Samples(np.load(folder / name, mmap_mode="r"), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
+            Samples(_load_row(folder / name), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
         )
         self._tokens_per_byte = len(self._held_back.token_ids) / (folder / HELD_BACK_TEXT).stat().st_size
         self.state = checkpoint.restore(folder / CHECKPOINTS, init_train_state(self.module, settings))
         self.rows = metrics.read(folder / METRICS, self.step)
+        self._losses: list[float] = []  # of the steps since the last row
+        self._gradient_norm = 0.0  # of the last step
+        self._since = time.perf_counter()  # the last row
 
     @property
     def step(self) -> int:
@@ -53,20 +56,18 @@ class Run:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Do the steps that are left, and write the model; after each step its number and its loss."""
         chain, settings = optimizer(self.settings), self.settings
-        losses: list[float] = []
-        since = time.perf_counter()
+        self._since = time.perf_counter()
         while self.step < settings.steps:
             samples = self._learned.batch(settings.seed, self.step, settings.batch_size)
             self.state, measured = train_step(self.module, chain, self.state, samples, settings.accumulate)
-            losses.append(self._finite(float(measured["loss"])))
+            loss, self._gradient_norm = self._finite(float(measured["loss"])), float(measured["gradient_norm"])
+            self._losses.append(loss)
             saves = self.step % self.save_every == 0 or self.step == settings.steps
             if saves or self.step % ROW_EVERY == 0:
-                seconds = time.perf_counter() - since
-                self._add_row(losses, float(measured["gradient_norm"]), seconds, saves)
-                losses, since = [], time.perf_counter()
+                self._add_row(evaluates=saves)
             if saves:
                 self.save()
-            yield self.step, losses[-1] if losses else self.rows[-1].loss
+            yield self.step, loss
         self._write_model()
 
     def held_back_nll(self) -> float:
@@ -77,9 +78,15 @@ class Run:
         return float(np.mean([evaluate(self.module, self.state.params, part) for part in of_one_shape]))
 
     def save(self) -> None:
-        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails."""
-        checkpoint.save(self.folder / CHECKPOINTS, self.state)
+        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails.
+
+        The measures first: those after the last checkpoint are dropped again when the run is resumed. Steps that are
+        in no row yet get one, so that a run that stops between two rows loses no measure.
+        """
+        if self._losses:
+            self._add_row(evaluates=False)
         metrics.write(self.folder / METRICS, self.rows)
+        checkpoint.save(self.folder / CHECKPOINTS, self.state)
         metrics.plot(self.folder / PLOT, self.rows)
 
     def _finite(self, loss: float) -> float:
@@ -87,20 +94,22 @@ class Run:
             raise SllmError(f"the loss is {loss} at step {self.step}; lower the learning rate, or warm up for longer")
         return loss
 
-    def _add_row(self, losses: list[float], gradient_norm: float, seconds: float, evaluates: bool) -> None:
+    def _add_row(self, evaluates: bool) -> None:
         tokens = self.settings.batch_size * self.settings.context
-        held_back = self.held_back_nll() if evaluates else None
+        seconds = time.perf_counter() - self._since
+        held_back = self._finite(self.held_back_nll()) if evaluates else None
         row = Row(
             step=self.step,
             tokens=self.step * tokens,
-            loss=float(np.mean(losses)),
-            gradient_norm=gradient_norm,
+            loss=float(np.mean(self._losses)),
+            gradient_norm=self._gradient_norm,
             learning_rate=float(learning_rate(self.settings)(self.step - 1)),
-            tokens_per_second=len(losses) * tokens / seconds,
+            tokens_per_second=len(self._losses) * tokens / seconds,
             held_back_nll=held_back,
             held_back_bits_per_byte=None if held_back is None else held_back / np.log(2) * self._tokens_per_byte,
         )
         self.rows.append(row)
+        self._losses, self._since = [], time.perf_counter()
 
     def _write_model(self) -> None:
         """The trained model as a converted checkpoint."""
@@ -109,10 +118,18 @@ class Run:
         config = hf_config(
             self.settings, bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id
         )
+        remove_unfinished(self.folder / MODEL)
         with new_folder(self.folder / MODEL) as folder:
             orbax.save(folder, jax.tree.map(np.asarray, self.state.params))
             _write_json(folder / "config.json", config)
-            self.tokenizer.save_pretrained(folder)
+            save_tokenizer(self.tokenizer, folder)
+
+
+def _load_row(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise SllmError(f"{path} is missing or damaged; begin the run anew, in another folder") from error
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
-from sllm_jax.models.common import SINKS
+from sllm_jax.models.common import SINKS, required_sizes
+
+DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises `SllmError` for a value that cannot be."""
-        as_dtype(self.dtype)
+        if as_dtype(self.dtype).name not in DTYPES:
+            raise SllmError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        required_sizes(self.config, "max_position_embeddings")
         if self.sink not in SINKS:
             raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
         for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "hold_back"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
-        for name in ("warmup_steps", "final_learning_rate", "weight_decay", "seed"):
+        for name in ("warmup_steps", "final_learning_rate", "weight_decay"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm"):
+            _require(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        _require("seed", self.seed, 0 <= self.seed < 2**31, f"from 0 to {2**31 - 1}")
         _require("warmup_steps", self.warmup_steps, self.warmup_steps < self.steps, f"below the {self.steps} steps")
         _require("batch_size", self.batch_size, self.batch_size % self.accumulate == 0, "a multiple of accumulate")
 
     @property
     def context(self) -> int:
         """Tokens of a sample."""
-        return self.config.get("max_position_embeddings", 0)
+        return self.config["max_position_embeddings"]
 
     def as_json(self) -> dict[str, Any]:
         """As it is written down."""

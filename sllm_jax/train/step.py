@@ -73,7 +73,7 @@ def train_step(
     updates, opt_state = chain.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(params, opt_state, state.step + 1)
-    return after, {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+    return after, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
 
 @partial(jax.jit, static_argnames="module")

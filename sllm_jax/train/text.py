@@ -40,7 +40,7 @@ def hold_back(documents: list[str], count: int) -> tuple[list[str], list[str]]:
 def _read(path: Path) -> str:
     try:
         content = path.read_bytes()
-        return (lzma.decompress(content) if path.suffix == ".xz" else content).decode("utf-8")
+        return (lzma.decompress(content) if path.suffix == ".xz" else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SllmError(f"{path} is not UTF-8 text: {error}") from error
     except (OSError, lzma.LZMAError) as error:

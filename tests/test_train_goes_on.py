@@ -1,0 +1,87 @@
+"""A run that was stopped: no measure is lost, nothing is left over, and what is damaged is said in one sentence."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from test_cli import run  # noqa: F401  a fixture
+from training import CONFIG, done, prepared, write_text
+
+from sllm_jax.train import run as runs
+from sllm_jax.train.preparation import hf_config, prepare
+from sllm_jax.train.run import Run
+from sllm_jax.train.settings import Settings
+from sllm_jax.train.text import read_documents
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    return done(prepared(folder, steps=24, save_every=12))
+
+
+def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["train", write_text(tmp_path), "--config", tmp_path / "config.json", "--out=~/run", "--steps", 24]
+    arguments += ["--batch-size", 4, "--warmup-steps", 2, "--learning-rate", 1e-2, "--save-every", 12]
+    step, losses = runs.train_step, []
+
+    def until_ctrl_c(*inputs):
+        state, measured = step(*inputs)
+        losses.append(float(measured["loss"]))
+        if state.step == 13:
+            signal.raise_signal(signal.SIGINT)
+        return state, measured
+
+    monkeypatch.setattr(runs, "train_step", until_ctrl_c)
+    assert run(*arguments) == (130, "", "stopped after step 13 of 24; --resume goes on\n")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000013"]
+
+    code, out, err = run(*arguments, "--resume")
+    assert (code, out.count("\n"), err) == (0, 1, "wrote " + str(tmp_path / "run/model") + "\n")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000024"]
+    resumed = Run(tmp_path / "run", whole.settings)
+    for one, other in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = {row.step: row for row in resumed.rows}
+    assert list(rows) == [10, 12, 13, 20, 24]
+    for first, last in ((1, 10), (11, 12), (13, 13), (14, 20), (21, 24)):
+        np.testing.assert_allclose(rows[last].loss, np.mean(losses[first - 1 : last]), rtol=1e-6)
+    for row in whole.rows:
+        assert rows[row.step].held_back_nll == row.held_back_nll
+    assert out == (
+        f"held back: {whole.rows[-1].held_back_nll:.4f} nats per token, "
+        f"{whole.rows[-1].held_back_bits_per_byte:.4f} bits per byte\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["learned.npy", "held_back.npy", "checkpoints/00000024/params/manifest.ocdbt"])
+@pytest.mark.parametrize("content", [b"", b"nothing that it should be", None])
+def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, content):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    (tmp_path / "run" / name).unlink() if content is None else (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(runs.SllmError, match=r"damaged, or not of this run|missing or damaged") as error:
+        Run(tmp_path / "run", whole.settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "text.txt").write_text("the cat\fa mat", encoding="utf-8-sig")
+    assert read_documents([tmp_path / "text.txt"]) == ["the cat", "a mat"]
+
+
+def test_a_model_trained_from_a_bfloat16_config_is_said_to_be_float32():
+    config = hf_config(Settings(config=CONFIG | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    assert {name: value for name, value in config.items() if "dtype" in name} == {"torch_dtype": "float32"}
+
+
+def test_a_failed_preparation_leaves_nothing(tmp_path, whole):
+    text = write_text(tmp_path, words=4)
+    with pytest.raises(runs.SllmError, match="the text is too small"):
+        prepare(tmp_path / "run", [text], whole.settings)
+    assert list(tmp_path.iterdir()) == [text]
