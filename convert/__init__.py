@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sllm_jax.convert.export import write_safetensors
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.table import Table
 from sllm_jax.errors import SllmError
-from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder
+from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder, write_json
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
@@ -101,13 +100,9 @@ def _write_companions(folder: Path, source: Path | Model, hf_config: Mapping[str
     if len(dtypes) == 1:
         names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
         config |= dict.fromkeys(names, dtypes.pop())
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if isinstance(source, Model):
         if source.generation_config:
-            _write_json(folder / "generation_config.json", source.generation_config)
+            write_json(folder / "generation_config.json", source.generation_config)
     else:
         copy_companions(source, folder)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,11 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SllmError(f"{path} must hold a JSON object; got {type(content).__name__}")
     return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file that people can read."""
+    path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sllm_jax.reproduce.report import Table
 from sllm_jax.tokenizer import encode
 
 HERE = Path(__file__).parent
-OPTIONS = {"steps": 3000, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 200, "hold-back": 6}
+OPTIONS = {"steps": 1500, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 100, "hold-back": 3}
 KINDS = {"none": "Vanilla", "zero": "Zero sink", "learnable": "Learnable sink"}
 STARTS = (0, 1, 2, 4)
 CACHE = 127  # with the token itself the trained context

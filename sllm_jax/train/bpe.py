@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sllm_jax.errors import SllmError
+from sllm_jax.files import load_json, write_json
 
 END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
 _BYTES = 256
+_OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")  # in the config that transformers writes
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, context: int) -> Any:
@@ -54,5 +56,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the files of a tokenizer; raises `SllmError` if that fails."""
     try:
         tokenizer.save_pretrained(folder)
+        config = load_json(folder / "tokenizer_config.json")
+        kept = {name: value for name, value in config.items() if name not in _OF_THIS_MACHINE}
+        write_json(folder / "tokenizer_config.json", kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
     except Exception as error:  # tokenizers raises bare exceptions on a full disk
         raise SllmError(f"the tokenizer could not be written: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json, new_folder
+from sllm_jax.files import load_json, new_folder, write_json
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
@@ -39,7 +38,7 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
             np.save(folder / name, row)
         (folder / HELD_BACK_TEXT).write_text(FORM_FEED.join(held), encoding="utf-8")
         written = settings.as_json() | {"text": _fingerprint(texts)}
-        (folder / SETTINGS).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / SETTINGS, written)
 
 
 def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder, remove_unfinished
+from sllm_jax.files import new_folder, remove_unfinished, write_json
 from sllm_jax.models import module_for
 from sllm_jax.tokenizer import load_tokenizer
 from sllm_jax.train import checkpoint, metrics
@@ -26,6 +24,7 @@ from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optim
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss.png", "model"
 ROW_EVERY = 10  # steps
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # a small model that is greedy repeats itself
 EVALUATED = 256  # samples of held-back text, at most, in one evaluation
 
 
@@ -115,13 +114,13 @@ class Run:
         """The trained model as a converted checkpoint."""
         if (self.folder / MODEL).exists():
             return
-        config = hf_config(
-            self.settings, bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id
-        )
+        token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
+        config = hf_config(self.settings, **token_ids)
         remove_unfinished(self.folder / MODEL)
         with new_folder(self.folder / MODEL) as folder:
             orbax.save(folder, jax.tree.map(np.asarray, self.state.params))
-            _write_json(folder / "config.json", config)
+            write_json(folder / "config.json", config)
+            write_json(folder / "generation_config.json", {**token_ids, **SAMPLING})
             save_tokenizer(self.tokenizer, folder)
 
 
@@ -130,7 +129,3 @@ def _load_row(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise SllmError(f"{path} is missing or damaged; begin the run anew, in another folder") from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
