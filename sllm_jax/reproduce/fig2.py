@@ -55,9 +55,9 @@ def _windows(subject: Subject) -> np.ndarray:
 
 
 def _layer_table(mass: np.ndarray, logits: np.ndarray, uniform: float) -> Table:
-    columns = ("layer", "mass on position 0", f"mass on the first {FIRST}", "of its strongest head", "uniform")
-    columns += ("logit of position 0", "logit of the rest", "difference")
-    rows = []
+    columns = ["layer", "mass on position 0", f"mass on the first {FIRST}", "of its strongest head", "uniform"]
+    columns += ["logit of position 0", "logit of the rest", "difference"]
+    rows: list[list[str | float]] = []
     for layer in [*range(len(mass)), slice(None)]:
         on_first = mass[layer].sum(-1)
         first, rest = logits[layer][..., 0].mean(), logits[layer][..., FIRST].mean()
@@ -87,11 +87,13 @@ def _heat_map(
     figure: Figure, axes: Axes, values: np.ndarray, title: str, bounds: tuple[float, float], digits: int
 ) -> None:
     """Values [L, H] in colours that get lighter as they grow, and in figures where there is room for them."""
+    from matplotlib.ticker import MaxNLocator
+
     image = axes.imshow(values, cmap="cividis", vmin=bounds[0], vmax=bounds[1], aspect="auto")
     figure.colorbar(image, ax=axes)
     axes.set(title=title, xlabel="Head")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     if values.shape[0] > _NUMBERS[0] or values.shape[1] > _NUMBERS[1]:
         return
     middle = sum(bounds) / 2

@@ -14,7 +14,7 @@ from sllm_jax.errors import SllmError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE = {  # 7 inches wide and large letters: still legible at half the width, in one column of two
+_STYLE: dict[Any, Any] = {  # 7 inches wide and large letters: still legible at half the width, in one column of two
     "font.size": 12,
     "axes.titlesize": 12,
     "axes.spines.top": False,
