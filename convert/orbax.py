@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,11 +27,26 @@ def is_converted(folder: Path) -> bool:
 def save(folder: Path, params: Any) -> None:
     """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails."""
     ocp = _orbax()
+    heard, sys.unraisablehook = sys.unraisablehook, _without_late_writes(sys.unraisablehook)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute() / PARAMS, params)
     except Exception as error:  # whatever TensorStore meets on a full or broken disk
         raise SllmError(f"the checkpoint could not be written: {str(error).partition(chr(10))[0]}") from error
+    sys.unraisablehook = heard
+
+
+def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`hook` but for the writes that end after the first has failed and Orbax has given up: it needs no trace of each.
+
+    They may end long after, so that the hook stays in place after a failure.
+    """
+
+    def hear(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    return hear
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:

@@ -52,7 +52,7 @@ def test_an_unknown_name_is_told_those_there_are(wrong):
 
 def test_every_folder_is_whole(name):
     folder = hub.resolve(name)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "README.md"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "README.md", "loss.png"])
     assert name in (folder / "README.md").read_text(encoding="utf-8")
     with safe_open(folder / "model.safetensors", "np") as weights:
         assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"BF16"}  # noqa: SIM118 it is no dict

@@ -1,5 +1,6 @@
 """Every snippet of the README runs offline: the bundled model, and a small one under the Hugging Face name it uses."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from training import CONFIG
 
 import sllm_jax
 from sllm_jax.bundle import bundled_names
@@ -33,7 +35,8 @@ def anywhere(data, tmp_path_factory):
     shutil.copytree(data / "tiny-llama", snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("0" * 40)
-    (folder / "book.txt").write_text("The cat sat by the window and saw the rain.\n" * 20)
+    (folder / "book.txt").write_text("The cat sat by the window and saw the rain.\n" * 80)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 270}))
     (folder / "questions.jsonl").write_text('{"turns": ["Who is there?", "And now?"]}\n')
     bin_folder = str(Path(sys.executable).parent)
     environment = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}

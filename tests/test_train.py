@@ -139,7 +139,8 @@ def test_only_matrices_decay_and_the_gradient_is_clipped():
     np.testing.assert_allclose(updates["matrix"], -1e-2 * 0.5 * 4, rtol=1e-5)
     np.testing.assert_array_equal(updates["vector"], 0)
     for size, expected in ((100.0, 0.3), (0.01, 0.03)):  # 9 numbers: norm 300, and 0.03
-        _, after = chain.update(jax.tree.map(lambda leaf, to=size: jnp.full_like(leaf, to), params), chain.init(params))
+        gradient = jax.tree.map(lambda leaf, to=size: jnp.full_like(leaf, to), params)
+        _, after = chain.update(gradient, chain.init(params), params)
         np.testing.assert_allclose(optax.tree.norm(after[1][0].mu), 0.1 * expected, rtol=1e-5)
 
 

@@ -283,8 +283,9 @@ def test_texts_that_cannot_be_read_are_refused(train, place):
 
 
 def test_too_little_for_a_sample_is_refused(train, place):
-    (place.folder / "text.txt").write_text((place.folder / "text.txt").read_text() + "\fthe cat")
-    assert_refused(train(hold_back=5), "the text is too small: a sample takes 17 tokens")
+    documents = (place.folder / "text.txt").read_text().split("\f")
+    (place.folder / "text.txt").write_text("\f".join([*documents[:3], "the cat", *documents[3:]]))  # to be held back
+    assert_refused(train(hold_back=1), "the text is too small: a sample takes 17 tokens")
     assert_refused(train(hold_back=6), "6 documents cannot be held back of 6")
     assert {path.name for path in place.folder.iterdir()} == {"text.txt", "config.json"}
 
