@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -31,20 +31,31 @@ def init_train_state(module: Any, settings: Settings) -> TrainState:
 
 def learning_rate(settings: Settings) -> optax.Schedule:
     """Linear warm-up, then half a cosine."""
-    peak, final = settings.learning_rate, settings.final_learning_rate
-    return optax.warmup_cosine_decay_schedule(0.0, peak, settings.warmup_steps, settings.steps, final)
+    return _schedule(settings.learning_rate, settings.final_learning_rate, settings.warmup_steps, settings.steps)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; only matrices decay."""
+    """AdamW after clipping by the global norm; only matrices decay. Equal settings give the same one, compiled once."""
+    peak, final = settings.learning_rate, settings.final_learning_rate
+    return _optimizer(peak, final, settings.warmup_steps, settings.steps, settings.clip_norm, settings.weight_decay)
 
+
+@lru_cache(maxsize=8)
+def _optimizer(
+    peak: float, final: float, warmup_steps: int, steps: int, clip_norm: float, weight_decay: float
+) -> optax.GradientTransformation:
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    schedule = _schedule(peak, final, warmup_steps, steps)
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(learning_rate(settings), b1=0.9, b2=0.95, weight_decay=settings.weight_decay, mask=matrices),
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=matrices),
     )
+
+
+def _schedule(peak: float, final: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, final)
 
 
 def mean_nll(module: Any, params: Any, samples: Int[Array, "B N"]) -> Float[Array, ""]:
