@@ -93,7 +93,7 @@ def test_other_sinks_leave_the_softmax_alone(tiny, sink):
     np.testing.assert_array_equal(sink_softmax(rows_of_scores(), config), jax.nn.softmax(rows_of_scores(), axis=-1))
 
 
-@pytest.mark.parametrize("sizes", [(0, 12), (1, 9), (4, 12), (0, 60)])
+@pytest.mark.parametrize("sizes", [(0, 12), (4, 12)])
 @pytest.mark.parametrize("lengths", [[1] * 6 + [34], [7, 0, 16, 17], [40]], ids=str)
 def test_zero_model_streams_as_the_list_for_every_chunking(zero, sizes, lengths):
     tokens, start = np.random.default_rng(2).integers(0, 101, 40), 0

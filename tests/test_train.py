@@ -104,7 +104,7 @@ def test_bfloat16_learns_and_keeps_float32(whole, tmp_path):
     assert run.rows[-1].loss != whole.rows[-1].loss
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 4}, {"remat": True}, {"accumulate": 2, "remat": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"accumulate": 4}, {"remat": True}], ids=str)
 def test_ways_to_save_memory_change_nothing(changes):
     (expected, numbers), (state, found) = after_a_step(batch_size=8), after_a_step(batch_size=8, **changes)
     np.testing.assert_allclose(found["loss"], numbers["loss"], rtol=1e-6)
@@ -151,7 +151,7 @@ def exported(settings, params, folder) -> dict[str, torch.Tensor]:
 
 
 def test_steps_equal_those_of_pytorch(tmp_path):
-    config = CONFIG | {"attention_bias": True, "tie_word_embeddings": False}
+    config = CONFIG | {"attention_bias": True, "tie_word_embeddings": False, "num_hidden_layers": 2}
     settings = settings_of(config=config, steps=4, warmup_steps=1, weight_decay=0.5, clip_norm=0.5)
     module, chain = module_of(settings), optimizer(settings)
     state = init_train_state(module, settings)
