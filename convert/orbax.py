@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -28,11 +29,15 @@ def save(folder: Path, params: Any) -> None:
     """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails."""
     ocp = _orbax()
     heard, sys.unraisablehook = sys.unraisablehook, _without_late_writes(sys.unraisablehook)
+    logged = logging.root.manager.disable
+    logging.disable()  # Orbax logs the traceback of each thread that fails; what matters is raised
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute() / PARAMS, params)
     except Exception as error:  # whatever TensorStore meets on a full or broken disk
         raise SllmError(f"the checkpoint could not be written: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        logging.disable(logged)
     sys.unraisablehook = heard
 
 
