@@ -15,13 +15,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from sllm_jax import hub
-from sllm_jax.attention import attend_causally
 from sllm_jax.bundle import DEFAULT_MODEL, FOLDER, bundled_names
 from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.text import chat, generate
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
-from sllm_jax.models.common import no_caches
+from sllm_jax.model import dense_logits
 from sllm_jax.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -91,8 +90,7 @@ def test_logits_equal_those_of_transformers(name):
     theirs = AutoModelForCausalLM.from_pretrained(hub.resolve(name), dtype=torch.float32, local_files_only=True).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
-    attend = attend_causally(model.config, model.dtype, len(tokens))
-    ours, _ = model.module.apply({"params": model.params}, jnp.asarray(tokens), no_caches(model.config), attend)
+    ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 

@@ -93,10 +93,13 @@ def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
     nll = {mode: np.array([float(row[mode] or "nan") for row in rows]) for mode in ("streaming", "recompute")}
     sampled = slice(None, None, 7)
     ratio = math.exp(nll["streaming"][sampled].mean() - nll["recompute"][sampled].mean())
-    of_modes, on_same = ({row[0]: row[1:] for row in table.rows} for table in report.tables)
+    of_modes, on_same, on_dense = ({row[0]: row[1:] for row in table.rows} for table in report.tables)
     assert on_same["streaming"][2] == pytest.approx(ratio, rel=1e-5)
     assert on_same["recompute"][2] == on_same["recompute"][5] == 1
     assert (on_same["window"][0], on_same["window"][3]) == (43, 24)
+    assert on_dense["streaming"][0] == 150
+    assert on_dense["streaming"][1] == pytest.approx(math.exp(nll["streaming"][:150].mean()), rel=1e-5)
+    assert on_dense["streaming"][4] == pytest.approx(math.exp(nll["streaming"][128:150].mean()), rel=1e-5)
     assert of_modes["streaming"][0] == 300
     assert of_modes["streaming"][1] == pytest.approx(math.exp(nll["streaming"].mean()), rel=1e-5)
     assert of_modes["streaming"][2] == pytest.approx(math.exp(nll["streaming"][128:].mean()), rel=1e-5)

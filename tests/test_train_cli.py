@@ -285,6 +285,7 @@ CONFIGS = {
     "context in words": ({"max_position_embeddings": "16"}, "positive integer for each of max_position_embeddings"),
     "context of 0": ({"max_position_embeddings": 0}, "positive integer for each of max_position_embeddings"),
     "no sizes": ({"hidden_size": None}, "positive integer for each of hidden_size"),
+    "another sink": ({"attention_sink": "zero"}, "the config has attention_sink 'zero', --sink is 'none'"),
     "fewer words than bytes": ({"vocab_size": 100}, "vocab_size must be 258 or more"),
 }
 

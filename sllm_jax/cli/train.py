@@ -45,7 +45,11 @@ def train(
     weight_decay: Annotated[float, Option(help="AdamW's, of matrices.", rich_help_panel=LEARNING)] = 0.1,
     clip_norm: Annotated[float, Option(help="Longest gradient.", rich_help_panel=LEARNING)] = 1.0,
     hold_back: Annotated[
-        int, Option(help="Whole documents kept for evaluation, taken evenly from the texts.", rich_help_panel=LEARNING)
+        int,
+        Option(
+            help="Whole documents kept for evaluation, taken evenly from the texts; of a single one its last tenth.",
+            rich_help_panel=LEARNING,
+        ),
     ] = 1,
     seed: Annotated[
         int, Option(help="Of parameters and order; the same seed, the same model.", rich_help_panel=LEARNING)

@@ -69,7 +69,11 @@ def run(subject: Subject) -> Report:
     }
     return Report(
         title="fig3: perplexity along a long text",
-        tables=[_mode_table(nll, context, _token_bytes(subject, ids, runs)), _sampled_table(nll, context)],
+        tables=[
+            _mode_table(nll, context, _token_bytes(subject, ids, runs)),
+            _same_tokens_table(nll, context, "recompute"),
+            _same_tokens_table(nll, context, "dense"),
+        ],
         settings=settings,
         figures=_token_table(nll),
         draw=lambda figure: _draw(figure, nll, context),
@@ -107,22 +111,22 @@ def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str,
     return Table(columns, rows)
 
 
-def _sampled_table(nll: dict[str, np.ndarray], context: int) -> Table:
-    """The modes that go on for ever on the tokens that were re-computed, and no others."""
-    sampled = np.isfinite(nll["recompute"])
+def _same_tokens_table(nll: dict[str, np.ndarray], context: int, reference: str) -> Table:
+    """The modes that go on for ever on the tokens that `reference` was evaluated on, and no others."""
+    sampled = np.isfinite(nll[reference])
     past = sampled & (np.arange(len(sampled)) >= context)
     rows: list[list[str | int | float | None]] = []
-    for mode in ("recompute", "streaming", "window"):
+    for mode in (reference, "streaming", "window"):
         row: list[str | int | float | None] = [mode]
         for chosen in (sampled, past):
-            row += [int(chosen.sum()), found := _perplexity(nll[mode][chosen]), _ratio(found, nll["recompute"][chosen])]
+            row += [int(chosen.sum()), found := _perplexity(nll[mode][chosen]), _ratio(found, nll[reference][chosen])]
         rows.append(row)
-    columns = ("on the same tokens", "tokens", "perplexity", "ratio to recompute")
+    columns = ("on the same tokens", "tokens", "perplexity", f"ratio to {reference}")
     return Table((*columns, *(f"{column}, past the trained context" for column in columns[1:])), rows)
 
 
-def _ratio(found: float | None, recomputed: np.ndarray) -> float | None:
-    expected = _perplexity(recomputed)
+def _ratio(found: float | None, reference: np.ndarray) -> float | None:
+    expected = _perplexity(reference)
     return None if found is None or expected is None else found / expected
 
 
