@@ -67,6 +67,11 @@ def perplexity(nll: np.ndarray) -> float:
     return float(np.exp(np.mean(nll, dtype=np.float64)))
 
 
+def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
+    """The mean negative log-likelihood of tokens that are `token_bytes` UTF-8 bytes long on average, in bits."""
+    return float(np.mean(nll, dtype=np.float64) / np.log(2) / token_bytes)
+
+
 def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """The ids as int32; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
     if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):

@@ -49,7 +49,7 @@ def perplexity(
 ) -> None:
     """Measure perplexity over a text of any length.
 
-    The last line of standard output is `perplexity X over N tokens`.
+    The last line of standard output is `perplexity X over N tokens`; of a text standard error tells bits per byte.
     """
     if (text is None) == (tokens is None):
         raise SllmError("give either --text FILE or --tokens FILE.npy")
@@ -59,9 +59,10 @@ def perplexity(
 
     from sllm_jax.files import new_file
     from sllm_jax.loading import load
-    from sllm_jax.perplexity import check_token_ids, token_nll
+    from sllm_jax.perplexity import bits_per_byte, check_token_ids, token_nll
     from sllm_jax.perplexity import perplexity as perplexity_of
     from sllm_jax.stream import fit_sizes
+    from sllm_jax.tokenizer import decode
 
     token_ids = None if tokens is None else read_token_ids(tokens)
     content = None if text is None else read_text(text)
@@ -82,6 +83,9 @@ def perplexity(
         nll = _collect(pieces, len(token_ids) - 1)
         if file is not None:
             np.save(file, nll)
+    if content is not None:
+        token_bytes = len(decode(loaded_tokenizer, token_ids[1:]).encode()) / len(nll)
+        note(f"{bits_per_byte(nll, token_bytes):.4f} bits per byte")
     print(f"perplexity {perplexity_of(nll):.6g} over {len(nll)} tokens")
 
 

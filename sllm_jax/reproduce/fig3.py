@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.perplexity import bits_per_byte, perplexity, token_nll
 from sllm_jax.reproduce.report import Report, Table
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.stream import fit_sizes
@@ -106,7 +106,7 @@ def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str,
     rows = []
     for mode, values in nll.items():
         whole = _perplexity(values)
-        bits = None if whole is None else float(np.log2(whole)) / token_bytes[mode]
+        bits = None if whole is None else bits_per_byte(np.log(whole), token_bytes[mode])
         rows.append((mode, int(np.isfinite(values).sum()), whole, _perplexity(values[context:]), bits))
     return Table(columns, rows)
 

@@ -13,6 +13,7 @@ from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, remove_unfinished, write_json
 from sllm_jax.models import module_for
+from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.tokenizer import load_tokenizer
 from sllm_jax.train import checkpoint, metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
@@ -40,7 +41,7 @@ class Run:
         self._learned, self._held_back = (
             Samples(_load_row(folder / name), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
         )
-        self._tokens_per_byte = len(self._held_back.token_ids) / (folder / HELD_BACK_TEXT).stat().st_size
+        self._token_bytes = (folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
         self.state = checkpoint.restore(folder / CHECKPOINTS, init_train_state(self.module, settings))
         self.rows = metrics.read(folder / METRICS, self.step)
         self._losses: list[float] = []  # of the steps since the last row
@@ -105,7 +106,7 @@ class Run:
             learning_rate=float(learning_rate(self.settings)(self.step - 1)),
             tokens_per_second=len(self._losses) * tokens / seconds,
             held_back_nll=held_back,
-            held_back_bits_per_byte=None if held_back is None else held_back / np.log(2) * self._tokens_per_byte,
+            held_back_bits_per_byte=None if held_back is None else bits_per_byte(held_back, self._token_bytes),
         )
         self.rows.append(row)
         self._losses, self._since = [], time.perf_counter()
