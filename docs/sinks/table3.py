@@ -2,7 +2,8 @@
 
     python docs/sinks/table3.py RUNS TEXT [TEXT ...]
 
-trains in the folders RUNS/none, RUNS/zero and RUNS/learnable (goes on where it was stopped), then writes table3.csv and
+trains in the folders RUNS/none, RUNS/zero, RUNS/learnable and, with a high learning rate, RUNS/learnable-fast (goes on
+where it was stopped), then writes table3.csv and
 table3.md beside this file.
 """
 
@@ -19,7 +20,12 @@ from sllm_jax.tokenizer import encode
 
 HERE = Path(__file__).parent
 OPTIONS = {"steps": 1500, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 100, "hold-back": 3}
-KINDS = {"none": "Vanilla", "zero": "Zero sink", "learnable": "Learnable sink"}
+KINDS: dict[str, tuple[str, dict[str, str | float]]] = {  # folder: name in the table, options of its own
+    "none": ("Vanilla", {"sink": "none"}),
+    "zero": ("Zero sink", {"sink": "zero"}),
+    "learnable": ("Learnable sink", {"sink": "learnable"}),
+    "learnable-fast": ("Learnable sink, learning rate 1.5e-2", {"sink": "learnable", "learning-rate": 1.5e-2}),
+}
 STARTS = (0, 1, 2, 4)
 CACHE = 127  # with the token itself the trained context
 TOKENS = 100_000
@@ -29,9 +35,8 @@ def train(kind: str, out: Path, texts: list[str]) -> None:
     """Train the model of one kind, unless it is there."""
     if (out / "model").exists():
         return
-    options = [
-        f"--{name}={value}" for name, value in {**OPTIONS, "dtype": "bfloat16", "sink": kind, "out": out}.items()
-    ]
+    chosen = OPTIONS | KINDS[kind][1] | {"dtype": "bfloat16", "out": out}
+    options = [f"--{name}={value}" for name, value in chosen.items()]
     resume = ["--resume"] if out.exists() else []
     subprocess.run(["sllm-jax", "train", *texts, f"--config={HERE / 'config.json'}", *options, *resume], check=True)
 
@@ -49,11 +54,11 @@ def main(runs: Path, texts: list[str]) -> None:
     for kind in KINDS:
         train(kind, runs / kind, texts)
         found[kind] = measure(runs / kind)
-    rows = [[name, *found[kind]] for kind, name in KINDS.items()]
+    rows = [[name, *found[kind]] for kind, (name, _) in KINDS.items()]
     table = Table(["cache", *(f"{start} + {CACHE - start}" for start in STARTS)], rows).markdown()
     (HERE / "table3.md").write_text(table + "\n")
     lines = [f"{kind},{start},{CACHE - start},{found[kind][i]:.4f}" for kind in KINDS for i, start in enumerate(STARTS)]
-    (HERE / "table3.csv").write_text("\n".join(["sink,start_size,recent_size,perplexity", *lines]) + "\n")
+    (HERE / "table3.csv").write_text("\n".join(["run,start_size,recent_size,perplexity", *lines]) + "\n")
     print(table)
 
 
