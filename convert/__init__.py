@@ -13,7 +13,10 @@ from sllm_jax.convert import orbax, sources
 from sllm_jax.convert.assemble import assemble, identity_table
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.convert.export import write_safetensors
+from sllm_jax.convert.falcon import FALCON
+from sllm_jax.convert.gpt_neox import GPT_NEOX
 from sllm_jax.convert.llama import LLAMA
+from sllm_jax.convert.mpt import MPT
 from sllm_jax.convert.table import Table
 from sllm_jax.errors import SllmError
 from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder, write_json
@@ -23,7 +26,7 @@ from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "to_huggingface"]
 
-TABLES: dict[str, Table] = {"llama": LLAMA}  # by model_type
+TABLES: dict[str, Table] = {"llama": LLAMA, "gpt_neox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}  # by family
 
 
 def load_params(folder: Path | str, module: Any, progress: Progress = silent) -> Any:

@@ -26,6 +26,27 @@ IDENTITY = Transform("identity", lambda array, _: (array,), lambda arrays, _: ar
 TRANSPOSE = Transform("transpose", lambda array, _: (array.T,), lambda arrays, _: arrays[0].T)
 
 
+def _split_fused(array: np.ndarray, config: Any) -> Arrays:
+    K, D, rest = config.num_key_value_heads, config.head_dim, array.shape[1:]  # noqa: N806
+    grouped = array.reshape(K, -1, D, *rest)  # [K, G + 2, D, E], or without E
+    parts = grouped[:, :-2], grouped[:, -2], grouped[:, -1]
+    return tuple(part.reshape(-1, *rest).T for part in parts)
+
+
+def _join_fused(arrays: Arrays, config: Any) -> np.ndarray:
+    K, D, rest = config.num_key_value_heads, config.head_dim, arrays[0].T.shape[1:]  # noqa: N806
+    grouped = [array.T.reshape(K, -1, D, *rest) for array in arrays]  # [K, G or 1, D, E], or without E
+    return np.concatenate(grouped, axis=1).reshape(-1, *rest)
+
+
+FUSED = Transform("fused by key/value head: its queries, its key, its value", _split_fused, _join_fused)
+STACKED = Transform(
+    "all queries, all keys, all values",
+    lambda array, _: tuple(part.T for part in np.split(array, 3)),
+    lambda arrays, _: np.concatenate([array.T for array in arrays]),
+)
+
+
 @dataclass(frozen=True)
 class Rule:
     """The tensor `source` becomes the parameters `targets`; `{i}` stands for the number of the layer in all of them.
@@ -81,3 +102,17 @@ def linear(source: str, target: str) -> tuple[Rule, Rule]:
         Rule(f"{source}.weight", (f"{target}/kernel",), TRANSPOSE),
         Rule(f"{source}.bias", (f"{target}/bias",)),
     )
+
+
+def fused_linear(source: str, attention: str, transform: Transform) -> tuple[Rule, Rule]:
+    """One linear layer for queries, keys and values; here there are three, under the path `attention`."""
+    targets = [f"{attention}/{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    return (
+        Rule(f"{source}.weight", tuple(f"{target}/kernel" for target in targets), transform),
+        Rule(f"{source}.bias", tuple(f"{target}/bias" for target in targets), transform),
+    )
+
+
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
+    """A norm; the bias only if the model has one."""
+    return Rule(f"{source}.weight", (f"{target}/scale",)), Rule(f"{source}.bias", (f"{target}/bias",))

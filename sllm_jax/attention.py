@@ -2,7 +2,8 @@
 
 A key is rotated once, by the number of its slot, and the query is shifted instead of the keys. It is rotated three
 ways: for the sinks by its own cache position, for window slots written in this lap of the ring by its slot, for those
-that still hold the previous lap by its slot + R. The slot number alone decides which of the three a key meets.
+that still hold the previous lap by its slot + R. The slot number alone decides which of the three a key meets. Models
+with ALiBi rotate nothing; their scores get a bias that follows from the key's cache position.
 
 `attend_one` (decode) writes the token, then attends to the ring. `attend_chunk` (extend) attends to the ring as it was
 and to the chunk, then writes. Both take slots, masks and numbers from one `Plan`, made once per call, not per layer.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,21 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sllm_jax.kv_state import KVState, ages, angle_table, live, slots_after, write_chunk, write_token, written_slots
-from sllm_jax.models.common import Attend, LayerCache, ModelConfig, precision_of
+from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.layers import Attend, LayerCache, precision_of
 from sllm_jax.position import AngleTable, rotate
 
 MASKED = -1e30  # finite: a row with nothing to see must not become NaN and reach valid rows through the next layer
-Block = tuple[Array, Array, Array, Array]  # queries [K, G, T, D], keys and values [K, n, D], who sees what [T, n]
+
+
+class Block(NamedTuple):
+    """T queries and n keys, which of the keys each query sees, and what is added to their scores."""
+
+    q: Float[Array, "K G T D"]
+    k: Float[Array, "K n D"]
+    v: Float[Array, "K n D"]
+    sees: Bool[Array, "T n"]
+    bias: Float[Array, "K G T n"] | None = None
 
 
 class Plan(struct.PyTreeNode):
@@ -37,33 +48,46 @@ class Plan(struct.PyTreeNode):
     position: Int[Array, " T"]  # cache position at which each token attends
     number: Int[Array, " T"]  # numbered onwards from next_slot, without going round
     sees: Bool[Array, "T A"]  # which slots of the state, as it is before the chunk, each token attends to
+    key_position: Int[Array, "T A"]  # cache position of the token in each slot, as each token finds it
     old_lap: Bool[Array, " A"]  # window slots that hold the previous lap, as seen by the first token
 
 
-def plan(state: KVState, length: int, count: Int[Array, ""]) -> Plan:
-    """The plan of a chunk of `length` places, of which the first `count` hold tokens."""
+def plan(state: KVState, length: int, count: Int[Array, ""], sliding_window: int | None = None) -> Plan:
+    """The plan of a chunk of `length` places, of which the first `count` hold tokens.
+
+    A model with a sliding window sees no further back than that, but for the sinks.
+    """
     t, slot = jnp.arange(length), jnp.arange(state.allocated)
-    in_reach = (slot < state.start_size) | (t[:, None] + ages(state) < state.window)
+    is_sink, distance = slot < state.start_size, t[:, None] + ages(state)
+    position = jnp.minimum(state.filled + t, state.slots - 1)
     return Plan(
         slots=slots_after(state, length),
         written=written_slots(state, length, count),
-        position=jnp.minimum(state.filled + t, state.slots - 1),
+        position=position,
         number=state.next_slot + t,
-        sees=live(state) & in_reach,
+        sees=live(state) & (is_sink | (distance < _reach(state, sliding_window))),
+        key_position=jnp.where(is_sink, slot, position[:, None] - distance),
         old_lap=slot > state.next_slot,
     )
+
+
+def _reach(state: KVState, sliding_window: int | None) -> int:
+    """How many tokens of the window a token sees, itself included."""
+    return min(state.window, sliding_window or state.window)
 
 
 def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     """Attention for the next token of a stream: write it, then attend to the ring, itself included."""
     size, window = state.start_size, state.window
-    p = plan(state, 1, jnp.int32(1))
+    p = plan(state, 1, jnp.int32(1), config.sliding_window)
     angles = angle_table(config.rope, size, state.recent_size)
     at_slot = angles(p.slots)
-    ways = [p.slots, p.slots + window] + ([p.position] if size else [])  # this lap, the previous one, sinks
+    ways = [p.slots, p.slots + window, p.position][: _ways(config, size)]  # this lap, the previous one, sinks
     at_ways = angles(jnp.concatenate(ways))
     slot = jnp.arange(state.allocated)
-    sees = p.sees[0] | (slot == p.slots[0])
+    way, itself = jnp.where(slot < size, 2, p.old_lap), slot == p.slots[0]
+    sees = p.sees[0] | itself
+    bias = position_bias(config, jnp.where(itself, p.position, p.key_position), p.position[:, None])
 
     def attend(
         cache: LayerCache, q: Float[Array, "1 H D"], k: Float[Array, "1 K D"], v: Float[Array, "1 K D"]
@@ -75,14 +99,23 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
         K, G, _, D = grouped.shape  # noqa: N806
         rows = rotate(jnp.broadcast_to(grouped, (K, G, len(ways), D)), at_ways)
         scores = _scores(rows.reshape(K, -1, D), keys, config, dtype).reshape(K, G, len(ways), -1)  # [K, G, 3, A]
-        chosen = jnp.where(p.old_lap, scores[:, :, 1], scores[:, :, 0])
-        if size:
-            chosen = jnp.where(slot < size, scores[:, :, 2], chosen)
+        chosen = scores[:, :, 0]
+        for i in range(1, len(ways)):
+            chosen = jnp.where(way == i, scores[:, :, i], chosen)
+        if bias is not None:
+            chosen += bias[:, :, 0]
         weights = sink_softmax(jnp.where(sees, chosen, MASKED), config).astype(dtype)  # [K, G, A]
         mixed = jnp.einsum("kga,kad->kgd", weights, values, precision=precision_of(dtype))
         return (keys, values), mixed.reshape(1, -1, D)
 
     return attend
+
+
+def _ways(config: ModelConfig, start_size: int) -> int:
+    """In how many ways a query is rotated to meet the keys of a ring."""
+    if config.rope.dim == 0:
+        return 1
+    return 3 if start_size else 2
 
 
 def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, count: Int[Array, ""]) -> Attend:
@@ -92,16 +125,21 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
     the chunk; keys of the previous lap are turned back by R once. The sinks get a product of their own.
     """
     size, window = state.start_size, state.window
-    p = plan(state, length, count)
+    p = plan(state, length, count, config.sliding_window)
     angles = angle_table(config.rope, size, state.recent_size, length)
     at_slots, at_numbers, at_position = angles(p.slots), angles(p.number), angles(p.position)
     lap_back = angles(jnp.where(p.old_lap, window, 0)).inverse()
     slot, t, sink = jnp.arange(state.allocated), jnp.arange(length), jnp.arange(size)
     sees_ring = p.sees & (slot >= size)  # [T, A]
-    sees_chunk = (t[:, None] >= t) & (t[:, None] - t < window) & (p.slots >= size)  # [T, T]
+    distance = t[:, None] - t  # [T, T]
+    sees_chunk = (distance >= 0) & (distance < _reach(state, config.sliding_window)) & (p.slots >= size)
     sink_is_new = (sink >= state.next_slot)[:, None]  # [S, 1]: a sink that comes with this chunk, as its token
     sink_token = jnp.clip(sink - state.next_slot, 0, length - 1)
     sees_sink = jnp.where(sink_is_new[:, 0], t[:, None] >= sink - state.next_slot, sink < state.filled)  # [T, S]
+    at = p.position[:, None]
+    ring_bias = position_bias(config, p.key_position, at)
+    chunk_bias = position_bias(config, at - distance, at)
+    sink_bias = position_bias(config, sink[None], at)
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
@@ -110,14 +148,14 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
         k, v, grouped = _heads_first(k), _heads_first(v).astype(values.dtype), _grouped(q, keys.shape[0])
         k_written = rotate(k, at_slots).astype(keys.dtype)
         in_window = rotate(grouped, at_numbers)
-        blocks: list[Block] = [
-            (in_window, rotate(keys, lap_back), values, sees_ring),
-            (in_window, rotate(k, at_numbers), v, sees_chunk),
+        blocks = [
+            Block(in_window, rotate(keys, lap_back), values, sees_ring, ring_bias),
+            Block(in_window, rotate(k, at_numbers), v, sees_chunk, chunk_bias),
         ]
         if size:
             sink_k = jnp.where(sink_is_new, k_written[:, sink_token], keys[:, :size])
             sink_v = jnp.where(sink_is_new, v[:, sink_token], values[:, :size])
-            blocks.append((rotate(grouped, at_position), sink_k, sink_v, sees_sink))
+            blocks.append(Block(rotate(grouped, at_position), sink_k, sink_v, sees_sink, sink_bias))
         mixed = _attend_blocks(blocks, config, dtype)
         with jax.named_scope("cache_write"):
             return (write_chunk(keys, p.written, k_written), write_chunk(values, p.written, v)), mixed
@@ -140,30 +178,46 @@ def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
 def causal_block(
     config: ModelConfig, length: int
 ) -> Callable[[Float[Array, "T H D"], Float[Array, "T K D"], Float[Array, "T K D"]], Block]:
-    """What makes one block of a text of `length` tokens: each token sees itself and all before it."""
+    """What makes one block of a text of `length` tokens: each sees itself and all before it in its sliding window."""
     at = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(jnp.arange(length))
     t = jnp.arange(length)
-    causal = t[:, None] >= t
+    distance = t[:, None] - t
+    sees = (distance >= 0) & (distance < (config.sliding_window or length))
+    bias = position_bias(config, t[None], t[:, None])
 
     def block_of(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Block:
         k, v = _heads_first(k), _heads_first(v)
-        return rotate(_grouped(q, len(k)), at), rotate(k, at), v, causal
+        return Block(rotate(_grouped(q, len(k)), at), rotate(k, at), v, sees, bias)
 
     return block_of
 
 
+def position_bias(
+    config: ModelConfig, key: Int[Array, "#T n"], query: Int[Array, "T 1"]
+) -> Float[Array, "K G T n"] | None:
+    """What a model with ALiBi adds to its scores, given the cache positions of keys and queries."""
+    if config.alibi is None:
+        return None
+    bias = config.alibi.bias(key, query)  # [H, T, n]
+    kv_heads = config.num_key_value_heads
+    return bias.reshape(kv_heads, config.num_attention_heads // kv_heads, *bias.shape[1:])
+
+
 def masked_scores(blocks: list[Block], config: ModelConfig, dtype: Any) -> Float[Array, "K G T n"]:
     """The scores of several blocks side by side, float32, `MASKED` where a query does not see."""
-    scores = [jnp.where(mask, _scores(q, k, config, dtype), MASKED) for q, k, _, mask in blocks]
+    scores = []
+    for block in blocks:
+        plain = _scores(block.q, block.k, config, dtype)
+        scores.append(jnp.where(block.sees, plain if block.bias is None else plain + block.bias, MASKED))
     return jnp.concatenate(scores, axis=-1)
 
 
 def mix(weights: Float[Array, "K G T n"], blocks: list[Block], dtype: Any) -> Float[Array, "T H D"]:
     """The values of several blocks, mixed by the weights of all of them side by side."""
-    ends = [sum(block[1].shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
+    ends = [sum(block.k.shape[1] for block in blocks[: i + 1]) for i in range(len(blocks) - 1)]
     product = partial(jnp.einsum, "kgtn,knd->kgtd", precision=precision_of(dtype), preferred_element_type=jnp.float32)
     parts = jnp.split(weights.astype(dtype), ends, axis=-1)
-    mixed = reduce(jnp.add, [product(w, v) for w, (_, _, v, _) in zip(parts, blocks, strict=True)])
+    mixed = reduce(jnp.add, [product(w, block.v) for w, block in zip(parts, blocks, strict=True)])
     K, G, T, D = mixed.shape  # noqa: N806
     return mixed.transpose(2, 0, 1, 3).reshape(T, K * G, D).astype(dtype)
 
@@ -176,10 +230,10 @@ def _attend_blocks(blocks: list[Block], config: ModelConfig, dtype: Any) -> Floa
 def _scores(
     q: Float[Array, "K *rows D"], keys: Float[Array, "K n D"], config: ModelConfig, dtype: Any
 ) -> Float[Array, "K *rows n"]:
-    """Scaled scores in float32; YaRN's attention factor, which lengthens both queries and keys, goes into the scale."""
+    """Scaled scores in float32."""
     precision = precision_of(dtype)
     products = jnp.einsum("k...d,knd->k...n", q, keys, precision=precision, preferred_element_type=jnp.float32)
-    return products * (config.rope.attention_factor**2 * config.head_dim**-0.5)
+    return products * config.score_scale
 
 
 def sink_softmax(scores: Float[Array, "*rows n"], config: ModelConfig) -> Float[Array, "*rows n"]:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import causal_block, masked_scores, mix, sink_softmax
 from sllm_jax.model import Model
-from sllm_jax.models.common import Attend, LayerCache, ModelConfig, no_caches
+from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.layers import Attend, LayerCache, no_caches
 from sllm_jax.progress import Progress, silent
 
 FIRST = 4  # positions that are looked at one by one

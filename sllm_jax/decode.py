@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_chunk, attend_one
 from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live, over_streams
-from sllm_jax.models.common import Attend
+from sllm_jax.models.layers import Attend
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded

@@ -16,7 +16,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import KVState, over_streams
 from sllm_jax.model import Model
 from sllm_jax.models import supported
-from sllm_jax.models.common import ModelConfig
+from sllm_jax.models.config import ModelConfig
 
 
 def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> StartRecentKVCache:

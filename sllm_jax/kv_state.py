@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sllm_jax.errors import SllmError
-from sllm_jax.models.common import ModelConfig
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.position import AngleTable, Rope, rotate
 
 _SLOT_MULTIPLE = 128  # an odd number of slots makes XLA pad or copy whole caches on a GPU and a TPU

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_causally
-from sllm_jax.models.common import ModelConfig, no_caches
+from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.layers import no_caches
 
 
 @dataclass(frozen=True, eq=False)

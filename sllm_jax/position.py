@@ -36,7 +36,8 @@ _STRIDE = 256  # positions are split into a multiple of this and a rest
 class Rope:
     """RoPE of one model: which dimensions rotate, and how fast. Fields carry their Hugging Face names.
 
-    `dim` is the number of rotated dimensions of a head (even); the rest of the head passes unrotated.
+    `dim` is the number of rotated dimensions of a head (even); the rest of the head passes unrotated. It is 0 for
+    models that tell positions by other means.
     """
 
     dim: int
@@ -212,6 +213,8 @@ def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*head
     Dimensions past the rotated ones (partial rotary embeddings) are left as they are.
     """
     half = angles.cos.shape[-1]
+    if half == 0:
+        return x
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)

@@ -18,7 +18,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.interrupt import deferred_interrupts
 from sllm_jax.kv_cache import check_sizes, enable_streaming_llm
 from sllm_jax.model import Model
-from sllm_jax.models.common import ModelConfig
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, SamplingOptions, sampling_for
 from sllm_jax.stop_text import StopText

@@ -1,13 +1,16 @@
 """The paper's list, as `attend` for the same modules: unrotated keys, rotated by their index at every step."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax.experimental import io_callback
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from sllm_jax.models.common import ModelConfig
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.position import Rope
 
 
@@ -19,6 +22,15 @@ def rotate_at(x: np.ndarray, position: np.ndarray, rope: Rope, length: int) -> n
     first, second = x[..., :half], x[..., half : rope.dim]
     cos, sin = np.cos(angle), np.sin(angle)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., rope.dim :]], -1)
+
+
+@lru_cache
+def alibi_bias(family: str, heads: int, head_dim: int, length: int) -> np.ndarray:
+    """What PyTorch transformers adds to the scores of `length` keys, [H, n]."""
+    if family == "falcon":
+        bias = build_alibi_tensor(torch.ones(1, length, dtype=torch.long), heads, torch.float32)[:, 0]
+        return bias.double().numpy() / np.sqrt(head_dim)
+    return build_mpt_alibi_tensor(heads, length)[:, 0].double().numpy()
 
 
 class ListCache:
@@ -38,7 +50,12 @@ class ListCache:
         keys = np.repeat(rotate_at(np.stack(self.k), position, rope, length), len(q) // len(k), axis=1)  # [n, H, D]
         values = np.repeat(np.stack(self.v), len(q) // len(k), axis=1)
         query = rotate_at(q[None], position[-1:], rope, length)[0]
-        scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 / np.sqrt(q.shape[-1])
+        scale = self.config.softmax_scale or 1 / np.sqrt(q.shape[-1])
+        scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 * scale
+        if self.config.alibi is not None:
+            scores += alibi_bias(self.config.model_type, *q.shape, len(self.k))
+        if (window := self.config.sliding_window) is not None:
+            scores[:, self.start_size : max(self.start_size, len(self.k) - window)] = -np.inf
         if self.config.attention_sink == "zero":  # one more key, with score 0 and value 0
             scores = np.concatenate([scores, np.zeros((len(q), 1))], axis=1)
             values = np.concatenate([values, np.zeros_like(values[:1])])

@@ -125,8 +125,8 @@ def test_bfloat16_stays_within_one_percent_of_float32(shared):
     [
         ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple of num_key_value_heads 4"),
         ({"hidden_size": None}, "config.json needs a positive integer for each of hidden_size; got hidden_size = None"),
-        ({"head_dim": 7}, "Llama rotates whole heads of even size; got 7 of 7"),
-        ({"partial_rotary_factor": 0.4}, "Llama rotates whole heads of even size; got 4 of 10"),
+        ({"head_dim": 7}, "RoPE of .llama. turns whole heads of even size; got 7 of 7"),
+        ({"partial_rotary_factor": 0.4}, "RoPE of .llama. turns whole heads of even size; got 4 of 10"),
         ({"num_key_value_heads": "4"}, "num_key_value_heads in config.json must be an integer of 0 or more; got '4'"),
         ({"num_key_value_heads": -3}, "num_key_value_heads in config.json must be an integer of 0 or more; got -3"),
         ({"head_dim": 8.0}, "head_dim in config.json must be an integer of 0 or more; got 8.0"),

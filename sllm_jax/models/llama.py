@@ -1,56 +1,42 @@
-"""Llama 1, 2, 3, 3.1, 3.2 and what shares their architecture (TinyLlama, Vicuna).
-
-Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimension, F feed-forward size, V vocabulary.
-"""
+"""Llama 1, 2, 3, 3.1, 3.2 (TinyLlama, Vicuna, Yi, SmolLM) and its kin: Mistral, Qwen2, Qwen2.5, Qwen3."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from sllm_jax.errors import SllmError
-from sllm_jax.models.common import (
-    ACTIVATIONS,
-    Attend,
-    LayerCache,
-    activation,
+from sllm_jax.models.config import (
+    ModelConfig,
     attention_sink,
-    dense,
-    head,
-    layer_of,
+    grouped,
     option,
+    optional_size,
+    options,
+    refuse_unsupported,
     required_sizes,
-    tied_logits,
+    rotary,
 )
-from sllm_jax.position import Rope
+from sllm_jax.models.layers import ACTIVATIONS, Attention, Decoder, Heads, Layer, Norm, activation, dense, rms_norm
 
 
-@dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes and options of a Llama, under their Hugging Face names."""
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    """Sizes and options of a Llama or one of its kin, under their Hugging Face names."""
 
     model_type: ClassVar[str] = "llama"
 
-    vocab_size: int
-    hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope: Rope
-    max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
-    tie_word_embeddings: bool = False
-    attention_sink: str = "none"
+    qk_norm: bool = False  # queries and keys are normed, each head for itself
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -59,106 +45,99 @@ class LlamaConfig:
             config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
         )
         heads = sizes["num_attention_heads"]
-        kv_heads = option(config, "num_key_value_heads", heads)
-        if kv_heads == 0 or heads % kv_heads:
-            raise SllmError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
         head_dim = option(config, "head_dim", sizes["hidden_size"] // heads)
-        rope = Rope.from_hf(config, head_dim)
-        if rope.dim != head_dim or head_dim % 2 or head_dim == 0:
-            raise SllmError(f"Llama rotates whole heads of even size; got {rope.dim} of {head_dim} dimensions")
-        options = {name: option(config, name, default) for name, default in _OPTIONAL.items()}
         return cls(
             **sizes,
-            **options,
-            num_key_value_heads=kv_heads,
+            **options(config, rms_norm_eps=1e-6, tie_word_embeddings=False),
+            **_OWN[config.get("model_type", "llama")](config),
+            num_key_value_heads=grouped(heads, option(config, "num_key_value_heads", heads)),
             head_dim=head_dim,
-            rope=rope,
-            hidden_act=activation(config, "silu"),
+            rope=rotary(config, head_dim),
+            hidden_act=activation(config, "hidden_act", "silu"),
             attention_sink=attention_sink(config),
-            max_position_embeddings=rope.max_position_embeddings,
         )
 
 
-_OPTIONAL = {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unsupported(config, "use_sliding_window")
+    bias = option(config, "attention_bias", False)
+    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": option(config, "mlp_bias", False)}
 
 
-class Llama(nn.Module):
-    """Token ids to logits; attention and what it keeps between calls come from outside."""
-
-    config: LlamaConfig
-    dtype: Any = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, token_ids: Int[Array, " T"], caches: Sequence[LayerCache], attend: Attend, rows: Any = slice(None)
-    ) -> tuple[Float[Array, "*t V"], tuple[LayerCache, ...]]:
-        """Logits (float32) of the tokens that `rows` selects of the T, and the caches passed on, one a layer."""
-        config, dtype = self.config, self.dtype
-        embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
-        layer, hidden, kept = layer_of(LlamaLayer, self.remat), embed(token_ids), []  # hidden [T, E]
-        for i, cache in zip(range(config.num_hidden_layers), caches, strict=True):
-            hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
-            kept.append(cache)
-        hidden = _norm(config, dtype, "norm")(hidden[rows])
-        logits = tied_logits(embed, hidden) if config.tie_word_embeddings else head(config.vocab_size, dtype)(hidden)
-        return logits, tuple(kept)
+def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unsupported(config, "attention_bias", "mlp_bias")
+    window = _window(config)
+    return {"sliding_window": window if _all_slide(config, [window is not None]) else None}
 
 
-class LlamaLayer(nn.Module):
-    """Attention, then the feed-forward network, each on a normed input and added to it."""
+def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unsupported(config, "mlp_bias")
+    return {"qkv_bias": True, "sliding_window": _qwen_window(config)}
 
-    config: LlamaConfig
-    dtype: Any
 
-    @nn.compact
-    def __call__(
-        self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
-    ) -> tuple[Float[Array, "T E"], LayerCache]:
-        """The layer's output, and its cache passed on."""
-        config, dtype = self.config, self.dtype
-        mixed, cache = LlamaAttention(config, dtype, name="self_attn")(
-            _norm(config, dtype, "input_layernorm")(hidden), cache, attend
+def _qwen3(config: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unsupported(config, "mlp_bias")
+    bias = option(config, "attention_bias", False)
+    return {"qkv_bias": bias, "output_bias": bias, "qk_norm": True, "sliding_window": _qwen_window(config)}
+
+
+_OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {  # what each model_type has of its own
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+}
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """The sliding window, 4,096 where the config does not speak of it (as in transformers)."""
+    return optional_size(config, "sliding_window") if "sliding_window" in config else 4096
+
+
+def _qwen_window(config: Mapping[str, Any]) -> int | None:
+    """The sliding window, which the layers from number `max_window_layers` on have if it is switched on."""
+    window = _window(config) if option(config, "use_sliding_window", False) else None
+    first = option(config, "max_window_layers", 28)
+    slides = [bool(window) and i >= first for i in range(config["num_hidden_layers"])]
+    return window if _all_slide(config, slides) else None
+
+
+def _all_slide(config: Mapping[str, Any], slides: list[bool]) -> bool:
+    """Whether all layers have the sliding window, or none; raises `SllmError` for a mixture.
+
+    `slides` is what follows where the config has no `layer_types`.
+    """
+    if layer_types := config.get("layer_types"):
+        slides = [kind == "sliding_attention" for kind in layer_types]
+    if len(set(slides)) > 1:
+        raise SllmError(
+            f"{sum(slides)} of {len(slides)} layers have a sliding window (layer_types, max_window_layers); supported "
+            "are models in which all layers have it, or none"
         )
-        hidden = hidden + mixed
-        normed = _norm(config, dtype, "post_attention_layernorm")(hidden)
-        return hidden + LlamaMLP(config, dtype, name="mlp")(normed), cache
+    return slides[0]
 
 
-class LlamaAttention(nn.Module):
-    """Grouped-query attention between its four linear layers."""
+class LlamaAttention(Attention):
+    """Grouped-query attention; Qwen3 norms its queries and keys."""
 
-    config: LlamaConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
-    ) -> tuple[Float[Array, "T E"], LayerCache]:
-        """The mixture of values for each token, and the layer's cache passed on."""
-        config = self.config
-
-        def project(name: str, heads: int) -> Float[Array, "T heads D"]:
-            flat = dense(heads * config.head_dim, config.attention_bias, self.dtype, name)(hidden)
-            return flat.reshape(-1, heads, config.head_dim)
-
-        q = project("q_proj", config.num_attention_heads)  # [T, H, D]
-        k = project("k_proj", config.num_key_value_heads)  # [T, K, D]
-        v = project("v_proj", config.num_key_value_heads)  # [T, K, D]
-        cache, mixed = attend(cache, q, k, v)  # [T, H, D]
-        output = dense(config.hidden_size, config.attention_bias, self.dtype, "o_proj")
-        return output(mixed.reshape(len(hidden), -1)), cache
+    def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
+        """Cut into heads, and norm each head of queries and keys."""
+        q, k, v = super().prepare(q, k, v)
+        if self.config.qk_norm:
+            epsilon, dtype = self.config.rms_norm_eps, self.dtype
+            q, k = rms_norm(epsilon, dtype, "q_norm")(q), rms_norm(epsilon, dtype, "k_norm")(k)
+        return q, k, v
 
 
 class LlamaMLP(nn.Module):
-    """Gated feed-forward network."""
+    """Gated feed-forward network: SwiGLU, or another activation in its place."""
 
     config: LlamaConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        """SwiGLU, or another activation in its place."""
+        """One token at a time."""
         config = self.config
         gate = dense(config.intermediate_size, config.mlp_bias, self.dtype, "gate_proj")(hidden)  # [T, F]
         up = dense(config.intermediate_size, config.mlp_bias, self.dtype, "up_proj")(hidden)  # [T, F]
@@ -167,5 +146,25 @@ class LlamaMLP(nn.Module):
         )
 
 
-def _norm(config: LlamaConfig, dtype: Any, name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=dtype, name=name)
+class LlamaLayer(Layer):
+    """Attention, then the feed-forward network."""
+
+    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+        """Root-mean-square norms, and a gated feed-forward network."""
+        config, dtype = self.config, self.dtype
+        return (
+            rms_norm(config.rms_norm_eps, dtype, "input_layernorm"),
+            LlamaAttention(config, dtype, config.qkv_bias, config.output_bias, name="self_attn"),
+            rms_norm(config.rms_norm_eps, dtype, "post_attention_layernorm"),
+            LlamaMLP(config, dtype, name="mlp"),
+        )
+
+
+class Llama(Decoder):
+    """Token ids to logits."""
+
+    layer = LlamaLayer
+
+    def norm(self) -> Norm:
+        """Root-mean-square norm."""
+        return rms_norm(self.config.rms_norm_eps, self.dtype, "norm")

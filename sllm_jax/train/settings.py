@@ -9,7 +9,7 @@ from typing import Any
 
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
-from sllm_jax.models.common import SINKS, required_sizes
+from sllm_jax.models.config import SINKS, required_sizes
 
 DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
 

@@ -1,0 +1,193 @@
+"""What the families are built of: the contract with attention, layers of one precision, and the frame of a decoder.
+
+Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimension, F feed-forward size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.errors import SllmError
+from sllm_jax.models.config import ModelConfig
+
+LayerCache = tuple[Array, Array]  # whatever `attend` keeps of one layer; models only pass it on
+Heads = tuple[Array, Array, Array]  # queries [T, H, D], keys and values [T, K, D]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_fast": jax.nn.gelu,
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """Attention of one layer: takes what it kept of that layer and the chunk's queries, keys and values, unrotated."""
+
+    def __call__(
+        self, cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
+    ) -> tuple[LayerCache, Float[Array, "T H D"]]:
+        """Returns what to keep, and for each query the mixture of values it attends to."""
+        ...
+
+
+def no_caches(config: ModelConfig) -> tuple[LayerCache, ...]:
+    """For an `attend` that keeps nothing."""
+    return ((jnp.zeros(0), jnp.zeros(0)),) * config.num_hidden_layers
+
+
+def precision_of(dtype: Any) -> jax.lax.Precision:
+    """float32 means float32: the highest matrix-product precision on every backend."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def activation(config: Mapping[str, Any], name: str, default: str) -> str:
+    """The activation that the config has under `name`, if it is one of `ACTIVATIONS`."""
+    value = config.get(name) or default
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise SllmError(f"{name} {value!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return value
+
+
+def dense(features: int, use_bias: bool, dtype: Any, name: str) -> nn.Dense:
+    """A linear layer whose parameters and output have the given dtype."""
+    return nn.Dense(features, use_bias, dtype=dtype, param_dtype=dtype, precision=precision_of(dtype), name=name)
+
+
+def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.RMSNorm:
+    """Root-mean-square norm over the last axis."""
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype, param_dtype=dtype, name=name)
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.LayerNorm:
+    """Layer norm over the last axis, its variance computed around the mean."""
+    return nn.LayerNorm(
+        epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name
+    )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention between its four linear layers."""
+
+    config: Any
+    dtype: Any
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
+        """Cut queries, keys and values into heads; families that do more to them do it here."""
+        return tuple(x.reshape(len(x), -1, self.config.head_dim) for x in (q, k, v))  # type: ignore[return-value]
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
+    ) -> tuple[Float[Array, "T E"], LayerCache]:
+        """The mixture of values for each token, and the layer's cache passed on."""
+        config, dtype = self.config, self.dtype
+        sizes = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        sizes["v_proj"] = config.num_key_value_heads
+        projected = [
+            dense(heads * config.head_dim, self.qkv_bias, dtype, name)(hidden) for name, heads in sizes.items()
+        ]
+        cache, mixed = attend(cache, *self.prepare(*projected))  # [T, H, D]
+        output = dense(config.hidden_size, self.output_bias, dtype, "o_proj")
+        return output(mixed.reshape(len(hidden), -1)), cache
+
+
+class MLP(nn.Module):
+    """Feed-forward network: up, an activation, down."""
+
+    config: ModelConfig
+    dtype: Any
+    intermediate_size: int
+    act: str
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
+        """One token at a time, as all here but attention."""
+        up = dense(self.intermediate_size, self.use_bias, self.dtype, "up_proj")(hidden)  # [T, F]
+        return dense(self.config.hidden_size, self.use_bias, self.dtype, "down_proj")(ACTIVATIONS[self.act](up))
+
+
+Norm = Callable[[Float[Array, "T E"]], Float[Array, "T E"]]
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward network, each on a normed input and added to it: in turn, or side by side."""
+
+    config: Any
+    dtype: Any
+
+    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+        """The norm before attention, attention, the norm before the feed-forward network, and that network."""
+        raise NotImplementedError
+
+    def is_parallel(self) -> bool:
+        """Whether the feed-forward network reads what attention reads, and not what attention has added to it."""
+        return False
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
+    ) -> tuple[Float[Array, "T E"], LayerCache]:
+        """The layer's output, and its cache passed on."""
+        attention_norm, attention, mlp_norm, mlp = self.parts()
+        mixed, cache = attention(attention_norm(hidden), cache, attend)
+        after = hidden + mixed
+        return after + mlp(mlp_norm(hidden if self.is_parallel() else after)), cache
+
+
+class Decoder(nn.Module):
+    """Token ids to logits; attention and what it keeps between calls come from outside. A family gives the layers."""
+
+    layer: ClassVar[type[Layer]]
+
+    config: Any
+    dtype: Any = jnp.float32
+    remat: bool = False  # backpropagation computes the insides of a layer again instead of keeping them
+
+    def norm(self) -> Norm:
+        """The last norm."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self, token_ids: Int[Array, " T"], caches: Sequence[LayerCache], attend: Attend, rows: Any = slice(None)
+    ) -> tuple[Float[Array, "*t V"], tuple[LayerCache, ...]]:
+        """Logits (float32) of the tokens that `rows` selects of the T, and the caches passed on, one a layer."""
+        config, dtype = self.config, self.dtype
+        embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
+        layer: Any = nn.remat(self.layer, static_argnums=(3,)) if self.remat else self.layer
+        hidden, kept = embed(token_ids), []  # hidden [T, E]
+        for i, cache in zip(range(config.num_hidden_layers), caches, strict=True):
+            hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
+            kept.append(cache)
+        hidden = self.norm()(hidden[rows])
+        logits = _tied_logits(embed, hidden) if config.tie_word_embeddings else _head(config.vocab_size, dtype)(hidden)
+        return logits, tuple(kept)
+
+
+def _head(vocab_size: int, dtype: Any) -> nn.Dense:
+    """The output layer: parameters in `dtype`, logits in float32."""
+    in_float32 = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    layer = partial(nn.Dense, vocab_size, use_bias=False, dtype=dtype, param_dtype=dtype, name="lm_head")
+    return layer(precision=precision_of(dtype), dot_general=in_float32)
+
+
+def _tied_logits(embed: nn.Embed, hidden: Float[Array, "*t E"]) -> Float[Array, "*t V"]:
+    """Logits in float32 from the table of input embeddings."""
+    table = embed.embedding
+    precision = precision_of(table.dtype)
+    return jnp.einsum("...e,ve->...v", hidden, table, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,130 @@
+"""Tiny random models of PyTorch transformers, one for each option of each family; the sizes of a model all differ."""
+
+from typing import NamedTuple
+
+import torch
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY, LAYERS = 101, 2
+
+
+class Family(NamedTuple):
+    config: type
+    model: type
+    sizes: dict
+    variants: dict  # name: options
+
+
+LLAMA_SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 76,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+}
+SLIDING = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
+LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 500.0}
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 3}
+FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
+
+FAMILIES = {
+    "mistral": Family(
+        MistralConfig,
+        MistralForCausalLM,
+        LLAMA_SIZES | {"head_dim": 10},
+        {"sliding window": {"sliding_window": 9}, "no window": {"sliding_window": None}},
+    ),
+    "qwen2": Family(
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        LLAMA_SIZES,
+        {"plain": {}, "tied": {"tie_word_embeddings": True}, "sliding window": SLIDING},
+    ),
+    "qwen3": Family(
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        LLAMA_SIZES | {"head_dim": 10},
+        {
+            "plain": {},
+            "biases": {"attention_bias": True},
+            "sliding window, tied": SLIDING | {"tie_word_embeddings": True},
+        },
+    ),
+    "gpt_neox": Family(
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        {"hidden_size": 48, "intermediate_size": 76, "num_attention_heads": 3, "max_position_embeddings": 64},
+        {
+            "parallel": {},
+            "serial": {"use_parallel_residual": False},
+            "no attention bias": {"attention_bias": False},
+            "all rotates": {"rotary_pct": 1.0},
+            "half rotates, tied": {"rotary_pct": 0.5, "tie_word_embeddings": True},
+            "tanh gelu": {"hidden_act": "gelu_fast"},
+            "theta": {"rotary_emb_base": 500},
+            "rope linear": {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}},
+            "rope dynamic": {"rope_parameters": DYNAMIC | {"partial_rotary_factor": 0.5}},
+        },
+    ),
+    "falcon": Family(
+        FalconConfig,
+        FalconForCausalLM,
+        {"hidden_size": 48, "ffn_hidden_size": 76, "num_attention_heads": 6, "max_position_embeddings": 64},
+        {
+            "7B": {},
+            "40B": FALCON_40B,
+            "11B": FALCON_40B | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+            "RW": FALCON_RW,
+            "RW, heads a power of two": FALCON_RW | {"num_attention_heads": 4},
+            "7B with ALiBi": {"alibi": True},
+            "40B with ALiBi": FALCON_40B | {"alibi": True, "bias": True},
+            "all heads their own": {"multi_query": False},
+            "serial, multi-query": {"parallel_attn": False, "bias": True},
+            "rope dynamic, tanh gelu": {"rope_parameters": DYNAMIC, "activation": "gelu_new"},
+        },
+    ),
+    "mpt": Family(
+        MptConfig,
+        MptForCausalLM,
+        {"d_model": 48, "n_heads": 6, "n_layers": LAYERS, "max_seq_len": 64, "expansion_ratio": 4},
+        {
+            "plain": {},
+            "heads a power of two": {"n_heads": 4},
+            "clipped": {"attn_config": {"clip_qkv": 0.7}},
+            "another scale": {"attn_config": {"softmax_scale": 0.2}},
+            "untied": {"tie_word_embeddings": False},
+        },
+    ),
+}
+CASES = [(name, variant) for name, family in FAMILIES.items() for variant in family.variants]
+
+
+def random_model(name, variant, dtype=torch.float32):
+    """A random model in PyTorch, drawn wide; biases and norms too are random, so that a lost one shows."""
+    family = FAMILIES[name]
+    sizes = {"vocab_size": VOCABULARY, **family.sizes}
+    if name != "mpt":
+        sizes["num_hidden_layers"] = LAYERS
+    torch.manual_seed(0)
+    model = family.model(family.config(**sizes | family.variants[variant])).eval()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=1.0 if "embed" in path or "wte" in path else 0.2)
+    return model.to(dtype)
