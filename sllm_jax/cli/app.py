@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sllm_jax.cli.convert import convert
+from sllm_jax.cli.models import models
 from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.reproduce import reproduce
 from sllm_jax.cli.text import chat, generate
@@ -45,5 +46,5 @@ def common(
     """
 
 
-for command in (generate, chat, perplexity, reproduce, train, convert):
+for command in (generate, chat, perplexity, reproduce, train, convert, models):
     app.command()(command)

@@ -26,6 +26,12 @@ class ModelConfig:
     """What the state, the programs and the loader ask of any family's config. Names are Hugging Face's."""
 
     model_type: ClassVar[str]  # of the family
+    context_name: ClassVar[str] = "max_position_embeddings"  # where its Hugging Face configs have the trained context
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
+        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        raise NotImplementedError
 
     vocab_size: int
     hidden_size: int

@@ -43,7 +43,7 @@ class FalconConfig(ModelConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> FalconConfig:
-        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        """As `ModelConfig.from_hf`."""
         config = today(config)
         refuse_unsupported(config, "apply_residual_connection_post_layernorm")
         sizes = required_sizes(config, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -34,7 +34,7 @@ class GPTNeoXConfig(ModelConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> GPTNeoXConfig:
-        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        """As `ModelConfig.from_hf`."""
         refuse_unsupported(config)
         sizes = required_sizes(
             config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"

@@ -40,7 +40,7 @@ class LlamaConfig(ModelConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        """As `ModelConfig.from_hf`."""
         sizes = required_sizes(
             config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
         )

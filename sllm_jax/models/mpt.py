@@ -34,6 +34,7 @@ class MPTConfig(ModelConfig):
     """Sizes and options of an MPT; those that other families have too, under their names there."""
 
     model_type: ClassVar[str] = "mpt"
+    context_name: ClassVar[str] = "max_seq_len"
 
     intermediate_size: int
     layer_norm_epsilon: float = 1e-5
@@ -42,7 +43,7 @@ class MPTConfig(ModelConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MPTConfig:
-        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        """As `ModelConfig.from_hf`."""
         attention = config.get("attn_config") or {}
         _check_fixed(config, _FIXED)
         _check_fixed(attention, _FIXED_IN_ATTENTION)

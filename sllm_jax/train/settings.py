@@ -9,6 +9,7 @@ from typing import Any
 
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
+from sllm_jax.models import kind_of
 from sllm_jax.models.config import SINKS, required_sizes
 
 DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
@@ -18,7 +19,7 @@ DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
 class Settings:
     """Of one run; two runs with equal settings and equal text end with equal parameters."""
 
-    config: Mapping[str, Any] = field(repr=False)  # Hugging Face style; its max_position_embeddings is the context
+    config: Mapping[str, Any] = field(repr=False)  # Hugging Face style; it has the context
     steps: int = 1000
     batch_size: int = 16  # samples of one context each
     accumulate: int = 1  # parts that a batch is computed in, one after the other
@@ -37,7 +38,7 @@ class Settings:
         """Raises `SllmError` for a value that cannot be."""
         if as_dtype(self.dtype).name not in DTYPES:
             raise SllmError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        required_sizes(self.config, "max_position_embeddings")
+        required_sizes(self.config, kind_of(self.config).config.context_name)
         if self.sink not in SINKS:
             raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
         if (in_config := self.config.get("attention_sink", self.sink)) != self.sink:
@@ -55,7 +56,7 @@ class Settings:
     @property
     def context(self) -> int:
         """Tokens of a sample."""
-        return self.config["max_position_embeddings"]
+        return self.config[kind_of(self.config).config.context_name]
 
     def as_json(self) -> dict[str, Any]:
         """As it is written down."""
