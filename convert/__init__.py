@@ -74,7 +74,7 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
         if module.config.attention_sink == "zero":
             raise SllmError("a model with attention_sink 'zero' cannot go to Hugging Face, which has no such softmax")
         write_safetensors(folder, params, TABLES[module.config.model_type], module)
-        _write_companions(folder, source, hf_config, params)
+        _write_companions(folder, source, module.config.today(hf_config), params)
 
 
 def _read_folder(folder: Path, dtype: Any, progress: Progress) -> tuple[Mapping[str, Any], Any, Any]:

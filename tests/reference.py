@@ -26,11 +26,16 @@ def rotate_at(x: np.ndarray, position: np.ndarray, rope: Rope, length: int) -> n
 
 @lru_cache
 def alibi_bias(family: str, heads: int, head_dim: int, length: int) -> np.ndarray:
-    """What PyTorch transformers adds to the scores of `length` keys, [H, n]."""
+    """What PyTorch transformers adds to the scores of `length` keys, [H, n], without the share of the last one.
+
+    A softmax does not see that share, unless it has a logit fixed at zero.
+    """
     if family == "falcon":
         bias = build_alibi_tensor(torch.ones(1, length, dtype=torch.long), heads, torch.float32)[:, 0]
-        return bias.double().numpy() / np.sqrt(head_dim)
-    return build_mpt_alibi_tensor(heads, length)[:, 0].double().numpy()
+        bias = bias.double().numpy() / np.sqrt(head_dim)
+    else:
+        bias = build_mpt_alibi_tensor(heads, length)[:, 0].double().numpy()
+    return bias - bias[:, -1:]
 
 
 class ListCache:

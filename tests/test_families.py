@@ -8,10 +8,12 @@ import torch
 from checkpoints import assert_same_tensors, tensors_of
 from families import CASES, VOCABULARY, random_model
 from reference import ListModel
+from safetensors.torch import save_file
+from transformers import FalconForCausalLM
 
 from sllm_jax import convert
 from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
-from sllm_jax.files import load_config
+from sllm_jax.files import load_config, write_json
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits, init_params
 from sllm_jax.models import module_for
@@ -109,3 +111,62 @@ def test_both_programs_lower_for_tpu_and_cuda_in_bfloat16(case, platforms):
     assert jax.export.export(extend, platforms=platforms)(module, params, carry, tokens, count).platforms == platforms
     rest = (sampling(0.8, top_p=0.9), jnp.array([2], jnp.int32), jnp.int32(8))
     assert jax.export.export(decode, platforms=platforms)(module, params, carry, *rest, steps=8).platforms == platforms
+
+
+def test_zero_sinks_are_those_of_the_list(case):
+    _, folder, _ = case
+    hf_config = load_config(folder) | {"attention_sink": "zero"}
+    module = module_for(hf_config, jnp.float32)
+    params = convert.load_params(folder, module)
+    tokens = tokens_of(PLACES)
+    carry = extend(module, params, init_carry(module, 2, 9), tokens.astype(np.int32), np.int32(PLACES))
+    np.testing.assert_allclose(carry.logits, ListModel(module, params, 2, 9).extend(tokens)[-1], atol=TOLERANCE)
+
+
+def test_a_falcon_as_first_published_becomes_one_of_today(tmp_path):
+    model = random_model("falcon", "7B")
+    model.save_pretrained(tmp_path / "first")
+    config = load_config(tmp_path / "first")
+    heads, layers = config.pop("num_attention_heads"), config.pop("num_hidden_layers")
+    config |= {"model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "n_head": heads, "n_layer": layers}
+    write_json(tmp_path / "first/config.json", config)
+    convert.to_huggingface(tmp_path / "first", tmp_path / "today")
+    loaded = FalconForCausalLM.from_pretrained(tmp_path / "today")
+    tokens = torch.tensor(tokens_of(30)[None])
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+class NormedQKV(torch.nn.Linear):
+    """What `qk_ln` means in MosaicML's own code, and transformers leaves out: norms over all heads together."""
+
+    def __init__(self, hidden_size, size, bias):
+        super().__init__(hidden_size, size, bias)
+        self.q_ln, self.k_ln = (torch.nn.LayerNorm(hidden_size, bias=False) for _ in range(2))
+
+    def forward(self, hidden):
+        q, k, v = super().forward(hidden).chunk(3, dim=2)
+        return torch.cat([self.q_ln(q), self.k_ln(k), v], dim=2)
+
+
+def test_mpt_with_norms_of_queries_and_keys(tmp_path):
+    theirs = random_model("mpt", "plain")
+    for block in theirs.transformer.blocks:
+        plain, block.attn.Wqkv = block.attn.Wqkv, NormedQKV(48, 3 * 48, bias=False)
+        block.attn.Wqkv.weight = plain.weight
+        for norm in (block.attn.Wqkv.q_ln, block.attn.Wqkv.k_ln):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    tensors = {
+        name.replace("Wqkv.q_ln", "q_ln").replace("Wqkv.k_ln", "k_ln"): value
+        for name, value in theirs.state_dict().items()
+    }
+    tensors.pop("lm_head.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", theirs.config.to_dict() | {"attn_config": {"qk_ln": True}})
+    ours, _ = load(tmp_path, dtype="float32")
+    tokens = tokens_of(40)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
+    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.array(tokens)), expected, atol=TOLERANCE)
+    streamed = read(ours.module, ours.params, init_carry(ours.module, 3, 12), tokens).logits
+    np.testing.assert_allclose(streamed, ListModel(ours.module, ours.params, 3, 12).extend(tokens)[-1], atol=TOLERANCE)

@@ -29,10 +29,6 @@ class Kind:
 
 _LLAMA = "num_key_value_heads, head_dim, tie_word_embeddings, hidden_act, rope_scaling"
 _QWEN_WINDOW = "use_sliding_window (in all layers or none)"
-_FALCON = (
-    "multi_query, new_decoder_architecture, num_kv_heads, num_ln_in_parallel_attn, parallel_attn, alibi, bias, "
-    "activation, ffn_hidden_size, tie_word_embeddings, rope_scaling"
-)
 
 KINDS: dict[str, Kind] = {
     "llama": Kind(
@@ -51,9 +47,15 @@ KINDS: dict[str, Kind] = {
         "rotary_pct or partial_rotary_factor, rotary_emb_base, use_parallel_residual, attention_bias, hidden_act, "
         "tie_word_embeddings, rope_scaling",
     ),
-    "falcon": Kind(FalconConfig, Falcon, "Falcon 7B, 40B, 180B, Falcon-RW, Falcon2-11B", _FALCON),
-    "RefinedWebModel": Kind(FalconConfig, Falcon, "Falcon 7B, Falcon-RW as first published", _FALCON),
-    "RefinedWeb": Kind(FalconConfig, Falcon, "Falcon 40B as first published", _FALCON),
+    "falcon": Kind(
+        FalconConfig,
+        Falcon,
+        "Falcon 7B, 40B, 180B, Falcon-RW, Falcon2-11B",
+        "multi_query, new_decoder_architecture, num_kv_heads, num_ln_in_parallel_attn, parallel_attn, alibi, bias, "
+        "activation, ffn_hidden_size, tie_word_embeddings, rope_scaling",
+    ),
+    "RefinedWebModel": Kind(FalconConfig, Falcon, "Falcon 7B, Falcon-RW as first published", "as falcon"),
+    "RefinedWeb": Kind(FalconConfig, Falcon, "Falcon 40B as first published", "as falcon"),
     "mpt": Kind(
         MPTConfig,
         MPT,

@@ -28,11 +28,6 @@ class ModelConfig:
     model_type: ClassVar[str]  # of the family
     context_name: ClassVar[str] = "max_position_embeddings"  # where its Hugging Face configs have the trained context
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
-        raise NotImplementedError
-
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -45,6 +40,16 @@ class ModelConfig:
     softmax_scale: float | None = None  # None: one over the root of `head_dim`
     tie_word_embeddings: bool = False
     attention_sink: str = "none"
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
+        """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
+        raise NotImplementedError
+
+    @classmethod
+    def today(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A Hugging Face config under the names that transformers has today."""
+        return config
 
     @property
     def max_position_embeddings(self) -> int:

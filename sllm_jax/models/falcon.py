@@ -24,8 +24,10 @@ from sllm_jax.models.config import (
 from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, activation, layer_norm
 from sllm_jax.position import Rope
 
-_FIRST_NAMES = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
-_FIRST_NAMES |= {"n_embed": "hidden_size"}
+_FIRST_NAMES = {  # name in the first configs: name today
+    **{"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},
+    "n_embed": "hidden_size",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class FalconConfig(ModelConfig):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> FalconConfig:
         """As `ModelConfig.from_hf`."""
-        config = today(config)
+        config = cls.today(config)
         refuse_unsupported(config, "apply_residual_connection_post_layernorm")
         sizes = required_sizes(config, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         heads = sizes["num_attention_heads"]
@@ -63,25 +65,26 @@ class FalconConfig(ModelConfig):
             attention_sink=attention_sink(config),
         )
 
+    @classmethod
+    def today(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `ModelConfig.today`: from `RefinedWebModel` (7B and RW as first published) or `RefinedWeb` (40B).
 
-def today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as first published (`RefinedWebModel`: 7B and RW; `RefinedWeb`: 40B) under the names of today.
-
-    The code that came with those checkpoints is no part of it any more; other configs stay as they are.
-    """
-    kind = config.get("model_type")
-    if kind == "falcon":
-        renamed = {**{new: config[old] for old, new in _FIRST_NAMES.items() if old in config}, **config}
-        return {name: value for name, value in renamed.items() if name not in _FIRST_NAMES}
-    config = {_FIRST_NAMES.get(name, name): value for name, value in config.items() if name != "auto_map"}
-    of_40b = kind == "RefinedWeb"
-    return config | {
-        "model_type": "falcon",
-        "architectures": ["FalconForCausalLM"],
-        "new_decoder_architecture": of_40b,
-        "multi_query": option(config, "multi_query", of_40b),
-        "parallel_attn": option(config, "parallel_attn", of_40b),
-    }
+        What named the code that came with those checkpoints is left out.
+        """
+        kind = config.get("model_type")
+        renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if old in config}
+        if kind == "falcon":
+            return {**renamed, **config}
+        of_40b = kind == "RefinedWeb"
+        return {
+            **{name: value for name, value in config.items() if name not in (*_FIRST_NAMES, "auto_map")},
+            **renamed,
+            "model_type": "falcon",
+            "architectures": ["FalconForCausalLM"],
+            "new_decoder_architecture": of_40b,
+            "multi_query": option(config, "multi_query", of_40b),
+            "parallel_attn": option(config, "parallel_attn", of_40b),
+        }
 
 
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:

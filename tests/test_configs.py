@@ -1,0 +1,154 @@
+"""Configs of Hugging Face: published ones, against the models that PyTorch transformers makes of them, and bad ones."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+import torch
+from conftest import SHARED
+from families import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sllm_jax.convert import TABLES
+from sllm_jax.convert.assemble import shapes_of
+from sllm_jax.errors import SllmError
+from sllm_jax.models import KINDS, kind_of, module_for
+
+FOLDER = SHARED / "data/hf_configs"
+PUBLISHED = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.json"))
+ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}  # a module of transformers 5: its name in checkpoints
+
+
+def expected_tensors(config):
+    """Name and shape of every tensor that today's transformers has for a config; nothing is allocated."""
+    options = dict(kind_of(config).config.today(config))
+    model_type = options.pop("model_type")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
+    renamed = ON_DISK.get(model_type, {})
+    return {renamed.get(name, name): tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def our_tensors(config):
+    """The same of the tensors that the family's table asks for."""
+    module = module_for(config, jnp.bfloat16)
+    shapes, layers = shapes_of(module), module.config.num_hidden_layers
+    rules = TABLES[module.config.model_type].rules_for(shapes, layers)
+    return {name: rule.source_shape(shapes, module.config) for name, rule in rules.items()}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", PUBLISHED or [pytest.param("", marks=pytest.mark.skip("needs the shared material"))])
+def test_published_configs_have_the_tensors_of_transformers(name):
+    config = json.loads((FOLDER / name).read_text())
+    assert our_tensors(config) == expected_tensors(config)
+
+
+FIRST_7B = {
+    **{"model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "auto_map": {"AutoConfig": "evil.Config"}},
+    **{"vocab_size": 101, "hidden_size": 48, "n_head": 6, "n_layer": 2, "multi_query": True, "parallel_attn": True},
+    **{"alibi": False, "bias": False, "apply_residual_connection_post_layernorm": False, "layer_norm_epsilon": 1e-5},
+}
+FIRST_RW = FIRST_7B | {"multi_query": False, "parallel_attn": False, "alibi": True, "bias": True}
+FIRST_40B = {name: value for name, value in FIRST_7B.items() if name not in ("multi_query", "parallel_attn")}
+FIRST_40B |= {"model_type": "RefinedWeb", "n_head_kv": 3, "parallel_attn": True}
+
+
+@pytest.mark.parametrize("config", [FIRST_7B, FIRST_RW, FIRST_40B], ids=["7B", "RW", "40B"])
+def test_falcons_as_first_published(config):
+    assert our_tensors(config) == expected_tensors(config)
+    today = kind_of(config).config.today(config)
+    assert "auto_map" not in today
+    assert "n_head" not in today
+    assert module_for(today, jnp.float32).config == module_for(config, jnp.float32).config
+
+
+def test_the_forms_of_falcon():
+    seven, rw, forty = (module_for(config, jnp.float32).config for config in (FIRST_7B, FIRST_RW, FIRST_40B))
+    assert (seven.num_key_value_heads, seven.norms, seven.alibi) == (1, ("input_layernorm",) * 2, None)
+    assert (rw.num_key_value_heads, rw.parallel_attn, rw.rope.dim, len(rw.alibi.slopes)) == (6, False, 0, 6)
+    assert (forty.num_key_value_heads, forty.norms) == (3, ("ln_attn", "ln_mlp"))
+
+
+GQA = {"hidden_size": 48, "intermediate_size": 76, "num_attention_heads": 6, "vocab_size": 101, "num_hidden_layers": 4}
+SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9}
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 7}, 7),
+        ({"model_type": "qwen2", "sliding_window": 9}, None),
+        (SLIDES | {"max_window_layers": 0}, 9),
+        (SLIDES | {"max_window_layers": 4}, None),
+        (SLIDES | {"max_window_layers": 0, "sliding_window": None}, None),
+        (SLIDES | {"layer_types": ["sliding_attention"] * 4}, 9),
+        (SLIDES | {"layer_types": ["full_attention"] * 4}, None),
+        ({"model_type": "llama", "sliding_window": 9}, None),
+    ],
+)
+def test_which_models_have_a_sliding_window(options, window):
+    assert module_for(GQA | options, jnp.float32).config.sliding_window == window
+
+
+NEOX = GQA | {"model_type": "gpt_neox"}
+FALCON = GQA | {"model_type": "falcon"}
+MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 6, "n_layers": 2}
+REFUSED = {
+    "mixed sliding pattern": (SLIDES | GQA | {"max_window_layers": 2}, "2 of 4 layers have a sliding window"),
+    "mixed layer types": (
+        SLIDES | GQA | {"layer_types": ["full_attention", "sliding_attention"] * 2},
+        "2 of 4 layers have a sliding window",
+    ),
+    "experts": (
+        GQA | {"model_type": "llama", "num_local_experts": 8},
+        "not supported in 'llama': num_local_experts = 8",
+    ),
+    "soft cap": (NEOX | {"final_logit_softcapping": 30.0}, "not supported in 'gpt_neox': final_logit_softcapping = 30"),
+    "multiplier": (GQA | {"model_type": "llama", "residual_multiplier": 0.2}, "residual_multiplier = 0.2"),
+    "llama with a window": (GQA | {"model_type": "llama", "use_sliding_window": True}, "use_sliding_window = True"),
+    "mistral with a bias": (GQA | {"model_type": "mistral", "attention_bias": True}, "attention_bias = True"),
+    "unknown rope": (NEOX | {"rope_scaling": {"type": "su", "factor": 2.0}}, "RoPE type 'su' is not supported"),
+    "odd share": (NEOX | {"rotary_pct": 0.4}, "'gpt_neox' turns an even number of dimensions; got 3 of 8"),
+    "no share": (NEOX | {"rotary_pct": 0.1}, "'gpt_neox' turns an even number of dimensions; got 0 of 8"),
+    "neox heads": (NEOX | {"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
+    "neox activation": (NEOX | {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
+    "falcon activation": (FALCON | {"activation": "quick_gelu"}, "activation 'quick_gelu' is not supported"),
+    "falcon residual": (
+        FALCON | {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm = True",
+    ),
+    "falcon heads": (
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 4},
+        "num_attention_heads 6 is not a multiple of num_key_value_heads 4",
+    ),
+    "falcon norms": (FALCON | {"num_ln_in_parallel_attn": 2}, "got num_ln_in_parallel_attn 2, new_decoder_arch"),
+    "falcon serial 40B": (FALCON | {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn False"),
+    "mpt without alibi": (
+        MPT | {"attn_config": {"alibi": False}},
+        "MPT with alibi False is not supported; expected True",
+    ),
+    "mpt with biases": (MPT | {"no_bias": False}, "MPT with no_bias False is not supported"),
+    "mpt norm": (
+        MPT | {"norm_type": "rmsnorm"},
+        "norm_type 'rmsnorm' is not supported; expected 'low_precision_layern",
+    ),
+    "mpt one key for all": (MPT | {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type 'multiquery_att"),
+    "mpt prefix": (MPT | {"attn_config": {"prefix_lm": True}}, "not supported in 'mpt': prefix_lm = True"),
+    "mpt logits": (MPT | {"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model'"),
+    "mpt sizes": (MPT | {"d_model": None}, "needs a positive integer for each of d_model; got d_model = None"),
+    "mpt clip": (MPT | {"attn_config": {"clip_qkv": "8"}}, "clip_qkv in config.json must be a number of 0 or more"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_supported_is_refused_by_name(config, message):
+    with pytest.raises(SllmError, match=message):
+        module_for(config, jnp.float32)
+
+
+def test_every_kind_is_tested_against_transformers():
+    published_first = {"RefinedWeb", "RefinedWebModel"}
+    assert {*FAMILIES, "llama"} | published_first == KINDS.keys()
