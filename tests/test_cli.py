@@ -16,6 +16,7 @@ from checkpoints import rewrite, tensors_of
 from safetensors.torch import save_file
 
 from sllm_jax import cli
+from sllm_jax.models import KINDS
 from sllm_jax.tokenizer import decode, encode, load_tokenizer
 from sllm_jax.version import __version__
 
@@ -50,6 +51,17 @@ def test_version_and_help(run):
     assert code == 0
     for option in ("--start-size", "--recent-size", "--repetition-penalty", "--ignore-eos", "--stop", "--mode"):
         assert option in out
+
+
+def test_models_lists_what_is_supported_with_its_options(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "320")
+    code, out, _ = run("models")
+    assert code == 0
+    for model_type, kind in KINDS.items():
+        line = next(line for line in out.splitlines() if f" {model_type} " in line)
+        assert kind.models in line
+        assert kind.options in line
+    assert "rope_scaling: default, linear, dynamic, llama3, yarn\n" in out
 
 
 def test_python_dash_m():

@@ -14,6 +14,7 @@ from training import CONFIG
 
 import sllm_jax
 from sllm_jax.bundle import bundled_names
+from sllm_jax.models import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,6 +78,11 @@ def test_bundled_models_are_named_as_they_are_and_have_their_card_linked():
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
 def test_links_into_the_repository_lead_somewhere(link):
     assert link.startswith("https://") or (ROOT / link).exists()
+
+
+def test_the_table_of_supported_models_is_that_of_the_command():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", README.split("## Supported models")[1], re.MULTILINE)
+    assert rows[1:] == [(model_type, kind.models, kind.options) for model_type, kind in KINDS.items()]
 
 
 def test_there_is_a_snippet_of_each_kind():

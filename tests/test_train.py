@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sllm_jax.convert import orbax, to_huggingface
 from sllm_jax.errors import SllmError
-from sllm_jax.model import Model
+from sllm_jax.model import Model, dense_logits
 from sllm_jax.models import module_for
 from sllm_jax.train import checkpoint, metrics
 from sllm_jax.train.metrics import Row
@@ -236,3 +236,29 @@ def test_measures_come_back_and_broken_ones_are_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(SllmError, match="does not hold the measures of a run"):
             metrics.read(path, 99)
+
+
+OTHER_FAMILIES = {
+    "gpt_neox": {"hidden_size": 24, "intermediate_size": 44, "num_attention_heads": 3, "rotary_pct": 0.5},
+    "falcon": {"hidden_size": 24, "num_attention_heads": 6, "alibi": True, "bias": True, "parallel_attn": False},
+    "mpt": {"d_model": 24, "n_heads": 3, "n_layers": 1, "max_seq_len": 16, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER_FAMILIES)
+def test_every_family_learns_and_its_model_is_that_of_transformers(tmp_path, model_type):
+    config = {"model_type": model_type, "vocab_size": 290, **OTHER_FAMILIES[model_type]}
+    if model_type != "mpt":
+        config |= {"num_hidden_layers": 1, "max_position_embeddings": 16}
+    run = done(prepared(tmp_path, config=config))
+    assert run.rows[-1].loss < run.rows[0].loss
+    to_huggingface(run.folder / MODEL, tmp_path / "hf")
+    tokens = samples_of(2)[:, :16]
+    ours = evaluate_logits(run.module, run.state.params, tokens)
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")(torch.tensor(tokens, dtype=torch.long)).logits
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def evaluate_logits(module, params, tokens):
+    return jax.vmap(partial(dense_logits, module, params))(jnp.asarray(tokens))
