@@ -244,11 +244,12 @@ def eos_ids(model: Model, tokenizer: Any) -> list[int]:
 def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> tuple[int, int]:
     """Both sizes of a cache; with `recent_size` None as large as fits the trained context, 2000 at most.
 
-    Warns of a cache that is larger than the trained context. Raises `SllmError` for sizes that no cache can have.
+    Warns of a cache that is larger than the trained context or the model's own sliding window. Raises `SllmError` for
+    sizes that no cache can have.
     """
-    context = config.max_position_embeddings
+    context, window = config.max_position_embeddings, config.sliding_window
     if recent_size is None:
-        recent_size = max(min(RECENT_SIZE, context - start_size - 1), 0)
+        recent_size = max(min(RECENT_SIZE, context - start_size - 1, (window or context) - 1), 0)
     check_sizes(start_size, recent_size)
     if start_size + recent_size == 0:
         raise SllmError("a cache of 0 tokens keeps nothing; give a larger start_size or recent_size")
@@ -256,6 +257,12 @@ def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> 
         warnings.warn(
             f"a step attends to {start_size + recent_size + 1} tokens, and the model was trained on {context}; "
             "a smaller cache gives better text",
+            stacklevel=3,
+        )
+    elif window and recent_size + 1 > window:
+        warnings.warn(
+            f"the model sees the sinks and, with its sliding window, the last {window} tokens; a recent_size above "
+            f"{window - 1} takes memory and shows it nothing more",
             stacklevel=3,
         )
     return start_size, recent_size

@@ -3,6 +3,7 @@
 import signal
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,6 +291,16 @@ def test_sizes_fit_the_trained_context(loaded):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_sizes(config, 4, 123)
+
+
+def test_sizes_fit_the_models_own_sliding_window(loaded):
+    config = replace(loaded[0].config, sliding_window=50)
+    assert fit_sizes(config, 4, None) == (4, 49)
+    with pytest.warns(UserWarning, match="last 50 tokens; a recent_size above 49 takes memory and shows it nothing"):
+        assert fit_sizes(config, 4, 60) == (4, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_sizes(config, 4, 49)
 
 
 @pytest.mark.parametrize(

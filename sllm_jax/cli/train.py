@@ -25,7 +25,10 @@ def train(
         Argument(help="Text files, UTF-8 (.xz as well); a form feed stands between documents.", metavar="TEXT"),
     ],
     config: Annotated[
-        Path, Option(help="config.json of a supported family; its max_position_embeddings is the context.")
+        Path,
+        Option(
+            help="config.json of a supported family, with the context (max_position_embeddings, for MPT max_seq_len)."
+        ),
     ],
     out: Annotated[Path, Option(help="The folder of the run; the model will be in OUT/model.", metavar="OUT")],
     resume: Annotated[bool, Option("--resume", help="Go on with the run in OUT, from its last checkpoint.")] = False,
