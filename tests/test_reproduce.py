@@ -108,6 +108,46 @@ def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
     assert of_modes["streaming"][3] == pytest.approx(bits, rel=1e-5)
 
 
+def text_perplexity(loaded, mode, sizes, before, count=300, every=1):
+    """Over every so-manieth of the text's tokens but the first, with other tokens before it."""
+    ids = encode(loaded[1], TEXT * 60, start=False)[:count]
+    nll = np.concatenate(list(token_nll(loaded[0], np.concatenate([before, ids]), mode, *sizes)))
+    return math.exp(nll[-(count - 1) :][::every].mean(dtype=np.float64))
+
+
+def test_table1_puts_line_breaks_in_the_place_of_the_first_tokens(loaded):
+    table = EXPERIMENTS["table1"](Subject(*loaded, TEXT * 60, Options(300, 3, 20, 1))).figures
+    found = {row[0]: row[2] for row in table.rows}
+    bos, line_break = [loaded[1].bos_token_id], encode(loaded[1], "\n", start=False)[-1]
+    expected = {
+        "0 + 23 (window)": text_perplexity(loaded, "window", (0, 23), bos),
+        "3 + 20": text_perplexity(loaded, "streaming", (3, 20), bos),
+        '3 "\\n" + 20': text_perplexity(loaded, "streaming", (3, 20), [line_break] * 3),
+        "re-computation": text_perplexity(loaded, "recompute", (3, 20), bos),
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_table1_compares_on_the_tokens_that_are_recomputed(loaded):
+    rows = EXPERIMENTS["table1"](Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7))).figures.rows
+    assert [row[1] for row in rows] == [299, 299, 299, 42]
+    nll = np.concatenate(list(token_nll(loaded[0], encode(loaded[1], TEXT * 60, start=True)[:301], "streaming", 3, 20)))
+    assert rows[1][3] == pytest.approx(math.exp(nll[7::7].mean(dtype=np.float64)), rel=1e-5)  # nll[0] is of the first
+
+
+@pytest.mark.parametrize(
+    ("name", "caches"),
+    [("table2", [(0, 23), (1, 22), (2, 21), (4, 19), (8, 15)]), ("table6", [(4, 10), (4, 25), (4, 55), (4, 115)])],
+)
+def test_tables_2_and_6_hold_the_perplexity_of_each_cache(loaded, name, caches):
+    sizes = (3, 20) if name == "table2" else (4, 115)
+    rows = EXPERIMENTS[name](Subject(*loaded, TEXT * 60, Options(300, *sizes))).figures.rows
+    assert [row[:2] for row in rows] == caches
+    for start, recent, found in rows:
+        expected = text_perplexity(loaded, "streaming", (start, recent), [loaded[1].bos_token_id])
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_running_mean_leaves_out_what_is_missing():
     values = np.array([np.nan, 2.0, np.nan, 4.0, 6.0, np.nan, np.nan, np.nan])
     np.testing.assert_allclose(running_mean(values, 3), [np.nan, 2, 2, 3, 5, 5, 6, np.nan])
@@ -140,6 +180,9 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     refuses("experiment 'fig9' is not one of fig2, fig3", "fig9")
     refuses("fig2 needs a text of at least one window, 127 tokens; got 126", "fig2", "--max-tokens", 126)
     refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)
+    refuses("the experiment needs a cache of 9 tokens or more; got 8", "table2", "--recent-size", 4)
+    refuses("the experiment needs a cache of 48 tokens or more; got 34", "table6", "--recent-size", 30)
+    refuses("a perplexity needs a text of 2 tokens or more; got 1", "table1", "--max-tokens", 1)
     refuses("exists already", "fig2", at=tmp_path)
     refuses("could not be written", "fig2", at=text / "out")
     refuses("max-tokens must be 1 or more; got 0", "fig2", "--max-tokens", 0)

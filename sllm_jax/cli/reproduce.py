@@ -16,7 +16,9 @@ def reproduce(
     experiment: Annotated[
         str,
         Argument(
-            help="fig2: attention on the first positions. fig3: perplexity along a long text, in four modes.",
+            help="fig2: attention on the first positions. fig3: perplexity along a long text, in four modes. "
+            "table1: sinks, line breaks in their place, none, re-computation. table2: number of sinks. "
+            "table6: size of the cache.",
             metavar="EXPERIMENT",
         ),
     ],
@@ -48,7 +50,7 @@ def reproduce(
     """Reproduce an experiment of the paper.
 
     Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png) and the table with its settings (.md), and
-    prints the table. The cache options are those of fig3.
+    prints the table. fig2 looks at no cache options.
     """
     from sllm_jax.cli.perplexity import read_text
     from sllm_jax.files import new_folder, remove_unfinished

@@ -1,15 +1,21 @@
-"""The paper's experiments on a model and a text of one's own; each is one file, listed here under its name."""
+"""The paper's experiments on a model and a text of one's own, listed here under their names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce import fig2, fig3
+from sllm_jax.reproduce import fig2, fig3, tables
 from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
 
-EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {"fig2": fig2.run, "fig3": fig3.run}
+EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {
+    "fig2": fig2.run,
+    "fig3": fig3.run,
+    "table1": tables.table1,
+    "table2": tables.table2,
+    "table6": tables.table6,
+}
 
 
 def experiment(name: str) -> Callable[[Subject], Report]:

@@ -5,14 +5,14 @@ An nll array [T - 1] here is NaN where a mode was not evaluated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import bits_per_byte, perplexity, token_nll
+from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.runs import Run, measure, perplexity_of, recompute_stride
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import decode
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RECOMPUTED = 2000  # tokens that are re-computed, about, unless --recompute-every says otherwise
 DENSE_CONTEXTS = 4  # trained contexts that are read with dense attention, unless --dense-tokens says otherwise
 _SMOOTHED = 25  # a curve is a running mean over this part of its axis
 _POINTS = 1500  # of a curve, at most
@@ -33,16 +32,6 @@ _LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves whi
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One mode: its sizes, how many tokens it predicts, and every how many of them."""
-
-    start_size: int
-    recent_size: int
-    tokens: int
-    stride: int = 1
-
-
 def run(subject: Subject) -> Report:
     """The nll of every token of the text in each mode, all with one total cache size."""
     ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
@@ -52,12 +41,12 @@ def run(subject: Subject) -> Report:
     start_size, recent_size = fit_sizes(subject.model.config, options.start_size, options.recent_size)
     cache_size = start_size + recent_size
     runs = {
-        "dense": Run(0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count)),
-        "window": Run(0, cache_size, count),
-        "streaming": Run(start_size, recent_size, count),
-        "recompute": Run(start_size, recent_size, count, options.recompute_every or -(-count // RECOMPUTED)),
+        "dense": Run("dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()),
+        "window": Run("window", 0, cache_size, before=()),
+        "streaming": Run("streaming", start_size, recent_size, before=()),
+        "recompute": Run("recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()),
     }
-    nll = _measure(subject, ids, runs)
+    nll = measure(subject, ids, runs)
     settings = subject.settings() | {
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
@@ -80,34 +69,19 @@ def run(subject: Subject) -> Report:
     )
 
 
-def _measure(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, np.ndarray]:
-    done, total = 0, sum(-(-one.tokens // one.stride) for one in runs.values())
-    nll = {mode: np.full(len(ids) - 1, np.nan) for mode in runs}
-    for mode, one in runs.items():
-        taken, pieces = ids[: one.tokens + 1], []
-        for piece in token_nll(subject.model, taken, mode, one.start_size, one.recent_size, stride=one.stride):
-            pieces.append(piece)
-            done += len(piece)
-            subject.progress(done, total)
-        nll[mode][: one.tokens : one.stride] = np.concatenate(pieces)
-    return nll
-
-
 def _token_bytes(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, float]:
     """UTF-8 bytes per token of the text that each mode predicts."""
-    return {
-        mode: len(decode(subject.tokenizer, ids[1 : one.tokens + 1]).encode()) / one.tokens
-        for mode, one in runs.items()
-    }
+    ends = {mode: one.tokens or len(ids) - 1 for mode, one in runs.items()}
+    return {mode: len(decode(subject.tokenizer, ids[1 : end + 1]).encode()) / end for mode, end in ends.items()}
 
 
 def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str, float]) -> Table:
     columns = ("mode", "tokens evaluated", "perplexity", "perplexity past the trained context", "bits per byte")
     rows = []
     for mode, values in nll.items():
-        whole = _perplexity(values)
+        whole = perplexity_of(values)
         bits = None if whole is None else bits_per_byte(np.log(whole), token_bytes[mode])
-        rows.append((mode, int(np.isfinite(values).sum()), whole, _perplexity(values[context:]), bits))
+        rows.append((mode, int(np.isfinite(values).sum()), whole, perplexity_of(values[context:]), bits))
     return Table(columns, rows)
 
 
@@ -119,21 +93,15 @@ def _same_tokens_table(nll: dict[str, np.ndarray], context: int, reference: str)
     for mode in (reference, "streaming", "window"):
         row: list[str | int | float | None] = [mode]
         for chosen in (sampled, past):
-            row += [int(chosen.sum()), found := _perplexity(nll[mode][chosen]), _ratio(found, nll[reference][chosen])]
+            row += [int(chosen.sum()), found := perplexity_of(nll[mode][chosen]), _ratio(found, nll[reference][chosen])]
         rows.append(row)
     columns = ("on the same tokens", "tokens", "perplexity", f"ratio to {reference}")
     return Table((*columns, *(f"{column}, past the trained context" for column in columns[1:])), rows)
 
 
 def _ratio(found: float | None, reference: np.ndarray) -> float | None:
-    expected = _perplexity(reference)
+    expected = perplexity_of(reference)
     return None if found is None or expected is None else found / expected
-
-
-def _perplexity(nll: np.ndarray) -> float | None:
-    """Over the tokens that were evaluated; None if there are none."""
-    evaluated = nll[np.isfinite(nll)]
-    return perplexity(evaluated) if len(evaluated) else None
 
 
 def _token_table(nll: dict[str, np.ndarray]) -> Table:

@@ -1,0 +1,74 @@
+"""Passes over one text with different caches, so that their perplexities compare token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.stream import fit_sizes
+
+RECOMPUTED = 2000  # tokens that are re-computed, about, unless --recompute-every says otherwise
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass: a mode, its sizes, how many tokens it predicts (None: all), and every how many of them."""
+
+    mode: str
+    start_size: int
+    recent_size: int
+    tokens: int | None = None
+    stride: int = 1
+    before: Sequence[int] | None = None  # token ids in the place of the tokenizer's start tokens
+
+    @property
+    def cache(self) -> str:
+        """The cache, as the paper writes it: sinks + recent tokens."""
+        return f"{self.start_size} + {self.recent_size}"
+
+
+def measure(subject: Subject, text: np.ndarray, runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
+    """The nll of each token of `text` [N] but the first, [N - 1], in each run; NaN where one did not evaluate it."""
+    if len(text) < 2:
+        raise SllmError(f"a perplexity needs a text of 2 tokens or more; got {len(text)}")
+    ends = {name: len(text) if run.tokens is None else min(run.tokens + 1, len(text)) for name, run in runs.items()}
+    done, total = 0, sum(-(-(ends[name] - 1) // run.stride) for name, run in runs.items())
+    nll = {name: np.full(len(text) - 1, np.nan) for name in runs}
+    for name, run in runs.items():
+        before = np.array(subject.start_tokens() if run.before is None else run.before, np.int32)
+        ids, pieces = np.concatenate([before, text[: ends[name]]]), []
+        for piece in token_nll(subject.model, ids, run.mode, run.start_size, run.recent_size, stride=run.stride):
+            pieces.append(piece)
+            done += len(piece)
+            subject.progress(min(done, total), total)
+        place = np.arange(0, len(ids) - 1, run.stride) - len(before)  # of each token in nll, once those before are read
+        of_text = place >= 0
+        nll[name][place[of_text]] = np.concatenate(pieces)[of_text]
+    return nll
+
+
+def perplexity_of(nll: np.ndarray) -> float | None:
+    """Over the tokens that were evaluated; None if there are none."""
+    evaluated = nll[np.isfinite(nll)]
+    return perplexity(evaluated) if len(evaluated) else None
+
+
+def recompute_stride(options: Options, count: int) -> int:
+    """Every how many of `count` tokens are re-computed: as asked for, or so that about `RECOMPUTED` are."""
+    return options.recompute_every or -(-count // RECOMPUTED)
+
+
+def total_cache(subject: Subject, smallest: int) -> int:
+    """The total cache of an experiment, sinks and window: what was asked for, or what fits the trained context.
+
+    Raises `SllmError` for less than `smallest`, which the experiment needs.
+    """
+    start_size, recent_size = fit_sizes(subject.model.config, subject.options.start_size, subject.options.recent_size)
+    if (total := start_size + recent_size) < smallest:
+        raise SllmError(f"the experiment needs a cache of {smallest} tokens or more; got {total}")
+    return total

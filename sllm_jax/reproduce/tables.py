@@ -1,0 +1,101 @@
+"""Tables 1, 2 and 6: perplexity of one text with different caches.
+
+Every cache predicts the same tokens, those of the text but the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sllm_jax.reproduce import paper
+from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.runs import Run, measure, perplexity_of, recompute_stride, total_cache
+from sllm_jax.reproduce.subject import Subject
+from sllm_jax.tokenizer import encode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SINKS = (0, 1, 2, 4, 8)
+PARTS = (8, 4, 2, 1)  # of the largest cache, for table 6
+
+
+def table1(subject: Subject) -> Report:
+    """Is it the meaning of the first tokens or their place? Sinks, line breaks in their place, none, re-computation."""
+    text, start_size = subject.text_tokens(), subject.options.start_size
+    total = total_cache(subject, start_size + 1)
+    window = total - start_size
+    stride = recompute_stride(subject.options, len(text) - 1)
+    line_breaks = [int(encode(subject.tokenizer, "\n", start=False)[-1])] * start_size
+    runs = {
+        f"0 + {total} (window)": Run("window", 0, total),
+        f"{start_size} + {window}": Run("streaming", start_size, window),
+        f'{start_size} "\\n" + {window}': Run("streaming", start_size, window, before=line_breaks),
+        "re-computation": Run("recompute", start_size, window, stride=stride),
+    }
+    nll = measure(subject, text, runs)
+    sampled = np.isfinite(nll["re-computation"])
+    rows = [(name, int(np.isfinite(x).sum()), perplexity_of(x), perplexity_of(x[sampled])) for name, x in nll.items()]
+    columns = ("cache", "tokens evaluated", "perplexity", "perplexity on the re-computed tokens")
+    return Report(
+        title="table1: the first tokens, line breaks in their place, and none",
+        tables=[Table(columns, rows), paper.TABLE1],
+        settings=_settings(subject, text)
+        | {
+            "line breaks": f"{start_size} line-break tokens stand before the text, in the place of its start tokens",
+            "re-computation": f"a fresh pass over the last {total + 1} tokens, for one token in {stride}",
+        },
+        figures=Table(("cache", "tokens", "perplexity", "perplexity_on_recomputed"), rows),
+        draw=lambda figure: _draw(figure, {row[0]: row[3] for row in rows}, "Perplexity on the re-computed tokens"),
+    )
+
+
+def table2(subject: Subject) -> Report:
+    """How many sinks are enough, at one total cache size?"""
+    total = total_cache(subject, SINKS[-1] + 1)
+    runs = [Run("streaming", sinks, total - sinks) for sinks in SINKS]
+    return _of_caches(subject, "table2: the number of sinks, at one total cache size", runs, paper.TABLE2)
+
+
+def table6(subject: Subject) -> Report:
+    """Does a larger cache help? One number of sinks, and caches up to the trained context."""
+    start_size = subject.options.start_size
+    steps = total_cache(subject, PARTS[0] * (start_size + 2)) + 1  # what a step of the largest cache attends to
+    runs = [Run("streaming", start_size, steps // part - 1 - start_size) for part in PARTS]
+    return _of_caches(subject, "table6: the size of the cache, at one number of sinks", runs)
+
+
+def _of_caches(subject: Subject, title: str, runs: list[Run], *beside: Table) -> Report:
+    """The perplexity of each run, and tables of the paper to stand beside it."""
+    text = subject.text_tokens()
+    nll = measure(subject, text, {run.cache: run for run in runs})
+    found = {name: perplexity_of(values) for name, values in nll.items()}
+    figures = [(run.start_size, run.recent_size, found[run.cache]) for run in runs]
+    return Report(
+        title=title,
+        tables=[Table(("cache", *found), [(subject.names.get("model", "perplexity"), *found.values())]), *beside],
+        settings=_settings(subject, text),
+        figures=Table(("start_size", "recent_size", "perplexity"), figures),
+        draw=lambda figure: _draw(figure, found, "Perplexity"),
+    )
+
+
+def _settings(subject: Subject, text: np.ndarray) -> dict[str, str]:
+    return subject.settings() | {
+        "predicted": f"{len(text) - 1} tokens, the same for every cache",
+        "cache": "tokens kept, sinks + recent; a step attends to one more, its own",
+        "paper": paper.SOURCE,
+    }
+
+
+def _draw(figure: Figure, perplexities: Mapping[str, float | None], label: str) -> None:
+    """A bar for each cache, with its perplexity at the end."""
+    axes = figure.subplots()
+    bars = axes.barh([*perplexities], [value or 0.0 for value in perplexities.values()], color="#00487A")
+    axes.bar_label(bars, fmt="%.4g", padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel=label, ylabel="Cache: sinks + recent tokens")
