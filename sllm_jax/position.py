@@ -29,6 +29,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 _OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
+_TOO_LARGE = 1e30
 _STRIDE = 256  # positions are split into a multiple of this and a rest
 
 
@@ -61,14 +62,17 @@ class Rope:
         if not isinstance(kind, str) or kind not in ROPE_KINDS:
             raise SllmError(f"RoPE type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
         own = _own_options(kind, options)
-        context = _positive(config, "max_position_embeddings") or 2048
+        context = _context(config)
         name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
         original = _positive(config, name) or _positive(options, name) or context
         share = "partial_rotary_factor"
+        dim = int(head_dim * (_positive(options, share) or _positive(config, share) or 1))
         if kind == "yarn":
             own = _complete_yarn(own, context / original)
+        if kind == "dynamic" and dim <= 2:
+            raise SllmError(f"RoPE type 'dynamic' needs more than 2 rotated dimensions; got {dim}")
         return cls(
-            dim=int(head_dim * (_positive(options, share) or _positive(config, share) or 1)),
+            dim=dim,
             max_position_embeddings=context,
             rope_theta=_positive(options, "rope_theta") or _positive(config, "rope_theta") or 10_000.0,
             rope_type=kind,
@@ -99,15 +103,20 @@ class Rope:
 
 def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
     options = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(options, Mapping):
-        raise SllmError(f"rope_scaling must be an object with a rope_type; got {options!r}")
+    if not isinstance(options, Mapping) or any(isinstance(value, Mapping) for value in options.values()):
+        raise SllmError(f"rope_scaling must be one object with a rope_type, the same for all layers; got {options!r}")
     return {name: value for name, value in options.items() if value is not None}
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one that can be computed with: no bool, no NaN, nothing without end."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def _positive(config: Mapping[str, Any], name: str) -> Any:
     """A positive number, or None if there is none under this name."""
     value = config.get(name)
-    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
+    if value is not None and (not is_number(value) or value <= 0):
         raise SllmError(f"{name} in config.json must be a positive number; got {value!r}")
     return value
 
@@ -115,12 +124,27 @@ def _positive(config: Mapping[str, Any], name: str) -> Any:
 def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that only this kind has; raises `SllmError` if one is missing, or there is one of no known kind."""
     own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
-    if missing := [name for name in _REQUIRED[kind] if not isinstance(options.get(name), int | float)]:
-        raise SllmError(f"RoPE type {kind!r} needs the number(s) {', '.join(missing)} in the config; got {options}")
+    if missing := [name for name in _REQUIRED[kind] if not is_number(options.get(name)) or options[name] <= 0]:
+        raise SllmError(
+            f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options}"
+        )
     unknown = [name for name in options if name not in (*own, *_OF_ALL)]
     if unknown and kind != "default":  # configs leave the options of a scaling that is switched off in place
         raise SllmError(f"RoPE type {kind!r} has no option {', '.join(unknown)}; known are {', '.join(own)}")
-    return {name: options[name] for name in own if name in options}
+    chosen = {name: options[name] for name in own if name in options}
+    for name, value in chosen.items():
+        is_bool = name == "truncate"
+        if isinstance(value, bool) != is_bool or (not is_bool and (not is_number(value) or value < 0)):
+            expected = "true or false" if is_bool else "a number of 0 or more"
+            raise SllmError(f"{name} of RoPE type {kind!r} must be {expected}; got {value!r}")
+    return chosen
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    value = config.get("max_position_embeddings")
+    if value is not None and (type(value) is not int or value <= 0):
+        raise SllmError(f"max_position_embeddings in config.json must be a positive integer; got {value!r}")
+    return value or 2048
 
 
 def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from sllm_jax.alibi import falcon_alibi, mpt_alibi
 from sllm_jax.attention import plan
-from sllm_jax.kv_state import KVState, advance, live
+from sllm_jax.kv_state import KVState, advance
 
 LENGTH = 5000
 
@@ -67,7 +67,7 @@ def test_a_plan_knows_the_cache_position_of_every_key(start_size, recent_size, r
     for t in range(length):
         now = read + t
         seen = [*range(min(start_size, now)), *range(max(start_size, now - recent_size), now)]  # the list, by token
-        for slot in np.flatnonzero(planned.sees[t] & np.asarray(live(state))):
+        for slot in np.flatnonzero(planned.sees[t]):
             assert planned.key_position[t, slot] == seen.index(int(state.token_ids[slot]))
         assert planned.position[t] == len(seen)
 

@@ -70,14 +70,21 @@ def test_the_forms_of_falcon():
     assert (forty.num_key_value_heads, forty.norms) == (3, ("ln_attn", "ln_mlp"))
 
 
-GQA = {"hidden_size": 48, "intermediate_size": 76, "num_attention_heads": 6, "vocab_size": 101, "num_hidden_layers": 4}
+GQA = {
+    "num_key_value_heads": 3,
+    "hidden_size": 48,
+    "intermediate_size": 76,
+    "num_attention_heads": 6,
+    "vocab_size": 101,
+    "num_hidden_layers": 4,
+}
 SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9}
 
 
 @pytest.mark.parametrize(
     ("options", "window"),
     [
-        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "mistral"}, 4096),  # what transformers has where the config does not say
         ({"model_type": "mistral", "sliding_window": None}, None),
         ({"model_type": "mistral", "sliding_window": 7}, 7),
         ({"model_type": "qwen2", "sliding_window": 9}, None),
@@ -93,6 +100,25 @@ def test_which_models_have_a_sliding_window(options, window):
     assert module_for(GQA | options, jnp.float32).config.sliding_window == window
 
 
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("mistral", (8, 48 // 8, 131072)),
+        ("qwen2", (32, 2, 32768)),
+        ("qwen3", (32, 128, 32768)),
+        ("llama", (8, 6, 2048)),
+    ],
+)
+def test_what_a_config_does_not_say_is_as_in_transformers(model_type, expected):
+    config = GQA | {"model_type": model_type, "num_key_value_heads": None, "num_attention_heads": 8, "hidden_size": 48}
+    del config["num_key_value_heads"]
+    if model_type in ("qwen2", "qwen3"):
+        config |= {"num_attention_heads": 32, "hidden_size": 64}
+    ours = module_for(config, jnp.float32).config
+    assert (ours.num_key_value_heads, ours.head_dim, ours.max_position_embeddings) == expected
+    assert our_tensors(config) == expected_tensors(config)
+
+
 NEOX = GQA | {"model_type": "gpt_neox"}
 FALCON = GQA | {"model_type": "falcon"}
 MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 6, "n_layers": 2}
@@ -102,6 +128,12 @@ REFUSED = {
         SLIDES | GQA | {"layer_types": ["full_attention", "sliding_attention"] * 2},
         "2 of 4 layers have a sliding window",
     ),
+    "other layer types": (
+        SLIDES | GQA | {"layer_types": ["linear_attention"] * 4},
+        "layer_types .* must be a list of 4",
+    ),
+    "too few layer types": (SLIDES | GQA | {"layer_types": ["full_attention"]}, "layer_types .* must be a list of 4"),
+    "no layer types": (SLIDES | GQA | {"layer_types": 5}, "layer_types in config.json must be a list of 4 of full_att"),
     "experts": (
         GQA | {"model_type": "llama", "num_local_experts": 8},
         "not supported in 'llama': num_local_experts = 8",
@@ -112,6 +144,22 @@ REFUSED = {
     "mistral with a bias": (GQA | {"model_type": "mistral", "attention_bias": True}, "attention_bias = True"),
     "unknown rope": (NEOX | {"rope_scaling": {"type": "su", "factor": 2.0}}, "RoPE type 'su' is not supported"),
     "odd share": (NEOX | {"rotary_pct": 0.4}, "'gpt_neox' turns an even number of dimensions; got 3 of 8"),
+    "too much": (NEOX | {"rotary_pct": 2.0}, "'gpt_neox' turns an even number of dimensions; got 16 of 8"),
+    "endless": (
+        NEOX | {"rotary_pct": float("inf")},
+        "rotary_pct in config.json must be a number of 0 or more; got inf",
+    ),
+    "huge": (NEOX | {"rotary_emb_base": 10**400}, "rotary_emb_base in config.json must be a number of 0 or more"),
+    "not a number": (NEOX | {"layer_norm_eps": float("nan")}, "layer_norm_eps in config.json must be a number"),
+    "yarn in part": (
+        NEOX | {"rotary_pct": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        "RoPE 'yarn' of 'gpt_neox' turns whole heads of even size; got 4 of 8",
+    ),
+    "dynamic, two dimensions": (
+        NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "RoPE type 'dynamic' needs more than 2 rotated dimensions; got 2",
+    ),
+    "half a context": (NEOX | {"max_position_embeddings": 100.0}, "must be a positive integer; got 100.0"),
     "no share": (NEOX | {"rotary_pct": 0.1}, "'gpt_neox' turns an even number of dimensions; got 0 of 8"),
     "neox heads": (NEOX | {"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
     "neox activation": (NEOX | {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
@@ -125,10 +173,12 @@ REFUSED = {
         "num_attention_heads 6 is not a multiple of num_key_value_heads 4",
     ),
     "falcon norms": (FALCON | {"num_ln_in_parallel_attn": 2}, "got num_ln_in_parallel_attn 2, new_decoder_arch"),
+    "falcon context": (FALCON | {"alibi": True, "max_position_embeddings": 0}, "integer for each of max_position_emb"),
+    "falcon width": (FALCON | {"ffn_hidden_size": 0}, "needs a positive integer for each of ffn_hidden_size"),
     "falcon serial 40B": (FALCON | {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn False"),
     "mpt without alibi": (
         MPT | {"attn_config": {"alibi": False}},
-        "MPT with alibi False is not supported; expected True",
+        "MPT with attn_config.alibi False is not supported; exp",
     ),
     "mpt with biases": (MPT | {"no_bias": False}, "MPT with no_bias False is not supported"),
     "mpt norm": (
@@ -136,8 +186,14 @@ REFUSED = {
         "norm_type 'rmsnorm' is not supported; expected 'low_precision_layern",
     ),
     "mpt one key for all": (MPT | {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type 'multiquery_att"),
-    "mpt prefix": (MPT | {"attn_config": {"prefix_lm": True}}, "not supported in 'mpt': prefix_lm = True"),
-    "mpt logits": (MPT | {"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model'"),
+    "mpt prefix": (MPT | {"attn_config": {"prefix_lm": True}}, "attn_config.prefix_lm True is not supported"),
+    "mpt logits": (MPT | {"logit_scale": "inv_sqrt_d_model"}, "MPT with logit_scale 'inv_sqrt_d_model' is not"),
+    "mpt window": (MPT | {"attn_config": {"sliding_window_size": 512}}, "attn_config.sliding_window_size 512 is not"),
+    "mpt rope": (MPT | {"attn_config": {"rope": True}}, "attn_config.rope True is not supported; expected False"),
+    "mpt group norm": (MPT | {"attn_config": {"qk_gn": True}}, "attn_config.qk_gn True is not supported"),
+    "mpt gated": (MPT | {"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config.ffn_type 'mptglu' is not supported"),
+    "mpt attention": (MPT | {"attn_config": [1]}, r"attn_config in config.json must be an object; got \[1\]"),
+    "mpt context": (MPT | {"max_seq_len": 0}, "needs a positive integer for each of max_seq_len; got max_seq_len = 0"),
     "mpt sizes": (MPT | {"d_model": None}, "needs a positive integer for each of d_model; got d_model = None"),
     "mpt clip": (MPT | {"attn_config": {"clip_qkv": "8"}}, "clip_qkv in config.json must be a number of 0 or more"),
 }

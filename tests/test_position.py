@@ -121,10 +121,16 @@ def test_rotate_turns_the_rotary_dimensions_only(dim):
     ("options", "message"),
     [
         ({"rope_type": "longrope"}, "RoPE type 'longrope' is not supported; supported are default, linear"),
-        ({"type": "linear"}, "RoPE type 'linear' needs the number.s. factor"),
-        ({"type": "llama3", "factor": 2.0}, "needs the number.s. low_freq_factor, high_freq_factor"),
+        ({"type": "linear"}, "RoPE type 'linear' needs the positive number.s. factor"),
+        ({"type": "llama3", "factor": 2.0}, "needs the positive number.s. low_freq_factor, high_freq_factor"),
         ({"type": "dynamic", "factor": 2.0, "alpha": 1000}, "RoPE type 'dynamic' has no option alpha"),
-        (["linear"], "rope_scaling must be an object with a rope_type"),
+        (["linear"], "rope_scaling must be one object with a rope_type"),
+        ({"full_attention": {"rope_type": "default"}}, "one object with a rope_type, the same for all layers"),
+        ({"type": "yarn", "factor": "4"}, "factor of RoPE type 'yarn' must be a number of 0 or more; got '4'"),
+        ({"type": "yarn", "factor": -4}, "factor of RoPE type 'yarn' must be a number of 0 or more; got -4"),
+        ({"type": "yarn", "truncate": "no"}, "truncate of RoPE type 'yarn' must be true or false; got 'no'"),
+        ({"type": "linear", "factor": 0}, "RoPE type 'linear' needs the positive number.s. factor"),
+        ({"type": "linear", "factor": float("inf")}, "RoPE type 'linear' needs the positive number.s. factor"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(options, message):

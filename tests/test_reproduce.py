@@ -182,7 +182,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)
     refuses("the experiment needs a cache of 9 tokens or more; got 8", "table2", "--recent-size", 4)
     refuses("the experiment needs a cache of 48 tokens or more; got 34", "table6", "--recent-size", 30)
-    refuses("a perplexity needs a text of 2 tokens or more; got 1", "table1", "--max-tokens", 1)
+    refuses("a perplexity needs 2 tokens or more; got 1", "table1", "--max-tokens", 1)
     refuses("exists already", "fig2", at=tmp_path)
     refuses("could not be written", "fig2", at=text / "out")
     refuses("max-tokens must be 1 or more; got 0", "fig2", "--max-tokens", 0)

@@ -14,6 +14,7 @@ def models() -> None:
 
     from sllm_jax.bundle import bundled_names
     from sllm_jax.models import KINDS
+    from sllm_jax.models.config import SINKS
     from sllm_jax.models.layers import ACTIVATIONS
     from sllm_jax.position import ROPE_KINDS
 
@@ -25,6 +26,7 @@ def models() -> None:
     for name, values in (
         ("rope_scaling", ROPE_KINDS),
         ("activations", ACTIVATIONS),
+        ("attention_sink, in models trained here", SINKS),
         ("bundled", bundled_names()),
     ):
         console.print(f"{name}: {', '.join(values)}", highlight=False)

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     "mpt": Kind(
         MPTConfig,
         MPT,
-        "MPT 1B, 7B, 30B",
+        "MPT 7B, 30B, StoryWriter",
         "attn_config: clip_qkv, qk_ln, softmax_scale, alibi_bias_max; expansion_ratio, tie_word_embeddings",
     ),
 }

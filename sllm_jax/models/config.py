@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sllm_jax.alibi import Alibi
 from sllm_jax.errors import SllmError
-from sllm_jax.position import Rope
+from sllm_jax.position import Rope, is_number
 
 SINKS = ("none", "zero", "learnable")  # how a model was trained to have somewhere to attend to (paper, section 3.3)
 _REFUSED = (  # options of other architectures, which change what a model computes unless they are off
@@ -85,8 +85,8 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
     value, kind = config.get(name), type(default)
     if value is None:
         return default
-    is_of_kind = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-    if not is_of_kind or isinstance(value, bool) != (kind is bool) or value < 0:
+    is_of_kind = is_number(value) if kind is float else type(value) is kind
+    if not is_of_kind or value < 0:
         expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
         raise SllmError(f"{name} in config.json must be {expected}; got {value!r}")
     return value
@@ -95,6 +95,11 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
 def options(config: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """Several of `option`."""
     return {name: option(config, name, default) for name, default in defaults.items()}
+
+
+def size(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A size that has a default; raises `SllmError` if it is not a positive integer."""
+    return default if config.get(name) is None else required_sizes(config, name)[name]
 
 
 def optional_size(config: Mapping[str, Any], name: str) -> int | None:
@@ -117,12 +122,16 @@ def grouped(heads: int, kv_heads: int) -> int:
 
 
 def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -> Rope:
-    """The config's RoPE; raises `SllmError` if it cannot turn heads of this size, or turns less than all of them."""
+    """The config's RoPE; raises `SllmError` if it cannot turn heads of this size, or turns a part where all must be.
+
+    What turns in YaRN is longer than the rest of a head, for which there is no one scale of the scores.
+    """
     rope = Rope.from_hf(config, head_dim)
-    if rope.dim == 0 or rope.dim % 2 or (whole_heads and rope.dim != head_dim):
+    whole_heads = whole_heads or rope.attention_factor != 1
+    if rope.dim == 0 or rope.dim % 2 or rope.dim > head_dim or (whole_heads and rope.dim != head_dim):
         expected = "whole heads of even size" if whole_heads else "an even number of dimensions"
-        kind = config.get("model_type")
-        raise SllmError(f"RoPE of {kind!r} turns {expected}; got {rope.dim} of {head_dim} dimensions of a head")
+        kind = f"RoPE {rope.rope_type!r} of {config.get('model_type')!r}"
+        raise SllmError(f"{kind} turns {expected}; got {rope.dim} of {head_dim} dimensions of a head")
     return rope
 
 

@@ -20,6 +20,7 @@ from sllm_jax.models.config import (
     refuse_unsupported,
     required_sizes,
     rotary,
+    size,
 )
 from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, activation, layer_norm
 from sllm_jax.position import Rope
@@ -51,7 +52,7 @@ class FalconConfig(ModelConfig):
         sizes = required_sizes(config, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         heads = sizes["num_attention_heads"]
         head_dim = head_size(sizes["hidden_size"], heads)
-        with_alibi, context = option(config, "alibi", False), option(config, "max_position_embeddings", 2048)
+        with_alibi, context = option(config, "alibi", False), size(config, "max_position_embeddings", 2048)
         return cls(
             **sizes,
             **options(config, layer_norm_epsilon=1e-5, bias=False, parallel_attn=True, tie_word_embeddings=True),
@@ -59,7 +60,7 @@ class FalconConfig(ModelConfig):
             head_dim=head_dim,
             rope=Rope(dim=0, max_position_embeddings=context) if with_alibi else rotary(config, head_dim),
             alibi=falcon_alibi(heads, head_dim) if with_alibi else None,
-            ffn_hidden_size=option(config, "ffn_hidden_size", 4 * sizes["hidden_size"]),
+            ffn_hidden_size=size(config, "ffn_hidden_size", 4 * sizes["hidden_size"]),
             activation=activation(config, "activation", "gelu"),
             norms=_norms(config),
             attention_sink=attention_sink(config),
@@ -72,9 +73,9 @@ class FalconConfig(ModelConfig):
         What named the code that came with those checkpoints is left out.
         """
         kind = config.get("model_type")
-        renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if old in config}
+        renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if config.get(old) is not None}
         if kind == "falcon":
-            return {**renamed, **config}
+            return {**renamed, **config, "hidden_size": config.get("n_embed") or config.get("hidden_size")}
         of_40b = kind == "RefinedWeb"
         return {
             **{name: value for name, value in config.items() if name not in (*_FIRST_NAMES, "auto_map")},

@@ -12,6 +12,7 @@ from sllm_jax.models.config import (
     ModelConfig,
     attention_sink,
     head_size,
+    option,
     options,
     refuse_unsupported,
     required_sizes,
@@ -48,16 +49,19 @@ class GPTNeoXConfig(ModelConfig):
             ),
             num_key_value_heads=heads,
             head_dim=head_dim,
-            rope=rotary(_today(config), head_dim, whole_heads=False),
+            rope=rotary(_with_common_names(config), head_dim, whole_heads=False),
             hidden_act=activation(config, "hidden_act", "gelu"),
             attention_sink=attention_sink(config),
         )
 
 
-def _today(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with the names that other families have for what turns, and how fast."""
-    share = config.get("rotary_pct") or config.get("partial_rotary_factor") or 0.25
-    theta = config.get("rotary_emb_base") or config.get("rope_theta")
+def _with_common_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the names that other families have for how much of a head turns, and how fast.
+
+    Where both are there, the family's own count, as in transformers (which looks at no others).
+    """
+    share = option(config, "rotary_pct", option(config, "partial_rotary_factor", 0.25))
+    theta = option(config, "rotary_emb_base", option(config, "rope_theta", 10_000.0))
     return {**config, "partial_rotary_factor": share, "rope_theta": theta}
 
 

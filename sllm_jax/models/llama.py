@@ -20,6 +20,7 @@ from sllm_jax.models.config import (
     refuse_unsupported,
     required_sizes,
     rotary,
+    size,
 )
 from sllm_jax.models.layers import ACTIVATIONS, Attention, Decoder, Heads, Layer, Norm, activation, dense, rms_norm
 
@@ -41,15 +42,17 @@ class LlamaConfig(ModelConfig):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """As `ModelConfig.from_hf`."""
+        kind = config.get("model_type", "llama")
+        config = {**_DEFAULTS.get(kind, {}), **config}
         sizes = required_sizes(
             config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
         )
         heads = sizes["num_attention_heads"]
-        head_dim = option(config, "head_dim", sizes["hidden_size"] // heads)
+        head_dim = size(config, "head_dim", sizes["hidden_size"] // heads)
         return cls(
             **sizes,
             **options(config, rms_norm_eps=1e-6, tie_word_embeddings=False),
-            **_OWN[config.get("model_type", "llama")](config),
+            **_OWN[kind](config),
             num_key_value_heads=grouped(heads, option(config, "num_key_value_heads", heads)),
             head_dim=head_dim,
             rope=rotary(config, head_dim),
@@ -66,8 +69,10 @@ def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unsupported(config, "attention_bias", "mlp_bias")
-    window = _window(config)
-    return {"sliding_window": window if _all_slide(config, [window is not None]) else None}
+    window = optional_size(config, "sliding_window")
+    return {
+        "sliding_window": window if _all_slide(config, [window is not None] * config["num_hidden_layers"]) else None
+    }
 
 
 def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +86,11 @@ def _qwen3(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"qkv_bias": bias, "output_bias": bias, "qk_norm": True, "sliding_window": _qwen_window(config)}
 
 
+_DEFAULTS: dict[str, dict[str, int]] = {  # of transformers, where they are not Llama's
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128},
+}
 _OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {  # what each model_type has of its own
     "llama": _llama,
     "mistral": _mistral,
@@ -89,14 +99,9 @@ _OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {  # what each 
 }
 
 
-def _window(config: Mapping[str, Any]) -> int | None:
-    """The sliding window, 4,096 where the config does not speak of it (as in transformers)."""
-    return optional_size(config, "sliding_window") if "sliding_window" in config else 4096
-
-
 def _qwen_window(config: Mapping[str, Any]) -> int | None:
     """The sliding window, which the layers from number `max_window_layers` on have if it is switched on."""
-    window = _window(config) if option(config, "use_sliding_window", False) else None
+    window = optional_size(config, "sliding_window") if option(config, "use_sliding_window", False) else None
     first = option(config, "max_window_layers", 28)
     slides = [bool(window) and i >= first for i in range(config["num_hidden_layers"])]
     return window if _all_slide(config, slides) else None
@@ -108,7 +113,13 @@ def _all_slide(config: Mapping[str, Any], slides: list[bool]) -> bool:
     `slides` is what follows where the config has no `layer_types`.
     """
     if layer_types := config.get("layer_types"):
-        slides = [kind == "sliding_attention" for kind in layer_types]
+        known = {"full_attention": False, "sliding_attention": True}
+        is_list = isinstance(layer_types, list) and len(layer_types) == len(slides)
+        if not is_list or any(not isinstance(kind, str) or kind not in known for kind in layer_types):
+            raise SllmError(
+                f"layer_types in config.json must be a list of {len(slides)} of {', '.join(known)}; got {layer_types!r}"
+            )
+        slides = [known[kind] for kind in layer_types]
     if len(set(slides)) > 1:
         raise SllmError(
             f"{sum(slides)} of {len(slides)} layers have a sliding window (layer_types, max_window_layers); supported "

@@ -1,4 +1,7 @@
-"""MPT: MPT-1B, 7B and 30B."""
+"""MPT: 7B and 30B, StoryWriter among them.
+
+`alibi_bias_max`, `expansion_ratio` and `qk_ln` mean what they mean in MosaicML's own code; transformers ignores them.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,25 @@ from sllm_jax.models.config import (
     options,
     refuse_unsupported,
     required_sizes,
+    size,
 )
 from sllm_jax.models.layers import MLP, Attention, Decoder, Heads, Layer, Norm, layer_norm
 from sllm_jax.position import Rope
 
 _NAMES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-_FIXED = {"no_bias": (True,), "norm_type": ("low_precision_layernorm", "layernorm")}  # what MPT models have
-_FIXED_IN_ATTENTION = {"alibi": (True,), "attn_type": ("multihead_attention",)}
+_FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first where the config does not say it
+    "no_bias": (True,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+    "logit_scale": (None,),
+    "attn_config.alibi": (True,),
+    "attn_config.attn_type": ("multihead_attention",),
+    "attn_config.sliding_window_size": (-1,),
+    "attn_config.fused_qkv": (True,),
+    **dict.fromkeys(
+        [f"attn_config.{name}" for name in ("rope", "qk_gn", "prefix_lm", "attn_uses_sequence_id")], (False,)
+    ),
+    "ffn_config.ffn_type": ("mptmlp",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +59,13 @@ class MPTConfig(ModelConfig):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MPTConfig:
         """As `ModelConfig.from_hf`."""
-        attention = config.get("attn_config") or {}
-        _check_fixed(config, _FIXED)
-        _check_fixed(attention, _FIXED_IN_ATTENTION)
+        attention = _part(config, "attn_config")
+        _check_fixed(config)
         refuse_unsupported(config)
-        refuse_unsupported({"model_type": "mpt", **attention}, "prefix_lm", "attn_uses_sequence_id")
         named = required_sizes(config, "vocab_size", *_NAMES.values())
         sizes = {"vocab_size": named["vocab_size"], **{name: named[theirs] for name, theirs in _NAMES.items()}}
         heads = sizes["num_attention_heads"]
-        context = option(config, "max_seq_len", 2048)
+        context = size(config, "max_seq_len", 2048)
         return cls(
             **sizes,
             **options(config, layer_norm_epsilon=1e-5, tie_word_embeddings=True),
@@ -62,16 +75,26 @@ class MPTConfig(ModelConfig):
             rope=Rope(dim=0, max_position_embeddings=context),
             alibi=mpt_alibi(heads, option(attention, "alibi_bias_max", 8.0)),
             softmax_scale=option(attention, "softmax_scale", 0.0) or None,
-            intermediate_size=option(config, "expansion_ratio", 4) * sizes["hidden_size"],
+            intermediate_size=size(config, "expansion_ratio", 4) * sizes["hidden_size"],
             attention_sink=attention_sink(config),
         )
 
 
-def _check_fixed(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    for name, allowed in fixed.items():
-        if config.get(name, allowed[0]) not in allowed:
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise SllmError(f"{name} in config.json must be an object; got {part!r}")
+    return part
+
+
+def _check_fixed(config: Mapping[str, Any]) -> None:
+    """Raises `SllmError` for a config that differs from `_FIXED`."""
+    for path, allowed in _FIXED.items():
+        part, _, name = path.rpartition(".")
+        value = (_part(config, part) if part else config).get(name)
+        if value is not None and value not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise SllmError(f"MPT with {name} {config[name]!r} is not supported; expected {expected}")
+            raise SllmError(f"MPT with {path} {value!r} is not supported; expected {expected}")
 
 
 class MPTAttention(Attention):

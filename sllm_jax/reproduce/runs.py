@@ -34,8 +34,6 @@ class Run:
 
 def measure(subject: Subject, text: np.ndarray, runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
     """The nll of each token of `text` [N] but the first, [N - 1], in each run; NaN where one did not evaluate it."""
-    if len(text) < 2:
-        raise SllmError(f"a perplexity needs a text of 2 tokens or more; got {len(text)}")
     ends = {name: len(text) if run.tokens is None else min(run.tokens + 1, len(text)) for name, run in runs.items()}
     done, total = 0, sum(-(-(ends[name] - 1) // run.stride) for name, run in runs.items())
     nll = {name: np.full(len(text) - 1, np.nan) for name in runs}

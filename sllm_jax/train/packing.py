@@ -40,7 +40,7 @@ class Samples:
         if not len(self):
             raise SllmError(
                 f"the text is too small: a sample takes {self.context + 1} tokens, and it has {len(self.token_ids)}; "
-                "give more, or a smaller max_position_embeddings"
+                "give more, or a config with a shorter context"
             )
 
     def __len__(self) -> int:
