@@ -52,7 +52,7 @@ FAMILIES = {
         Qwen2Config,
         Qwen2ForCausalLM,
         LLAMA_SIZES,
-        {"plain": {}, "tied": {"tie_word_embeddings": True}, "sliding window": SLIDING},
+        {"plain": {}, "tied, epsilon": {"tie_word_embeddings": True, "rms_norm_eps": 0.1}, "sliding window": SLIDING},
     ),
     "qwen3": Family(
         Qwen3Config,
@@ -75,7 +75,7 @@ FAMILIES = {
             "all rotates": {"rotary_pct": 1.0},
             "half rotates, tied": {"rotary_pct": 0.5, "tie_word_embeddings": True},
             "tanh gelu": {"hidden_act": "gelu_fast"},
-            "theta": {"rotary_emb_base": 500},
+            "theta, epsilon": {"rotary_emb_base": 500, "layer_norm_eps": 0.1},
             "rope linear": {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}},
             "rope dynamic": {"rope_parameters": DYNAMIC | {"partial_rotary_factor": 0.5}},
         },
@@ -94,7 +94,11 @@ FAMILIES = {
             "40B with ALiBi": FALCON_40B | {"alibi": True, "bias": True},
             "all heads their own": {"multi_query": False},
             "serial, multi-query": {"parallel_attn": False, "bias": True},
-            "rope dynamic, tanh gelu": {"rope_parameters": DYNAMIC, "activation": "gelu_new"},
+            "rope dynamic, tanh gelu, epsilon": {
+                "rope_parameters": DYNAMIC,
+                "activation": "gelu_new",
+                "layer_norm_epsilon": 0.1,
+            },
         },
     ),
     "mpt": Family(
@@ -106,7 +110,7 @@ FAMILIES = {
             "heads a power of two": {"n_heads": 4},
             "clipped": {"attn_config": {"clip_qkv": 0.7}},
             "another scale": {"attn_config": {"softmax_scale": 0.2}},
-            "untied": {"tie_word_embeddings": False},
+            "untied, epsilon": {"tie_word_embeddings": False, "layer_norm_epsilon": 0.1},
         },
     ),
 }

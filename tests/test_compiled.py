@@ -18,8 +18,11 @@ EOS = jnp.array([2], jnp.int32)
 LIMIT = jnp.int32(8)
 
 
-def decode_arguments(dtype, streams=None, options="greedy"):
-    module = module_for(TINY, dtype)
+MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 24, "n_heads": 6, "n_layers": 2, "max_seq_len": 64}
+
+
+def decode_arguments(dtype, streams=None, options="greedy", config=TINY):
+    module = module_for(config, dtype)
     params = jax.eval_shape(lambda: init_params(module))
     carry = jax.eval_shape(lambda: init_carry(module, 4, 250, streams=streams))
     return module, params, carry, OPTIONS[options], EOS, LIMIT
@@ -30,6 +33,7 @@ PROGRAMS = {
     "sampled": (None, "sampled"),
     "three streams, greedy": (3, "greedy"),
     "three streams, sampled": (3, "sampled"),
+    "ALiBi, three streams": (3, "greedy", MPT),
 }
 
 

@@ -1,5 +1,8 @@
 """Every family with each of its options: against PyTorch transformers, against the list, and there and back."""
 
+import shutil
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from families import CASES, VOCABULARY, random_model
 from reference import ListModel
 from safetensors.torch import save_file
 from transformers import FalconForCausalLM
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from sllm_jax import convert
 from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
@@ -48,12 +52,14 @@ def test_dense_logits_equal_those_of_transformers(case):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[20, 1, 7, 20, 13, 9], [1] * 45, [3, 20, 2, 20, 5]], ids=["mixed", "single", "other"]
+    ("sizes", "lengths"),
+    [((3, 12), [20, 1, 7, 20, 13, 9]), ((3, 12), [1] * 45), ((0, 12), [3, 20, 2, 20, 5])],
+    ids=["mixed", "single", "no sinks"],
 )
-def test_streaming_in_chunks_equals_the_list(case, lengths):
+def test_streaming_in_chunks_equals_the_list(case, sizes, lengths):
     *_, ours = case
-    tokens, carry = tokens_of(sum(lengths), 1), init_carry(ours.module, 3, 12)
-    expected = ListModel(ours.module, ours.params, 3, 12).extend(tokens)
+    tokens, carry = tokens_of(sum(lengths), 1), init_carry(ours.module, *sizes)
+    expected = ListModel(ours.module, ours.params, *sizes).extend(tokens)
     done = 0
     for length in lengths:
         chunk = np.full(PLACES, 7, np.int32)
@@ -123,18 +129,75 @@ def test_zero_sinks_are_those_of_the_list(case):
     np.testing.assert_allclose(carry.logits, ListModel(module, params, 2, 9).extend(tokens)[-1], atol=TOLERANCE)
 
 
-def test_a_falcon_as_first_published_becomes_one_of_today(tmp_path):
-    model = random_model("falcon", "7B")
-    model.save_pretrained(tmp_path / "first")
-    config = load_config(tmp_path / "first")
-    heads, layers = config.pop("num_attention_heads"), config.pop("num_hidden_layers")
-    config |= {"model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "n_head": heads, "n_layer": layers}
-    write_json(tmp_path / "first/config.json", config)
-    convert.to_huggingface(tmp_path / "first", tmp_path / "today")
+def with_config(folder, tmp_path, without=(), **changes):
+    """A copy of a model's folder with some of its config changed."""
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    kept = {name: value for name, value in load_config(folder).items() if name not in without}
+    write_json(copy / "config.json", kept | changes)
+    return copy
+
+
+def assert_dense_equal(ours, theirs):
+    tokens = tokens_of(40)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
+    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.array(tokens)), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "old_spelling"),
+    [
+        ("gpt_neox", "theta, epsilon", {"rotary_pct": 0.25, "rotary_emb_base": 500}),
+        ("gpt_neox", "half rotates, tied", {"rotary_pct": 0.5, "rotary_emb_base": 10000}),
+        ("gpt_neox", "half rotates, tied", {"partial_rotary_factor": 0.5}),
+        (
+            *("gpt_neox", "rope linear"),
+            {"rope_scaling": {"type": "linear", "factor": 3.0}, "rotary_emb_base": 500, "rotary_pct": 0.25},
+        ),
+        (
+            *("falcon", "rope dynamic, tanh gelu, epsilon"),
+            {"rope_scaling": {"type": "dynamic", "factor": 2.5}, "rope_theta": 500.0},
+        ),
+    ],
+)
+def test_rope_as_published_configs_spell_it(tmp_path, family, variant, old_spelling):
+    theirs = random_model(family, variant)
+    theirs.save_pretrained(tmp_path / "new")
+    folder = with_config(tmp_path / "new", tmp_path, without=["rope_parameters"], **old_spelling)
+    assert_dense_equal(load(folder, dtype="float32")[0], theirs)
+
+
+FIRST_NAMES = {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "num_kv_heads": "n_head_kv"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "model_type"), [("7B", "RefinedWebModel"), ("RW", "RefinedWebModel"), ("40B", "RefinedWeb")]
+)
+def test_a_falcon_as_first_published_becomes_one_of_today(tmp_path, variant, model_type):
+    model = random_model("falcon", variant)
+    model.save_pretrained(tmp_path / "new")
+    config = load_config(tmp_path / "new")
+    first = {old: config[new] for new, old in FIRST_NAMES.items()}
+    unknown = [*FIRST_NAMES, "new_decoder_architecture", "num_ln_in_parallel_attn"]
+    folder = with_config(tmp_path / "new", tmp_path, unknown, model_type=model_type, **first)
+    assert_dense_equal(load(folder, dtype="float32")[0], model)
+    convert.to_huggingface(folder, tmp_path / "today")
     loaded = FalconForCausalLM.from_pretrained(tmp_path / "today")
     tokens = torch.tensor(tokens_of(30)[None])
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_mpt_with_a_bias_maximum_and_a_width_of_its_own(tmp_path):
+    """As in MosaicML's own code; transformers ignores both."""
+    theirs = random_model("mpt", "plain")
+    theirs.transformer.build_mpt_alibi_tensor = partial(build_mpt_alibi_tensor, alibi_bias_max=16)
+    for block in theirs.transformer.blocks:
+        block.ffn.up_proj, block.ffn.down_proj = (torch.nn.Linear(*sizes, bias=False) for sizes in ((48, 96), (96, 48)))
+    theirs.save_pretrained(tmp_path / "new")
+    folder = with_config(tmp_path / "new", tmp_path, expansion_ratio=2, attn_config={"alibi_bias_max": 16})
+    assert_dense_equal(load(folder, dtype="float32")[0], theirs)
 
 
 class NormedQKV(torch.nn.Linear):
@@ -164,9 +227,7 @@ def test_mpt_with_norms_of_queries_and_keys(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", theirs.config.to_dict() | {"attn_config": {"qk_ln": True}})
     ours, _ = load(tmp_path, dtype="float32")
+    assert_dense_equal(ours, theirs)
     tokens = tokens_of(40)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
-    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.array(tokens)), expected, atol=TOLERANCE)
     streamed = read(ours.module, ours.params, init_carry(ours.module, 3, 12), tokens).logits
     np.testing.assert_allclose(streamed, ListModel(ours.module, ours.params, 3, 12).extend(tokens)[-1], atol=TOLERANCE)

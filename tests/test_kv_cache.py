@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ListModel
@@ -12,6 +13,7 @@ from reference import ListModel
 from sllm_jax import decode, kv_state
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
+from sllm_jax.loading import load
 from sllm_jax.model import Model
 from sllm_jax.position import Rope
 
@@ -63,8 +65,29 @@ def of_kind(request, tiny):
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.sampled_from(SIZES), steps=st.lists(STEPS, max_size=6), seed=st.integers(0, 1000))
 def test_any_program_of_chunks_evictions_and_moves_equals_the_list(of_kind, sizes, steps, seed):
+    run_both(of_kind, sizes, steps, seed)
+
+
+@pytest.fixture(
+    scope="module", params=[("falcon", "RW"), ("mpt", "plain"), ("mistral", "sliding window")], ids=" ".join
+)
+def of_family(request, tmp_path_factory):
+    """Models that tell positions by other means, or see less than the cache holds."""
+    folder = tmp_path_factory.mktemp("model")
+    random_model(*request.param).save_pretrained(folder)
+    return load(folder, dtype="float32")[0]
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.sampled_from([(0, 12), (4, 12)]), steps=st.lists(STEPS, max_size=5), seed=st.integers(0, 1000))
+def test_other_families_evict_and_move_as_the_list_does(of_family, sizes, steps, seed):
+    run_both(of_family, sizes, [("extend", 20), *steps], seed)
+
+
+def run_both(model, sizes, steps, seed):
+    """The same steps on the ring and on the list, which must agree after each."""
     rng = np.random.default_rng(seed)
-    ring, expected = Ring(of_kind, *sizes), ListModel(of_kind.module, of_kind.params, *sizes)
+    ring, expected = Ring(model, *sizes), ListModel(model.module, model.params, *sizes)
     for name, size in [*steps, ("extend", 3)]:
         if name == "extend":
             tokens = rng.integers(0, 101, size)
@@ -74,7 +97,7 @@ def test_any_program_of_chunks_evictions_and_moves_equals_the_list(of_kind, size
             ring.apply(ring.cache.evict_for_space, size)
         elif name == "move":
             expected.resize(*size)
-            ring.cache = enable_streaming_llm(of_kind, *size)
+            ring.cache = enable_streaming_llm(model, *size)
             ring.apply(ring.cache)
         else:
             start, end = sorted(int(share * len(expected)) for share in size)
