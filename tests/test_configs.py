@@ -187,7 +187,10 @@ REFUSED = {
     ),
     "mpt one key for all": (MPT | {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type 'multiquery_att"),
     "mpt prefix": (MPT | {"attn_config": {"prefix_lm": True}}, "attn_config.prefix_lm True is not supported"),
-    "mpt logits": (MPT | {"logit_scale": "inv_sqrt_d_model"}, "MPT with logit_scale 'inv_sqrt_d_model' is not"),
+    "mpt logits": (
+        MPT | {"logit_scale": "inv_sqrt_d_model"},
+        "not supported in 'mpt': logit_scale = 'inv_sqrt_d_model'",
+    ),
     "mpt window": (MPT | {"attn_config": {"sliding_window_size": 512}}, "attn_config.sliding_window_size 512 is not"),
     "mpt rope": (MPT | {"attn_config": {"rope": True}}, "attn_config.rope True is not supported; expected False"),
     "mpt group norm": (MPT | {"attn_config": {"qk_gn": True}}, "attn_config.qk_gn True is not supported"),

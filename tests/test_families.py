@@ -1,7 +1,9 @@
 """Every family with each of its options: against PyTorch transformers, against the list, and there and back."""
 
+import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import FalconForCausalLM
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
+import sllm_jax.models
 from sllm_jax import convert
 from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.files import load_config, write_json
@@ -127,6 +130,11 @@ def test_zero_sinks_are_those_of_the_list(case):
     tokens = tokens_of(PLACES)
     carry = extend(module, params, init_carry(module, 2, 9), tokens.astype(np.int32), np.int32(PLACES))
     np.testing.assert_allclose(carry.logits, ListModel(module, params, 2, 9).extend(tokens)[-1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("file", sorted(Path(sllm_jax.models.__path__[0]).glob("*.py")), ids=lambda path: path.stem)
+def test_no_family_knows_what_is_kept_of_a_stream(file):
+    assert not re.search(r"\b(slots?|rings?|evict\w*|next_slot|filled)\b", file.read_text(), re.IGNORECASE)
 
 
 def with_config(folder, tmp_path, without=(), **changes):

@@ -70,9 +70,8 @@ def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
 def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unsupported(config, "attention_bias", "mlp_bias")
     window = optional_size(config, "sliding_window")
-    return {
-        "sliding_window": window if _all_slide(config, [window is not None] * config["num_hidden_layers"]) else None
-    }
+    slides = [window is not None] * config["num_hidden_layers"]
+    return {"sliding_window": window if _all_slide(config, slides) else None}
 
 
 def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,6 @@ _NAMES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attent
 _FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first where the config does not say it
     "no_bias": (True,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
-    "logit_scale": (None,),
     "attn_config.alibi": (True,),
     "attn_config.attn_type": ("multihead_attention",),
     "attn_config.sliding_window_size": (-1,),
