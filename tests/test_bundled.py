@@ -24,7 +24,7 @@ from sllm_jax.model import dense_logits
 from sllm_jax.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-MEGABYTES = 12
+MEGABYTES = {DEFAULT_MODEL: 12}  # the others 2
 TEXT = """The old boat lay on the sand all winter, and in spring two brothers came to paint it. The elder one held the
 bucket. The younger one asked where they would sail, and his brother said that a boat knows this better than a sailor.
 So they waited for a good wind. In the evening their mother brought bread and soup, and the three of them looked at the
@@ -61,9 +61,8 @@ def test_every_folder_has_a_name():
     assert [path for path in FOLDER.iterdir() if f"bundled:{path.name}" not in bundled_names()] == []
 
 
-def test_the_package_is_small():
-    files = [path for path in FOLDER.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) <= MEGABYTES * 1e6
+def test_it_is_small(name):
+    assert sum(path.stat().st_size for path in hub.resolve(name).iterdir()) <= MEGABYTES.get(name, 2) * 1e6
 
 
 def test_load_without_a_name():

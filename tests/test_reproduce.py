@@ -45,10 +45,18 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def test_a_text_is_asked_for_where_one_is_needed(run, model, tmp_path):  # noqa: F811
+    assert_refused(
+        run("reproduce", "fig3", "--model", model, "--out", tmp_path / "out"), "fig3 needs a text; give --te"
+    )
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_three_files_and_the_table(run, model, text, tmp_path, name):  # noqa: F811
     out = tmp_path / "new" / "out"
-    code, table, err = run("reproduce", name, "--model", model, "--text", text, "--out", out, "--max-tokens", 300)
+    code, table, err = run(
+        "reproduce", name, "--model", model, "--text", text, "--out", out, "--max-tokens", 300, "--lines", 22
+    )
     assert (code, err) == (0, f"wrote {out}\n")
     assert sorted(path.name for path in out.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "md", "png")]
     assert (out / f"{name}.md").read_text() == table
@@ -184,6 +192,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     refuses("the experiment needs a cache of 48 tokens or more; got 34", "table6", "--recent-size", 30)
     refuses("a perplexity needs 2 tokens or more; got 1", "table1", "--max-tokens", 1)
     refuses("exists already", "fig2", at=tmp_path)
+    refuses("lines must be 1 or more; got 0", "streameval", "--lines", 0)
     refuses("could not be written", "fig2", at=text / "out")
     refuses("max-tokens must be 1 or more; got 0", "fig2", "--max-tokens", 0)
     refuses("recompute-every must be 1 or more; got 0", "fig3", "--recompute-every", 0)

@@ -18,12 +18,14 @@ def reproduce(
         Argument(
             help="fig2: attention on the first positions. fig3: perplexity along a long text, in four modes. "
             "table1: sinks, line breaks in their place, none, re-computation. table2: number of sinks. "
-            "table6: size of the cache.",
+            "table6: size of the cache. streameval: questions about earlier lines of an endless stream.",
             metavar="EXPERIMENT",
         ),
     ],
-    text: Annotated[Path, Option(help="A text that the model was not trained on, UTF-8.")],
     out: Annotated[Path, Option(help="The folder to write; it must not exist yet.")],
+    text: Annotated[
+        Path | None, Option(help="A text that the model was not trained on, UTF-8; streameval makes its own.")
+    ] = None,
     model: o.Model = DEFAULT_MODEL,
     max_tokens: Annotated[
         int | None, Option(help="Use this many tokens of the text at most.", show_default="the whole text")
@@ -45,7 +47,10 @@ def reproduce(
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
-    seed: Annotated[int, Option(help="Accepted everywhere; nothing is random here.", hidden=True)] = 0,
+    lines: Annotated[
+        int | None, Option(help="Lines of the stream of streameval.", show_default="500", rich_help_panel=o.CACHE)
+    ] = None,
+    seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0,
 ) -> None:
     """Reproduce an experiment of the paper.
 
@@ -53,21 +58,24 @@ def reproduce(
     prints the table. fig2 looks at no cache options.
     """
     from sllm_jax.cli.perplexity import read_text
+    from sllm_jax.errors import SllmError
     from sllm_jax.files import new_folder, remove_unfinished
     from sllm_jax.loading import load
+    from sllm_jax.reproduce import WITHOUT_TEXT, subject
     from sllm_jax.reproduce import experiment as experiment_of
-    from sllm_jax.reproduce import subject
     from sllm_jax.reproduce.report import check_plots
 
     run = experiment_of(experiment)
     check_plots()
-    options = subject.Options(max_tokens, start_size, recent_size, recompute_every, dense_tokens)
-    content = read_text(text)
+    options = subject.Options(max_tokens, start_size, recent_size, recompute_every, dense_tokens, lines, seed)
+    if text is None and experiment not in WITHOUT_TEXT:
+        raise SllmError(f"{experiment} needs a text; give --text FILE")
+    content = "" if text is None else read_text(text)
     leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
     with new_folder(out) as folder:
         with progress("loading") as bar:
             loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
-        names = {"model": model, "text": str(text)}
+        names = {"model": model} | ({} if text is None else {"text": str(text)})
         with progress(experiment) as bar:
             report = run(subject.Subject(loaded, loaded_tokenizer, content, options, names, bar))
         report.write(folder, experiment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce import fig2, fig3, tables
+from sllm_jax.reproduce import fig2, fig3, streameval, tables
 from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
 
@@ -15,7 +15,9 @@ EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {
     "table1": tables.table1,
     "table2": tables.table2,
     "table6": tables.table6,
+    "streameval": streameval.run,
 }
+WITHOUT_TEXT = ("streameval",)  # experiments that make their own
 
 
 def experiment(name: str) -> Callable[[Subject], Report]:

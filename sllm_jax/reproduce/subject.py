@@ -28,11 +28,13 @@ class Options:
     recent_size: int | None = None
     recompute_every: int | None = None
     dense_tokens: int | None = None
+    lines: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no experiment can use."""
         check_sizes(self.start_size, self.recent_size or 0)
-        for name in ("max_tokens", "recompute_every", "dense_tokens"):
+        for name in ("max_tokens", "recompute_every", "dense_tokens", "lines"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SllmError(f"{name.replace('_', '-')} must be 1 or more; got {value}")

@@ -1,0 +1,167 @@
+"""StreamEval (section 4.4, figure 8): lines that each give a value, and every 10 lines a question about an earlier one.
+
+The answer is always so many lines back, so that a model which sees its recent tokens alone can go on answering for
+ever. Questions and answers stay in the stream. An answer is right if the first number in it is the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
+
+import numpy as np
+
+from sllm_jax.errors import SllmError
+from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.subject import Subject
+from sllm_jax.sampling import SamplingOptions
+from sllm_jax.stream import Stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEGINNING = "Below is a record of lines I want you to remember.\n"
+EVERY, DISTANCES = 10, (20, 40, 60, 80, 100)  # lines; the paper's distance is 20
+LINES = 500
+ANSWER_TOKENS = 12
+STRETCHES = 10  # that a stream is cut into, for the accuracy by length
+
+
+@dataclass(frozen=True)
+class Question:
+    """About the value in a line, asked `distance` lines later."""
+
+    line: int  # the line read last
+    distance: int
+    value: int
+
+    @property
+    def text(self) -> str:
+        """As it is put to the model."""
+        return f"Query: The REGISTER_CONTENT in line {self.line - self.distance} is <"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came to a question."""
+
+    question: Question
+    reply: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the first number in the reply is the value."""
+        found = re.search(r"\d+", self.reply)
+        return found is not None and int(found[0]) == self.question.value
+
+
+class Reader(Protocol):
+    """What is put to the test: a `Stream`, or what stands in for one."""
+
+    def feed(self, text: str) -> Any:
+        """Read some text."""
+
+    def generate(
+        self,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
+        """Write, in pieces."""
+
+
+def events(
+    lines: int, seed: int, every: int = EVERY, distances: Sequence[int] = DISTANCES[:1]
+) -> Iterator[str | Question]:
+    """The stream: lines of text, and after every `every` of them a question for each distance that reaches one."""
+    values = np.random.default_rng(seed).integers(10_000, 100_000, lines)
+    yield BEGINNING
+    for line, value in enumerate(values.tolist()):
+        yield f"The REGISTER_CONTENT in line {line} is <{value}>.\n"
+        if line and line % every == 0:
+            for distance in distances:
+                if distance <= line:
+                    yield Question(line, distance, int(values[line - distance]))
+
+
+def ask(reader: Reader, stream: Iterator[str | Question]) -> Iterator[Answer]:
+    """Put the whole stream to a reader; its answers as they come."""
+    for event in stream:
+        if isinstance(event, str):
+            reader.feed(event)
+            continue
+        reader.feed(event.text)
+        reply = "".join(reader.generate(ANSWER_TOKENS, stop=("\n",), temperature=0.0, ignore_eos=True))
+        reader.feed("\n")
+        yield Answer(event, reply)
+
+
+def accuracy(answers: Sequence[Answer]) -> float | None:
+    """The share of right answers; None if there are no answers."""
+    return sum(answer.right for answer in answers) / len(answers) if answers else None
+
+
+def run(subject: Subject) -> Report:
+    """One stream, with a question for each distance at every tenth line."""
+    lines, options = subject.options.lines or LINES, subject.options
+    if lines <= DISTANCES[0]:
+        raise SllmError(f"streameval needs more than {DISTANCES[0]} lines; got {lines}")
+    stream = Stream(subject.model, subject.tokenizer, options.start_size, options.recent_size)
+    answers = []
+    for answer in ask(stream, events(lines, options.seed, distances=DISTANCES)):
+        answers.append(answer)
+        subject.progress(answer.question.line, lines)
+    return Report(
+        title="streameval: questions about earlier lines of an endless stream",
+        tables=[_by_distance(answers), _by_length(answers, lines)],
+        settings=subject.settings()
+        | {
+            "stream": f"{lines} lines, {stream.tokens_seen} tokens, seed {options.seed}",
+            "cache": f"{options.start_size} + {stream.cache_size - options.start_size} tokens kept",
+            "questions": f"every {EVERY} lines, one for each distance; greedy, {ANSWER_TOKENS} tokens at most",
+            "right": "the first number in the answer is the value",
+        },
+        figures=_every_answer(answers),
+        draw=lambda figure: _draw(figure, answers, lines),
+    )
+
+
+def _by_distance(answers: Sequence[Answer]) -> Table:
+    chosen = {d: [answer for answer in answers if answer.question.distance == d] for d in DISTANCES}
+    rows = [(d, len(those), accuracy(those)) for d, those in chosen.items()]
+    return Table(("lines back", "questions", "accuracy"), rows)
+
+
+def _stretches(answers: Sequence[Answer], lines: int) -> dict[int, list[Answer]]:
+    """The answers by the end, in lines, of the stretch of the stream that they were asked in."""
+    ends = [lines * (i + 1) // STRETCHES for i in range(STRETCHES)]
+    starts = [0, *ends[:-1]]
+    return {
+        end: [answer for answer in answers if start <= answer.question.line < end]
+        for start, end in zip(starts, ends, strict=True)
+    }
+
+
+def _by_length(answers: Sequence[Answer], lines: int) -> Table:
+    rows = [(end, len(those), accuracy(those)) for end, those in _stretches(answers, lines).items()]
+    return Table(("lines read, up to", "questions", "accuracy"), rows)
+
+
+def _every_answer(answers: Sequence[Answer]) -> Table:
+    columns = ("line", "lines_back", "value", "reply", "right")
+    return Table(
+        columns, [(a.question.line, a.question.distance, a.question.value, a.reply, int(a.right)) for a in answers]
+    )
+
+
+def _draw(figure: Figure, answers: Sequence[Answer], lines: int) -> None:
+    """Accuracy by distance, and along the stream."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    by_distance, by_length = _by_distance(answers).rows, _by_length(answers, lines).rows
+    left.plot([row[0] for row in by_distance], [row[2] for row in by_distance], "o-", color="#00487A")
+    left.set(xlabel="Lines back", ylabel="Accuracy", ylim=(-0.03, 1.03))
+    right.plot([row[0] for row in by_length], [row[2] for row in by_length], "o-", color="#00487A")
+    right.set(xlabel="Lines read", xlim=(0, None))
