@@ -115,6 +115,7 @@ FAMILIES = {
     ),
 }
 CASES = [(name, variant) for name, family in FAMILIES.items() for variant in family.variants]
+ONE_OF_EACH = [(name, next(iter(family.variants))) for name, family in FAMILIES.items()] + [("falcon", "RW")]
 
 
 def random_model(name, variant, dtype=torch.float32):

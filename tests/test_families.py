@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import assert_same_tensors, tensors_of
-from families import CASES, VOCABULARY, random_model
+from families import CASES, ONE_OF_EACH, VOCABULARY, random_model
 from reference import ListModel
 from safetensors.torch import save_file
 from transformers import FalconForCausalLM
@@ -92,6 +92,7 @@ def test_ragged_streams_read_and_write_as_the_lists_do(case):
         np.testing.assert_allclose(carry.logits[row], expected[-1], atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)
 def test_recomputation_equals_a_fresh_pass_of_transformers(case):
     theirs, _, ours = case
     tokens = tokens_of(30)
@@ -122,6 +123,7 @@ def test_both_programs_lower_for_tpu_and_cuda_in_bfloat16(case, platforms):
     assert jax.export.export(decode, platforms=platforms)(module, params, carry, *rest, steps=8).platforms == platforms
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)
 def test_zero_sinks_are_those_of_the_list(case):
     _, folder, _ = case
     hf_config = load_config(folder) | {"attention_sink": "zero"}
