@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -22,6 +23,13 @@ TINY = {
     "max_position_embeddings": 64,
     "rope_theta": 1000.0,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget the compiled programs of a file at its end: thousands in one process use up its memory maps on Linux."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

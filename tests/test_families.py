@@ -36,7 +36,8 @@ def case(request, tmp_path_factory):
     """The random model, the folder it is saved in, and what is loaded from there."""
     theirs, folder = random_model(*request.param), tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder)
-    return theirs, folder, load(folder, dtype="float32")[0]
+    yield theirs, folder, load(folder, dtype="float32")[0]
+    jax.clear_caches()
 
 
 def tokens_of(length, seed=0):
