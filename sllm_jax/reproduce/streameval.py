@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class Answer:
         return found is not None and int(found[0]) == self.question.value
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What is put to the test: a `Stream`, or what stands in for one."""
 
