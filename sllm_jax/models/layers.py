@@ -87,7 +87,8 @@ class Attention(nn.Module):
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
         """Cut queries, keys and values into heads; families that do more to them do it here."""
-        return tuple(x.reshape(len(x), -1, self.config.head_dim) for x in (q, k, v))  # type: ignore[return-value]
+        q, k, v = (x.reshape(len(x), -1, self.config.head_dim) for x in (q, k, v))
+        return q, k, v
 
     @nn.compact
     def __call__(
