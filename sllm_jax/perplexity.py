@@ -2,12 +2,14 @@
 
 `streaming` keeps sinks and a window, `window` a window alone, `dense` everything; all three are one machine with
 different sizes, read a chunk at a time: the result is that of single tokens, whatever the chunk. `recompute` is the
-sliding window with re-computation: a fresh forward pass over the last tokens for each one.
+sliding window with re-computation: a fresh forward pass over the last tokens for each one. In every mode but `dense`
+memory is bounded by the chunk, never by the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,12 +21,22 @@ from sllm_jax.attention import attend_chunk
 from sllm_jax.decode import forward
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
-from sllm_jax.kv_state import KVState, advance, init_state
+from sllm_jax.kv_state import KVState, advance, init_state, over_streams
 from sllm_jax.model import Model, dense_logits, nll_of
 
 MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
 _WINDOW_TOKENS = 4096  # tokens of all windows that are recomputed in one call
+_CHECKED = 2**20  # token ids that are looked at in one go
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the reading of B texts stands, and what the last call of the device found."""
+
+    nll: Sequence[np.ndarray]  # of each text: the values that are new
+    done: Sequence[int]  # of each text: tokens predicted so far
+    state: KVState | None  # of the B streams, consumed by the next call; None with re-computation
 
 
 def token_nll(
@@ -43,23 +55,49 @@ def token_nll(
     `recompute`, where each is a pass of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that
     cannot be used.
     """
-    token_ids = check_token_ids(token_ids, model.config.vocab_size)
+    readings = read_texts(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
+    return (reading.nll[0] for reading in readings)
+
+
+def read_texts(
+    model: Model,
+    texts: Sequence[np.ndarray],
+    mode: str = "streaming",
+    start_size: int = 4,
+    recent_size: int = 2000,
+    chunk_size: int = CHUNK_SIZE,
+    stride: int = 1,
+    since: Reading | None = None,
+) -> Iterator[Reading]:
+    """`token_nll` of B texts side by side, each a stream of its own; goes on from an earlier reading, if given one."""
+    if not texts:
+        raise SllmError("there is no text to predict; give one")
+    texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
     check_sizes(start_size, recent_size)
     if chunk_size < 1:
         raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
     if stride < 1:
         raise SllmError(f"stride must be 1 or more; got {stride}")
-    chunk_size = min(chunk_size, len(token_ids) - 1)
-    match mode:
-        case "streaming":
-            return _in_chunks(model, token_ids, start_size, recent_size, chunk_size, stride)
-        case "window":
-            return _in_chunks(model, token_ids, 0, recent_size, chunk_size, stride)
-        case "dense":
-            return _in_chunks(model, token_ids, 0, len(token_ids) - 1, chunk_size, stride)
-        case "recompute":
-            return _recomputed(model, token_ids, start_size + recent_size + 1, chunk_size, stride)
-    raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    since = since or begin(model, texts, mode, start_size, recent_size)
+    chunk_size = min(chunk_size, max(map(len, texts)) - 1)
+    if since.state is None:
+        return _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
+    return _in_chunks(model, texts, chunk_size, stride, since)
+
+
+def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
+    """The reading of texts of which nothing is read yet."""
+    sizes = {
+        "streaming": (start_size, recent_size),
+        "window": (0, recent_size),
+        "dense": (0, max(map(len, texts)) - 1),
+        "recompute": None,
+    }
+    if mode not in sizes:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    kept = sizes[mode]
+    state = None if kept is None else init_state(model.config, *kept, model.dtype, len(texts))
+    return Reading([], [0] * len(texts), state)
 
 
 def perplexity(nll: np.ndarray) -> float:
@@ -73,52 +111,72 @@ def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
 
 
 def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The ids as int32; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
+    """The ids; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
     if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):
         raise SllmError(f"token ids must be one row of integers; got {token_ids.dtype} of shape {token_ids.shape}")
     if len(token_ids) < 2:
         raise SllmError(f"a perplexity needs 2 tokens or more; got {len(token_ids)}")
-    outside = (token_ids < 0) | (token_ids >= vocab_size)
-    if outside.any():
-        place = int(outside.argmax())
-        raise SllmError(f"token id {token_ids[place]} at index {place} is outside the vocabulary of {vocab_size}")
-    return token_ids.astype(np.int32)
+    for start in range(0, len(token_ids), _CHECKED):
+        part = token_ids[start : start + _CHECKED]
+        outside = (part < 0) | (part >= vocab_size)
+        if outside.any():
+            place = int(outside.argmax())
+            raise SllmError(
+                f"token id {part[place]} at index {start + place} is outside the vocabulary of {vocab_size}"
+            )
+    return token_ids
 
 
 def _in_chunks(
-    model: Model, token_ids: np.ndarray, start_size: int, recent_size: int, chunk_size: int, stride: int
-) -> Iterator[np.ndarray]:
-    state = init_state(model.config, start_size, recent_size, model.dtype)
-    for start in range(0, len(token_ids) - 1, chunk_size):
-        taken = token_ids[start : start + chunk_size + 1]
-        count = len(taken) - 1
-        chunk = np.pad(taken, (0, chunk_size - count))
-        state, nll = _score_chunk(model.module, model.params, state, chunk, np.int32(count))
-        yield np.asarray(nll)[-start % stride : count : stride]
+    model: Model, texts: Sequence[np.ndarray], chunk_size: int, stride: int, since: Reading
+) -> Iterator[Reading]:
+    state, start, end = since.state, max(since.done), max(map(len, texts)) - 1
+    while start < end:
+        taken = [ids[start : start + chunk_size + 1] for ids in texts]
+        counts = np.array([max(len(ids) - 1, 0) for ids in taken], np.int32)
+        chunks = np.stack([np.pad(ids, (0, chunk_size + 1 - len(ids))).astype(np.int32) for ids in taken])
+        state, nll = _score_chunk(model.module, model.params, state, chunks, counts)
+        found = [row[-start % stride : count : stride] for row, count in zip(np.asarray(nll), counts, strict=True)]
+        start += chunk_size
+        yield Reading(found, [min(start, len(ids) - 1) for ids in texts], state)
 
 
-def _recomputed(model: Model, token_ids: np.ndarray, width: int, chunk_size: int, stride: int) -> Iterator[np.ndarray]:
-    yield from _in_chunks(model, token_ids[: width + 1], 0, width - 1, min(chunk_size, width), stride)
-    if len(token_ids) <= width + 1:
-        return
-    windows = np.lib.stride_tricks.sliding_window_view(token_ids, width + 1)[1:]  # each with the token that follows
-    windows = windows[-width % stride :: stride]
+def _recomputed(
+    model: Model, texts: Sequence[np.ndarray], width: int, chunk_size: int, stride: int, since: Reading
+) -> Iterator[Reading]:
+    """First the tokens with at most `width` tokens before them, of all texts in one pass; then text after text."""
+    done = list(since.done)
+    if not any(done):
+        heads = [ids[: width + 1] for ids in texts]
+        dense = begin(model, heads, "dense", 0, 0)
+        pieces = [reading.nll for reading in _in_chunks(model, heads, min(chunk_size, width), stride, dense)]
+        done = [len(ids) - 1 for ids in heads]
+        yield Reading([np.concatenate(parts) for parts in zip(*pieces, strict=True)], done.copy(), None)
     batch = max(1, _WINDOW_TOKENS // width)
-    for start in range(0, len(windows), batch):
-        taken = windows[start : start + batch]
-        padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
-        yield np.asarray(_score_windows(model.module, model.params, padded))[: len(taken)]
+    for i, ids in enumerate(texts):
+        targets = np.arange(done[i] + -done[i] % stride, len(ids) - 1, stride)
+        for start in range(0, len(targets), batch):
+            ends = targets[start : start + batch]
+            windows = np.stack([ids[end + 1 - width : end + 2] for end in ends]).astype(np.int32)
+            padded = np.pad(windows, ((0, batch - len(windows)), (0, 0)))
+            nll = np.asarray(_score_windows(model.module, model.params, padded))[: len(windows)]
+            done[i] = int(ends[-1]) + 1
+            yield Reading([nll if j == i else nll[:0] for j in range(len(texts))], done.copy(), None)
 
 
 @partial(jax.jit, static_argnames="module", donate_argnames="state")
 def _score_chunk(
-    module: Any, params: Any, state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]
-) -> tuple[KVState, Float[Array, " T"]]:
-    """Read the first T = N - 1 of the tokens; the nll of each one's successor."""
-    token_ids = tokens[:-1]
-    attend = attend_chunk(module.config, module.dtype, state, len(token_ids), count)
-    state, logits = forward(module, params, state, token_ids, attend, rows=slice(None))
-    return advance(state, token_ids, count), nll_of(logits, tokens[1:])
+    module: Any, params: Any, state: KVState, tokens: Int[Array, "B N"], counts: Int[Array, " B"]
+) -> tuple[KVState, Float[Array, "B T"]]:
+    """Read the first `counts` of T = N - 1 tokens of each stream; the nll of each one's successor."""
+
+    def score(state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]) -> tuple[KVState, Float[Array, " T"]]:
+        token_ids = tokens[:-1]
+        attend = attend_chunk(module.config, module.dtype, state, len(token_ids), count)
+        state, logits = forward(module, params, state, token_ids, attend, rows=slice(None))
+        return advance(state, token_ids, count), nll_of(logits, tokens[1:])
+
+    return over_streams(score, state)(state, tokens, counts)
 
 
 @partial(jax.jit, static_argnames="module")
