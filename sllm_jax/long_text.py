@@ -82,7 +82,11 @@ class TokenFile(NamedTuple):
 
 
 def tokenize_file(
-    tokenizer: Any, path: Path, target: Path, max_tokens: int | None = None, progress: Progress = silent
+    tokenizer: Any,
+    path: Path,
+    target: Path,
+    max_tokens: int | None = None,
+    progress: Progress = silent,
 ) -> TokenFile:
     """Write the token ids of a text file, behind the tokenizer's start tokens, to `target`; `max_tokens` at most.
 

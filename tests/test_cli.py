@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from checkpoints import rewrite, tensors_of
@@ -17,7 +16,6 @@ from safetensors.torch import save_file
 
 from sllm_jax import cli
 from sllm_jax.models import KINDS
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
 from sllm_jax.version import __version__
 
 SUMMARY = re.compile(r"(\d+) tokens(, [\d.]+ tokens/s)?, cache (\d+) of (\d+) tokens, (\d+) tokens seen")
@@ -130,37 +128,6 @@ def test_chat_asks_a_list_of_prompts_on_one_stream(run, model, tmp_path):
         "USER: What is a cat?",
     ]
     assert int(SUMMARY.search(err)[5]) > 54, "the stream was never reset"
-
-
-@pytest.mark.parametrize("mode", ["streaming", "window", "dense", "recompute"])
-def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):
-    tokens = np.random.default_rng(0).integers(3, 420, 60)
-    np.save(tmp_path / "tokens.npy", tokens)
-    nll_out = tmp_path / "nll.npy"
-    arguments = ("--model", model, "--mode", mode, "--recent-size", 20, "--chunk-size", 7)
-    code, out, _ = run("perplexity", *arguments, "--tokens", tmp_path / "tokens.npy", "--nll-out", nll_out)
-    nll = np.load(nll_out)
-    assert code == 0
-    assert (nll.dtype, nll.shape) == (np.float32, (59,))
-    assert out == f"perplexity {np.exp(nll.mean(dtype=np.float64)):.6g} over 59 tokens\n"
-    text = tmp_path / "text.txt"
-    text.write_text("The cat sat by the window and saw the rain. " * 3)
-    _, out, err = run("perplexity", *arguments, "--text", text, "--max-tokens", 25, "--nll-out", nll_out)
-    assert re.fullmatch(r"perplexity [\d.e+]+ over 25 tokens\n", out)
-    tokenizer = load_tokenizer(model)
-    predicted = decode(tokenizer, encode(tokenizer, text.read_text(), start=True)[1:26])
-    bits = np.load(nll_out).sum() / np.log(2) / len(predicted.encode())
-    assert float(re.search(r"([\d.]+) bits per byte\n", err)[1]) == pytest.approx(bits, abs=1e-4)
-
-
-def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):
-    bare = tmp_path / "bare"
-    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
-    np.save(tmp_path / "tokens.npy", np.arange(30))
-    assert run("perplexity", "--model", bare, "--tokens", tmp_path / "tokens.npy")[0] == 0
-    code, _, err = run("generate", "--model", bare, "--max-tokens", 3)
-    assert (code, "needs a tokenizer" in err) == (2, True)
-    assert run("generate", "--model", bare, "--max-tokens", 3, "--tokenizer", model / "tokenizer.json")[0] == 0
 
 
 def test_a_bundled_model_is_converted_too(run, tmp_path):
@@ -293,46 +260,10 @@ def test_the_greedy_story_of_a_trained_checkpoint(run, shared):
     assert run(*arguments, "--max-tokens", length)[1] == expected["greedy_from_bos_text"] + "\n"
 
 
-def test_perplexity_refuses(run, model, tmp_path):
-    def refuses(message, *arguments):
-        assert_refused(run("perplexity", "--model", model, *arguments), message)
-
-    def saved(array):
-        np.save(tmp_path / "bad.npy", array)
-        return "--tokens", tmp_path / "bad.npy"
-
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "not.npy").write_text("1 2 3")
-    refuses("give either --text FILE or --tokens FILE.npy")
-    refuses("empty.txt is empty", "--text", tmp_path / "empty.txt")
-    refuses("latin.txt is not UTF-8 text", "--text", tmp_path / "latin.txt")
-    refuses("none.txt cannot be read: No such file", "--text", tmp_path / "none.txt")
-    refuses("is not a .npy file of numbers", "--tokens", tmp_path / "not.npy")
-    refuses("is not a .npy file of numbers", *saved(np.array([{"a": 1}], object)))
-    refuses("token id 420 at index 1 is outside the vocabulary of 420", *saved(np.array([5, 420])))
-    refuses("must be one row of integers", *saved(np.array([1.5, 2.5])))
-    refuses("needs 2 tokens or more; got 1", *saved(np.array([5])))
-    refuses("chunk size must be 1 or more; got 0", *saved(np.arange(9)), "--chunk-size", 0)
-    refuses("max-tokens must be 1 or more; got -1", *saved(np.arange(9)), "--max-tokens", -1)
-    refuses("mode 'sparse' is not one of", *saved(np.arange(9)), "--mode", "sparse")
-    refuses("could not be written", *saved(np.arange(9)), "--nll-out", tmp_path / "no" / "nll.npy")
-
-
 @pytest.mark.parametrize("config", [{"temperature": "hot"}, {"eos_token_id": "</s>"}])
 def test_generation_configs_with_other_types_are_refused(run, model, tmp_path, config):
     folder = broken(tmp_path, model, generation_config_json=json.dumps(config).encode())
     assert_refused(run("generate", "--model", folder, "--max-tokens", 2), "generation_config.json must")
-
-
-def test_the_result_goes_where_it_is_sent(run, model, tmp_path):
-    np.save(tmp_path / "tokens.npy", np.arange(9))
-    (tmp_path / "link.npy").symlink_to(tmp_path / "file.npy")
-    for out in (tmp_path / "link.npy", "/dev/null"):
-        assert run("perplexity", "--model", model, "--tokens", tmp_path / "tokens.npy", "--nll-out", out)[0] == 0
-    assert np.load(tmp_path / "file.npy").shape == (8,)
-    assert (tmp_path / "link.npy").is_symlink()
-    assert not os.path.isfile("/dev/null")
 
 
 def test_options_are_checked_before_the_model_is_loaded(run):

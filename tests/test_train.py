@@ -18,7 +18,7 @@ from sllm_jax.convert import orbax, to_huggingface
 from sllm_jax.errors import SllmError
 from sllm_jax.model import Model, dense_logits
 from sllm_jax.models import module_for
-from sllm_jax.train import checkpoint, metrics
+from sllm_jax.train import metrics
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.preparation import hf_config
 from sllm_jax.train.run import CHECKPOINTS, METRICS, MODEL, Run
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_and_one_of_another_model_are_refused(whole, tmp_pa
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
     settings = settings_of()
     state = init_train_state(module_of(settings), settings)
-    checkpoint.save(tmp_path, state)
+    checkpoint.save(tmp_path, int(state.step), state)
 
     def fail(folder, params):
         (folder / "half").write_text("")
@@ -217,10 +217,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, mo
     with monkeypatch.context() as broken:
         broken.setattr(orbax, "save", fail)
         with pytest.raises(SllmError, match="no space"):
-            checkpoint.save(tmp_path, state.replace(step=jnp.int32(3)))
+            checkpoint.save(tmp_path, 3, state.replace(step=jnp.int32(3)))
     assert [path.name for path in tmp_path.iterdir()] == ["00000000"]
     (tmp_path / ".00000002.0123abcd.tmp/params").mkdir(parents=True)  # what a killed process leaves
-    checkpoint.save(tmp_path, state.replace(step=jnp.int32(3)))
+    checkpoint.save(tmp_path, 3, state.replace(step=jnp.int32(3)))
     assert [path.name for path in tmp_path.iterdir()] == ["00000003"]
     assert_same(checkpoint.restore(tmp_path, state).params, state.params)
 

@@ -1,12 +1,13 @@
-"""`perplexity`: how well a model predicts a text, with the cache it streams with."""
+"""`perplexity`: how well a model predicts texts, with the cache it streams with."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 from typer import Option
 
@@ -18,12 +19,19 @@ from sllm_jax.errors import SllmError
 if TYPE_CHECKING:
     import numpy as np
 
+    from sllm_jax.evaluation import Evaluation
+
+SAVED_EVERY = 60  # seconds
+
 
 def perplexity(
     model: o.Model = DEFAULT_MODEL,
-    text: Annotated[Path | None, Option(help="The text to predict, UTF-8.")] = None,
+    text: Annotated[
+        list[Path] | None, Option(help="The text to predict, UTF-8; given several times, texts side by side.")
+    ] = None,
     tokens: Annotated[
-        Path | None, Option(help="Integer token ids in a .npy file instead, used as they are; needs no tokenizer.")
+        list[Path] | None,
+        Option(help="Integer token ids in a .npy file instead, used as they are; needs no tokenizer."),
     ] = None,
     mode: Annotated[
         str,
@@ -37,102 +45,170 @@ def perplexity(
     recent_size: o.RecentSize = None,
     chunk_size: Annotated[int, Option(help="Tokens read at a time; never changes the result.")] = 256,
     max_tokens: Annotated[
-        int | None, Option(help="Predict this many tokens at most.", show_default="the whole text")
+        int | None, Option(help="Predict this many tokens of each text at most.", show_default="the whole text")
     ] = None,
     nll_out: Annotated[
-        Path | None, Option(help="Write -log p(token i+1 | tokens up to i), float32, to this .npy file.")
+        Path | None,
+        Option(help="Write -log p(token i+1 | tokens up to i), float32, to this .npy file; of texts in their order."),
+    ] = None,
+    curve_out: Annotated[
+        Path | None, Option(help="Write the running log perplexity along each text to this CSV file.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        Option(
+            help="Keep what is done in this folder, every minute and on Ctrl-C, and go on from it if it is there. "
+            "It is removed at the end."
+        ),
     ] = None,
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
     seed: Annotated[int, Option(help="Accepted everywhere; nothing is random here.", hidden=True)] = 0,
 ) -> None:
-    """Measure perplexity over a text of any length.
+    """Measure perplexity over texts of any length; in every mode but dense memory does not grow with them.
 
-    The last line of standard output is `perplexity X over N tokens`; of a text standard error tells bits per byte.
+    The last line of standard output is `perplexity X over N tokens`; of texts standard error tells bits per byte.
     """
-    if (text is None) == (tokens is None):
+    if bool(text) == bool(tokens):
         raise SllmError("give either --text FILE or --tokens FILE.npy")
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
-    import numpy as np
-
+    from sllm_jax.evaluation import Evaluation, How
     from sllm_jax.files import new_file
     from sllm_jax.loading import load
-    from sllm_jax.perplexity import bits_per_byte, check_token_ids, token_nll
-    from sllm_jax.perplexity import perplexity as perplexity_of
     from sllm_jax.stream import fit_sizes
-    from sllm_jax.tokenizer import decode
 
-    token_ids = None if tokens is None else read_token_ids(tokens)
-    content = None if text is None else read_text(text)
+    inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
+    for path in text or ():
+        _check_text(path)
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
-    if token_ids is None:
-        token_ids = _encode(loaded_tokenizer, content or "")
-    token_ids = check_token_ids(token_ids, loaded.config.vocab_size)
-    token_ids = token_ids[: None if max_tokens is None else max_tokens + 1]
-    context = loaded.config.max_position_embeddings
-    if mode == "dense":
-        if len(token_ids) - 1 > context:
-            note(f"dense attention over {len(token_ids) - 1} tokens goes past the trained context of {context}")
-        start_size, recent_size = 0, context - 1
-    start_size, recent_size = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
-    pieces = token_nll(loaded, token_ids, mode, start_size, recent_size, chunk_size)
-    with new_file(nll_out) if nll_out else nullcontext() as file:
-        nll = _collect(pieces, len(token_ids) - 1)
-        if file is not None:
-            np.save(file, nll)
-    if content is not None:
-        token_bytes = len(decode(loaded_tokenizer, token_ids[1:]).encode()) / len(nll)
-        note(f"{bits_per_byte(nll, token_bytes):.4f} bits per byte")
-    print(f"perplexity {perplexity_of(nll):.6g} over {len(nll)} tokens")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sllm-jax-")))
+        inputs += [_of_text(path, i, loaded_tokenizer, folder, max_tokens) for i, path in enumerate(text or ())]
+        if mode == "dense":
+            start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
+        sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
+        nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
+        curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
+        names = {"model": model, "revision": revision}
+        kept = folder if resume is None else _resumed(resume)
+        evaluation = Evaluation(kept, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
+        _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
+        _do(evaluation, saves=resume is not None)
+        _write(evaluation, inputs, nll_file, curve_file)
+    if resume is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+    _tell(evaluation, inputs)
 
 
-def _collect(pieces: Iterator[np.ndarray], total: int) -> np.ndarray:
-    """The pieces as one array, with a progress bar meanwhile."""
-    import numpy as np
+class Input(NamedTuple):
+    """One of the texts: its file, token ids [T], and the bytes of UTF-8 of those that are predicted, if it is one."""
 
-    nll, done, nats, begin = np.empty(total, np.float32), 0, 0.0, time.perf_counter()
-    with progress("perplexity") as bar, CtrlC() as interrupt:
-        for piece in pieces:
-            nll[done : done + len(piece)] = piece
-            done, nats = done + len(piece), nats + float(piece.sum(dtype=np.float64))
-            rate = done / (time.perf_counter() - begin)
-            bar(done, total, f"perplexity {np.exp(nats / done):.3f}, {rate:.0f} tokens/s")
-            interrupt.check()
-    return nll
+    name: str
+    ids: np.ndarray
+    predicted_bytes: int | None
+
+
+def _of_tokens(path: Path, max_tokens: int | None) -> Input:
+    return Input(str(path), read_token_ids(path)[: None if max_tokens is None else max_tokens + 1], None)
 
 
 def read_token_ids(path: Path) -> np.ndarray:
-    """The array in a .npy file; raises `SllmError` if there is none. Pickled objects are refused."""
+    """The array in a .npy file, mapped; raises `SllmError` if there is none. Pickled objects are refused."""
     import numpy as np
 
     try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+        return np.lib.format.open_memmap(path, "r")
     except OSError as error:
         raise SllmError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError) as error:
         raise SllmError(f"{path} is not a .npy file of numbers ({error}); write one with numpy.save") from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; raises `SllmError` if it cannot be read, is not UTF-8, or is empty."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SllmError(f"{path} is not UTF-8 text: {error}") from error
-    if not content:
-        raise SllmError(f"{path} is empty; give a text with something to predict")
-    return content
+def _check_text(path: Path) -> None:
+    """Raises `SllmError` for what is seen to be no text before a model is loaded."""
+    from sllm_jax.long_text import file_blocks
+
+    next(file_blocks(path))
 
 
-def _encode(tokenizer: object, content: str) -> np.ndarray:
-    from sllm_jax.tokenizer import encode
+def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None) -> Input:
+    from sllm_jax.long_text import tokenize_file
 
     if tokenizer is None:
         raise SllmError("--text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
-    return encode(tokenizer, content, start=True)
+    limit = None if max_tokens is None else max_tokens + 1
+    with progress("tokenizing") as bar:
+        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, bar))
+
+
+def _resumed(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SllmError(f"{folder} could not be written: {error.strerror}") from error
+    return folder
+
+
+def _note_past_context(mode: str, inputs: list[Input], context: int) -> None:
+    longest = max(len(one.ids) for one in inputs) - 1
+    if mode == "dense" and longest > context:
+        note(f"dense attention over {longest} tokens goes past the trained context of {context}")
+
+
+def _do(evaluation: Evaluation, saves: bool) -> None:
+    """All that is left, with a progress bar; a checkpoint every minute and on Ctrl-C, if it `saves`."""
+    import numpy as np
+
+    before, begun = evaluation.done, time.perf_counter()
+    saved = begun
+    try:
+        with progress("perplexity") as bar, CtrlC() as interrupt:
+            for done, nats in evaluation.steps():
+                now = time.perf_counter()
+                rate = (done - before) / (now - begun)
+                bar(done, evaluation.total, f"perplexity {np.exp(nats / done):.3f}, {rate:.0f} tokens/s")
+                interrupt.check()
+                if saves and now - saved > SAVED_EVERY:
+                    evaluation.save()
+                    saved = now
+    except KeyboardInterrupt:
+        if saves:
+            evaluation.save()
+        raise
+
+
+def _write(evaluation: Evaluation, inputs: list[Input], nll_file: BinaryIO | None, curve_file: BinaryIO | None) -> None:
+    import numpy as np
+
+    if nll_file:
+        np.save(nll_file, evaluation.nll)
+    if curve_file:
+        evaluation.write_curve(curve_file, [one.name for one in inputs])
+
+
+def _tell(evaluation: Evaluation, inputs: list[Input]) -> None:
+    """The figures of each text, if there are several, and of all."""
+    import numpy as np
+
+    from sllm_jax.perplexity import bits_per_byte
+
+    means = [evaluation.mean(i) for i in range(len(inputs))]
+    counts = [len(one.ids) - 1 for one in inputs]
+    for one, mean, count in zip(inputs, means, counts, strict=True):
+        figures = [] if len(inputs) == 1 else [f"perplexity {np.exp(mean):.6g} over {count} tokens"]
+        if one.predicted_bytes is not None:
+            figures.append(f"{bits_per_byte(mean, one.predicted_bytes / count):.4f} bits per byte")
+        if figures:
+            note(", ".join(figures) if len(inputs) == 1 else f"{one.name}: {', '.join(figures)}")
+    context = evaluation.model.config.max_position_embeddings
+    if evaluation.how.mode == "dense" and max(counts) > context:
+        parts = [evaluation.nll_of(i) for i in range(len(inputs))]
+        within, past = (np.concatenate([part[cut] for part in parts]) for cut in (np.s_[:context], np.s_[context:]))
+        note(
+            f"within the trained context of {context} tokens: perplexity {np.exp(within.mean()):.6g}; "
+            f"past it: {np.exp(past.mean()):.6g}"
+        )
+    print(f"perplexity {np.exp(np.average(means, weights=counts)):.6g} over {sum(counts)} tokens")

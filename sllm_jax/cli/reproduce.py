@@ -57,10 +57,10 @@ def reproduce(
     Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png) and the table with its settings (.md), and
     prints the table. fig2 looks at no cache options.
     """
-    from sllm_jax.cli.perplexity import read_text
     from sllm_jax.errors import SllmError
     from sllm_jax.files import new_folder, remove_unfinished
     from sllm_jax.loading import load
+    from sllm_jax.long_text import read_text
     from sllm_jax.reproduce import WITHOUT_TEXT, subject
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.report import check_plots

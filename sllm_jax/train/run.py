@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, remove_unfinished, write_json
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.tokenizer import load_tokenizer
-from sllm_jax.train import checkpoint, metrics
+from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
@@ -86,7 +87,7 @@ class Run:
         if self._losses:
             self._add_row(evaluates=False)
         metrics.write(self.folder / METRICS, self.rows)
-        checkpoint.save(self.folder / CHECKPOINTS, self.state)
+        checkpoint.save(self.folder / CHECKPOINTS, self.step, self.state)
         metrics.plot(self.folder / PLOT, self.rows)
 
     def _finite(self, loss: float) -> float:

@@ -1,9 +1,10 @@
-"""The state of a run on disk: one Orbax checkpoint a folder, named by its step, whole or not there at all."""
+"""The state of long work on disk: one Orbax checkpoint a folder, named by its step, whole or not there at all."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,12 +12,11 @@ import numpy as np
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
-from sllm_jax.train.step import TrainState
 
 
-def save(folder: Path, state: TrainState) -> None:
-    """Write `folder`/STEP, then remove those of earlier steps; raises `SllmError` if it cannot be written."""
-    path = folder / f"{int(state.step):08}"
+def save(folder: Path, step: int, state: Any) -> None:
+    """Write a tree of arrays as `folder`/STEP, then remove earlier ones; raises `SllmError` if that fails."""
+    path = folder / f"{step:08}"
     earlier = _all(folder)
     if path in earlier:
         return
@@ -28,7 +28,7 @@ def save(folder: Path, state: TrainState) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(folder: Path, initial: TrainState) -> TrainState:
+def restore(folder: Path, initial: Any) -> Any:
     """The state of the last step that was saved, or `initial` if there is none."""
     saved = _all(folder)
     if not saved:
@@ -46,4 +46,4 @@ def restore(folder: Path, initial: TrainState) -> TrainState:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted((path for path in folder.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name))

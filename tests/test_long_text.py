@@ -1,0 +1,139 @@
+"""Texts tokenized block by block: the ids of one go, whatever the tokenizer, the text and the size of a block."""
+
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sllm_jax.errors import SllmError
+from sllm_jax.long_text import encode_blocks, file_blocks, tokenize_file
+from sllm_jax.tokenizer import encode, load_tokenizer
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "window",
+    "rain.",
+    "Rain,",
+    "\n\n",
+    "12,345",
+    "don't",
+    "é漢字",
+    "🤖🇩🇪",
+    "  ",
+    "\t",
+    "<s>",
+    "</s>",
+]
+OURS = ("tiny-llama", "tiny-tokenizer-bytes", "tiny-tokenizer-spm")
+SHARED = ("llama", "llama/tokenizer.model", "gpt_neox/20B_tokenizer.json", "falcon")
+
+
+def text_of(count, seed=0):
+    return " ".join(random.Random(seed).choices(WORDS, k=count))
+
+
+def blocks_of(text, size):
+    return (text[i : i + size] for i in range(0, len(text), size))
+
+
+def assert_as_in_one_go(tokenizer, text, size, overlap):
+    blocks = list(encode_blocks(tokenizer, blocks_of(text, size), overlap))
+    np.testing.assert_array_equal(
+        np.concatenate([block.tokens.ids for block in blocks]), encode(tokenizer, text, False)
+    )
+    assert "".join(block.text for block in blocks) == text
+    for block in blocks:
+        assert (block.tokens.starts >= 0).all()
+        assert (block.tokens.ends <= len(block.text)).all() or block is not blocks[-1]
+    return len(blocks)
+
+
+@pytest.fixture(scope="module", params=OURS)
+def tokenizer(request, data):
+    return load_tokenizer(data / request.param)
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(1000, 1000), (3000, 400), (20000, 4096)])
+def test_blocks_have_the_ids_of_the_whole(tokenizer, size, overlap):
+    assert assert_as_in_one_go(tokenizer, text_of(20000), size, overlap) > 3
+
+
+def test_runs_of_one_character_have_no_joint_and_are_read_in_one_go(tokenizer):
+    assert_as_in_one_go(tokenizer, "a" * 9000 + " " * 9000 + "\n" * 5000 + "ab" * 5000, 1000, 500)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=2000), size=st.integers(1, 300), overlap=st.integers(1, 300))
+def test_any_text_in_any_blocks(tokenizer, text, size, overlap):
+    assert_as_in_one_go(tokenizer, text, size, overlap)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("text", ["wikitext2/wiki.test.raw", "tinyshakespeare.txt"])
+def test_real_tokenizers_and_real_texts(shared, name, text):
+    tokenizer = load_tokenizer(shared / "data/tokenizers" / name)
+    whole = (shared / "data/text" / text).read_text()[:400_000]
+    assert assert_as_in_one_go(tokenizer, whole, 2**16, 2**12) > 4
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 700, 5000])
+def test_a_file_becomes_token_ids_and_tells_their_bytes(tokenizer, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("sllm_jax.long_text.BLOCK_SIZE", 1000)
+    path, text = tmp_path / "text.txt", " ".join(["The cat sat, the räin fell on the window."] * 100)
+    path.write_text(text)
+    told = []
+    found = tokenize_file(tokenizer, path, tmp_path / "ids", limit, lambda done, total: told.append((done, total)))
+    expected = encode(tokenizer, text, start=True)[:limit]
+    np.testing.assert_array_equal(found.ids, expected)
+    assert found.ids.dtype == np.int32
+    assert told[-1][1] == path.stat().st_size
+    if limit is None:
+        first = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]
+        start = len(encode(tokenizer, "", start=True))
+        assert found.predicted_bytes == len(text.encode()) - (0 if start else first)
+        assert told[-1] == (path.stat().st_size,) * 2
+
+
+def test_a_file_with_nothing_to_read_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "late.txt").write_bytes(b"a" * 20000 + b"\xff")
+    for name, message in (("empty.txt", "is empty"), ("late.txt", "is not UTF-8 text"), ("none", "cannot be read: No")):
+        with pytest.raises(SllmError, match=message):
+            list(file_blocks(tmp_path / name, 1000))
+
+
+def peak_anonymous_megabytes(command):
+    """Of a process, looked at every 20 ms."""
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            peak = max(peak, int(found[1]) if found else 0)
+            time.sleep(0.02)
+        assert process.returncode == 0, process.stderr.read()
+    return peak / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["streaming", "window"])
+def test_ten_million_tokens_take_the_memory_of_a_short_text(data, tmp_path, mode):
+    peaks, text = [], text_of(100_000)
+    for name, copies in (("short", 1), ("long", 32)):
+        with (tmp_path / name).open("w") as file:
+            for _ in range(copies):
+                file.write(text)
+        command = [sys.executable, "-m", "sllm_jax", "perplexity", "--model", data / "tiny-llama", "--mode", mode]
+        peaks.append(peak_anonymous_megabytes([*command, "--text", tmp_path / name, "--chunk-size", "2048"]))
+    count = len(encode(load_tokenizer(data / "tiny-llama"), text, start=False)) * 32
+    print(f"{count} tokens, peak anonymous memory: {peaks[0]:.0f} MB for a 32nd of it, {peaks[1]:.0f} MB for all")
+    assert count > 10_000_000
+    assert peaks[1] < peaks[0] + 30
