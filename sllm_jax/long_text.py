@@ -69,6 +69,11 @@ def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
         raise SllmError(f"{path} is empty; give a text with something to predict")
 
 
+def text_blocks(text: str, size: int = BLOCK_SIZE) -> Iterator[str]:
+    """A text in blocks."""
+    return (text[i : i + size] for i in range(0, len(text), size))
+
+
 def read_text(path: Path) -> str:
     """The whole text of a file; raises `SllmError` as `file_blocks` does."""
     return "".join(file_blocks(path))

@@ -16,10 +16,10 @@ def test_the_stream_is_that_of_the_papers_figure_8():
     values = np.random.default_rng(7).integers(10_000, 100_000, 31).tolist()
     stream = list(events(31, seed=7))
     assert stream[0] == "Below is a record of lines I want you to remember.\n"
-    assert stream[1] == f"The REGISTER_CONTENT in line 0 is <{values[0]}>.\n"
+    assert stream[1] == f"The REGISTER_CONTENT in line 0 is <{values[0]}>\n"
     questions = [event for event in stream if isinstance(event, Question)]
     assert questions == [Question(20, 20, values[0]), Question(30, 20, values[10])]
-    assert questions[1].text == "Query: The REGISTER_CONTENT in line 10 is <"
+    assert questions[1].text == "Query: The REGISTER_CONTENT in line 10 is"
     assert stream.index(questions[0]) == 22  # right behind line 20
     assert len(stream) == 1 + 31 + 2
 
@@ -51,9 +51,9 @@ class Knowing:
         self.text += text
 
     def generate(self, max_tokens, **options):
-        line = re.search(r"in line (\d+) is <$", self.text)[1]
+        line = re.search(r"in line (\d+) is$", self.text)[1]
         value = re.search(rf"The REGISTER_CONTENT in line {line} is <(\d+)>", self.text)[1]
-        yield f"{int(value) + self.shift}"
+        yield f" <{int(value) + self.shift}"
         yield ">."
 
 
@@ -71,7 +71,7 @@ def test_no_questions_have_no_accuracy():
 def test_the_report_counts_by_distance_and_by_length(loaded, monkeypatch):  # noqa: F811
     monkeypatch.setattr(streameval, "Stream", lambda *_: Reading())
     report = EXPERIMENTS["streameval"](Subject(*loaded, "", Options(lines=200)))
-    by_distance, by_length = report.tables
+    by_distance, by_length, _ = report.tables
     assert by_distance.rows == [(20, 18, 1.0), (40, 16, 1.0), (60, 14, 1.0), (80, 12, 1.0), (100, 10, 1.0)]
     assert [row[:2] for row in by_length.rows][:3] == [(20, 0), (40, 2), (60, 4)]
     assert by_length.rows[0][2] is None

@@ -14,6 +14,7 @@ from checkpoints import assert_same, tensors_of
 from training import CONFIG, done, prepared, settings_of
 from transformers import AutoModelForCausalLM
 
+from sllm_jax import checkpoint
 from sllm_jax.convert import orbax, to_huggingface
 from sllm_jax.errors import SllmError
 from sllm_jax.model import Model, dense_logits

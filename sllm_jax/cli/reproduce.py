@@ -1,30 +1,44 @@
-"""`reproduce`: one of the paper's experiments on a model and a text of one's own."""
+"""`reproduce`: one of the paper's experiments on a model and a text of one's own, or all of them."""
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, progress
 
+if TYPE_CHECKING:
+    from sllm_jax.reproduce import Experiment
+    from sllm_jax.reproduce.subject import Subject
+
+ALL = "all"
+_EVERYWHERE = ("model", "revision", "tokenizer", "dtype")
+_PANEL = "Experiments"
+
 
 def reproduce(
+    context: Context,
     experiment: Annotated[
         str,
         Argument(
             help="fig2: attention on the first positions. fig3: perplexity along a long text, in four modes. "
             "table1: sinks, line breaks in their place, none, re-computation. table2: number of sinks. "
-            "table6: size of the cache. streameval: questions about earlier lines of an endless stream.",
+            "table6: size of the cache. stability: millions of tokens, with memory and speed. "
+            "streameval: questions about earlier lines of an endless stream. "
+            "streamqa: ARC questions in one stream. fig10: speed against re-computation. all: a page of them all.",
             metavar="EXPERIMENT",
         ),
     ],
-    out: Annotated[Path, Option(help="The folder to write; it must not exist yet.")],
+    out: Annotated[Path, Option(help="The folder to write; it must not exist yet, but `all` goes on in one of its.")],
     text: Annotated[
-        Path | None, Option(help="A text that the model was not trained on, UTF-8; streameval makes its own.")
+        Path | None,
+        Option(help="A text that the model was not trained on, UTF-8; streameval, streamqa and fig10 need none."),
     ] = None,
     model: o.Model = DEFAULT_MODEL,
     max_tokens: Annotated[
@@ -34,50 +48,143 @@ def reproduce(
     recent_size: o.RecentSize = None,
     recompute_every: Annotated[
         int | None,
-        Option(help="Re-compute one token in so many.", show_default="about 2000 in all", rich_help_panel=o.CACHE),
+        Option(
+            help="fig3, table1: re-compute one token in so many.",
+            show_default="about 2000 in all",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     dense_tokens: Annotated[
         int | None,
         Option(
-            help="Read this many tokens with dense attention.",
+            help="fig3: read this many tokens with dense attention.",
             show_default="4 trained contexts",
-            rich_help_panel=o.CACHE,
+            rich_help_panel=_PANEL,
         ),
     ] = None,
+    lines: Annotated[
+        int | None, Option(help="streameval: lines of the stream.", show_default="500", rich_help_panel=_PANEL)
+    ] = None,
+    questions: Annotated[
+        list[Path] | None,
+        Option(
+            help="streamqa: a file of questions, JSON or JSON lines, as Hugging Face (allenai/ai2_arc), ARC itself or "
+            "LLM-Adapters have them; may be given several times.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    max_questions: Annotated[
+        int | None,
+        Option(help="streamqa: use this many of each file at most.", show_default="all", rich_help_panel=_PANEL),
+    ] = None,
+    qa_format: Annotated[
+        str,
+        Option(help="streamqa: few-shot, for any model, or chat, for one that was tuned to.", rich_help_panel=_PANEL),
+    ] = "few-shot",
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
-    lines: Annotated[
-        int | None, Option(help="Lines of the stream of streameval.", show_default="500", rich_help_panel=o.CACHE)
-    ] = None,
     seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0,
 ) -> None:
-    """Reproduce an experiment of the paper.
+    """Reproduce an experiment of the paper, or all.
 
     Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png) and the table with its settings (.md), and
-    prints the table. fig2 looks at no cache options.
+    prints the table. `all` writes such a folder for each experiment and a page (README.md) of them; interrupted, the
+    same command goes on with what is missing.
     """
     from sllm_jax.errors import SllmError
-    from sllm_jax.files import new_folder, remove_unfinished
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
-    from sllm_jax.reproduce import WITHOUT_TEXT, subject
+    from sllm_jax.reproduce import EXPERIMENTS, subject
     from sllm_jax.reproduce import experiment as experiment_of
+    from sllm_jax.reproduce.arc import read_questions
     from sllm_jax.reproduce.report import check_plots
 
-    run = experiment_of(experiment)
+    given = {"text": text, "questions": questions}
+    chosen = {experiment: experiment_of(experiment)} if experiment != ALL else EXPERIMENTS
+    if experiment == ALL and not questions:
+        chosen = {name: one for name, one in chosen.items() if not one.needs("questions")}
+    for name, one in chosen.items():
+        for option, value in given.items():
+            if one.needs(option) and not value:
+                raise SllmError(f"{name} needs {'a text' if option == 'text' else option}; give --{option} FILE")
     check_plots()
-    options = subject.Options(max_tokens, start_size, recent_size, recompute_every, dense_tokens, lines, seed)
-    if text is None and experiment not in WITHOUT_TEXT:
-        raise SllmError(f"{experiment} needs a text; give --text FILE")
+    options = subject.Options(
+        max_tokens=max_tokens,
+        start_size=start_size,
+        recent_size=recent_size,
+        recompute_every=recompute_every,
+        dense_tokens=dense_tokens,
+        lines=lines,
+        questions=questions or (),
+        max_questions=max_questions,
+        qa_format=qa_format,
+        seed=seed,
+    )
     content = "" if text is None else read_text(text)
-    leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
-    with new_folder(out) as folder:
-        with progress("loading") as bar:
-            loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
-        names = {"model": model} | ({} if text is None else {"text": str(text)})
-        with progress(experiment) as bar:
-            report = run(subject.Subject(loaded, loaded_tokenizer, content, options, names, bar))
-        report.write(folder, experiment)
-    print(report.markdown(), end="")
+    for path in questions or ():
+        read_questions(path)
+    with progress("loading") as bar:
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
+    names = {"model": model} | ({} if text is None else {"text": str(text)})
+    maker = _Maker(context, subject.Subject(loaded, loaded_tokenizer, content, options, names))
+    if experiment != ALL:
+        print(maker.make(experiment, chosen[experiment], out), end="")
+    else:
+        maker.make_all(chosen, out)
     note(f"wrote {out}")
+
+
+class _Maker:
+    """Makes experiments on one model and one text."""
+
+    def __init__(self, context: Context, subject: Subject) -> None:
+        self._context, self._subject = context, subject
+
+    def make(self, name: str, experiment: Experiment, out: Path) -> str:
+        """Write the folder of one experiment, whole or not at all; its tables."""
+        from sllm_jax.files import new_folder, remove_unfinished
+        from sllm_jax.reproduce.page import COMMAND
+
+        names = dict(self._subject.names)
+        if not experiment.needs("text"):
+            names.pop("text", None)
+        names[COMMAND] = _command(self._context, name, experiment, out)
+        leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
+        with new_folder(out) as folder, progress(name) as bar:
+            report = experiment.run(replace(self._subject, names=names, progress=bar))
+            report.write(folder, name)
+        return report.markdown()
+
+    def make_all(self, experiments: dict[str, Experiment], out: Path) -> None:
+        """A folder in `out` for each, unless it is there already, and the page; what cannot be made says why."""
+        from sllm_jax.errors import SllmError
+        from sllm_jax.reproduce.page import is_made, write_page
+
+        commands = {name: _command(self._context, name, one, out / name) for name, one in experiments.items()}
+        made = {name: is_made(out, name, command) for name, command in commands.items()}
+        failed = {}
+        for name, experiment in experiments.items():
+            try:
+                if not made[name]:
+                    self.make(name, experiment, out / name)
+                    note(f"made {name}")
+            except SllmError as error:
+                failed[name] = str(error)
+                note(f"{name}: {error}")
+        if len(failed) == len(experiments):
+            raise SllmError("none of the experiments could be made")
+        write_page(out, f"The paper's experiments on {self._subject.names['model']}", commands, failed)
+
+
+def _command(context: Context, name: str, experiment: Experiment, out: Path) -> str:
+    """The command that makes this experiment alone: the options that were given and that it looks at."""
+    words = ["sllm-jax", "reproduce", name]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE" or parameter.name not in (*_EVERYWHERE, *experiment.options):
+            continue
+        value = context.params[parameter.name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [parameter.opts[0], str(one)]
+    return shlex.join([*words, "--out", str(out)])

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce import fig2, fig3, streameval, tables
+from sllm_jax.reproduce import fig2, fig3, fig10, stability, streameval, streamqa, tables
 from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
 
-EXPERIMENTS: dict[str, Callable[[Subject], Report]] = {
-    "fig2": fig2.run,
-    "fig3": fig3.run,
-    "table1": tables.table1,
-    "table2": tables.table2,
-    "table6": tables.table6,
-    "streameval": streameval.run,
+
+@dataclass(frozen=True)
+class Experiment:
+    """What makes its report, and the options of `reproduce` that it looks at besides those of the model."""
+
+    run: Callable[[Subject], Report]
+    options: tuple[str, ...]
+
+    def needs(self, option: str) -> bool:
+        """Whether it cannot be made without this one."""
+        return option in ("text", "questions") and option in self.options
+
+
+_TEXT, _CACHE = ("text", "max_tokens"), ("start_size", "recent_size")
+
+EXPERIMENTS = {
+    "fig2": Experiment(fig2.run, _TEXT),
+    "fig3": Experiment(fig3.run, (*_TEXT, *_CACHE, "recompute_every", "dense_tokens")),
+    "table1": Experiment(tables.table1, (*_TEXT, *_CACHE, "recompute_every")),
+    "table2": Experiment(tables.table2, (*_TEXT, *_CACHE)),
+    "table6": Experiment(tables.table6, (*_TEXT, *_CACHE)),
+    "stability": Experiment(stability.run, (*_TEXT, *_CACHE)),
+    "streameval": Experiment(streameval.run, (*_CACHE, "lines", "seed")),
+    "streamqa": Experiment(streamqa.run, (*_CACHE, "questions", "max_questions", "qa_format")),
+    "fig10": Experiment(fig10.run, ("start_size",)),
 }
-WITHOUT_TEXT = ("streameval",)  # experiments that make their own
 
 
-def experiment(name: str) -> Callable[[Subject], Report]:
+def experiment(name: str) -> Experiment:
     """The experiment of that name; raises `SllmError` if there is none."""
     if name not in EXPERIMENTS:
-        raise SllmError(f"experiment {name!r} is not one of {', '.join(EXPERIMENTS)}")
+        raise SllmError(f"experiment {name!r} is not one of {', '.join(EXPERIMENTS)}, all")
     return EXPERIMENTS[name]

@@ -70,3 +70,9 @@ def total_cache(subject: Subject, smallest: int) -> int:
     if (total := start_size + recent_size) < smallest:
         raise SllmError(f"the experiment needs a cache of {smallest} tokens or more; got {total}")
     return total
+
+
+def check_longer(text: np.ndarray, cache_size: int) -> None:
+    """Raises `SllmError` for a text that no token of is ever evicted from."""
+    if len(text) <= cache_size:
+        raise SllmError(f"the experiment needs a text longer than the cache, {cache_size} tokens; got {len(text)}")

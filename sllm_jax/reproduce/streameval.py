@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 import numpy as np
 
 from sllm_jax.errors import SllmError
+from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Table
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.sampling import SamplingOptions
@@ -40,7 +41,7 @@ class Question:
     @property
     def text(self) -> str:
         """As it is put to the model."""
-        return f"Query: The REGISTER_CONTENT in line {self.line - self.distance} is <"
+        return f"Query: The REGISTER_CONTENT in line {self.line - self.distance} is"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def events(
     values = np.random.default_rng(seed).integers(10_000, 100_000, lines)
     yield BEGINNING
     for line, value in enumerate(values.tolist()):
-        yield f"The REGISTER_CONTENT in line {line} is <{value}>.\n"
+        yield f"The REGISTER_CONTENT in line {line} is <{value}>\n"
         if line and line % every == 0:
             for distance in distances:
                 if distance <= line:
@@ -117,12 +118,13 @@ def run(subject: Subject) -> Report:
         subject.progress(answer.question.line, lines)
     return Report(
         title="streameval: questions about earlier lines of an endless stream",
-        tables=[_by_distance(answers), _by_length(answers, lines)],
+        tables=[_by_distance(answers), _by_length(answers, lines), paper.TABLE7],
         settings=subject.settings()
         | {
             "stream": f"{lines} lines, {stream.tokens_seen} tokens, seed {options.seed}",
             "cache": f"{options.start_size} + {stream.cache_size - options.start_size} tokens kept",
             "questions": f"every {EVERY} lines, one for each distance; greedy, {ANSWER_TOKENS} tokens at most",
+            "paper": paper.SOURCE,
             "right": "the first number in the answer is the value",
         },
         figures=_every_answer(answers),

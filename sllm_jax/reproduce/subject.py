@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
+from sllm_jax.long_text import encode_blocks, text_blocks
 from sllm_jax.model import Model
 from sllm_jax.perplexity import check_token_ids
 from sllm_jax.progress import Progress, silent
@@ -28,13 +30,16 @@ class Options:
     recent_size: int | None = None
     recompute_every: int | None = None
     dense_tokens: int | None = None
-    lines: int | None = None
+    lines: int | None = None  # of streameval
+    questions: Sequence[Path] = ()  # files of streamqa
+    max_questions: int | None = None  # of each, at most
+    qa_format: str = "few-shot"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no experiment can use."""
         check_sizes(self.start_size, self.recent_size or 0)
-        for name in ("max_tokens", "recompute_every", "dense_tokens", "lines"):
+        for name in ("max_tokens", "recompute_every", "dense_tokens", "lines", "max_questions"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SllmError(f"{name.replace('_', '-')} must be 1 or more; got {value}")
@@ -67,8 +72,13 @@ class Subject:
 
     def text_tokens(self) -> np.ndarray:
         """The token ids [N] of the text alone, `max_tokens` at most."""
-        ids = encode(self.tokenizer, self.text, start=False)[: self.options.max_tokens]
-        return check_token_ids(ids, self.model.config.vocab_size)
+        limit, pieces, count = self.options.max_tokens, [], 0
+        for block in encode_blocks(self.tokenizer, text_blocks(self.text)):
+            pieces.append(block.tokens.ids)
+            count += len(pieces[-1])
+            if limit is not None and count >= limit:
+                break
+        return check_token_ids(np.concatenate(pieces)[:limit], self.model.config.vocab_size)
 
     def settings(self) -> dict[str, str]:
         """What every experiment's table says of how it was made."""

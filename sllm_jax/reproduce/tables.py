@@ -12,7 +12,7 @@ import numpy as np
 
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Table
-from sllm_jax.reproduce.runs import Run, measure, perplexity_of, recompute_stride, total_cache
+from sllm_jax.reproduce.runs import Run, check_longer, measure, perplexity_of, recompute_stride, total_cache
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.tokenizer import encode
 
@@ -27,6 +27,7 @@ def table1(subject: Subject) -> Report:
     """Is it the meaning of the first tokens or their place? Sinks, line breaks in their place, none, re-computation."""
     text, start_size = subject.text_tokens(), subject.options.start_size
     total = total_cache(subject, start_size + 1)
+    check_longer(text, total)
     window = total - start_size
     stride = recompute_stride(subject.options, len(text) - 1)
     line_breaks = [int(encode(subject.tokenizer, "\n", start=False)[-1])] * start_size
@@ -65,12 +66,13 @@ def table6(subject: Subject) -> Report:
     start_size = subject.options.start_size
     steps = total_cache(subject, PARTS[0] * (start_size + 2)) + 1  # what a step of the largest cache attends to
     runs = [Run("streaming", start_size, steps // part - 1 - start_size) for part in PARTS]
-    return _of_caches(subject, "table6: the size of the cache, at one number of sinks", runs)
+    return _of_caches(subject, "table6: the size of the cache, at one number of sinks", runs, *paper.TABLE6)
 
 
 def _of_caches(subject: Subject, title: str, runs: list[Run], *beside: Table) -> Report:
     """The perplexity of each run, and tables of the paper to stand beside it."""
     text = subject.text_tokens()
+    check_longer(text, max(run.start_size + run.recent_size for run in runs))
     nll = measure(subject, text, {run.cache: run for run in runs})
     found = {name: perplexity_of(values) for name, values in nll.items()}
     figures = [(run.start_size, run.recent_size, found[run.cache]) for run in runs]

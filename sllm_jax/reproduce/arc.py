@@ -1,0 +1,96 @@
+"""Multiple-choice questions from a file in one of the forms that ARC goes round in (arXiv 1803.05457)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sllm_jax.errors import SllmError
+
+LABELS = "ABCDEFGH"
+FORMS = (
+    'expected the Hugging Face form ("question", "choices", "answerKey") or that of LLM-Adapters ("instruction" with '
+    '"Answer1: ...", "answer")'
+)
+_ADAPTERS = re.compile(r"(?:.*?the question: )?(.*?)\n+(Answer1: .*?)(?:\n+Answer format:.*)?", re.DOTALL)
+_ADAPTERS_OPTION = re.compile(r"\s*Answer(\d+): ")
+
+
+@dataclass(frozen=True)
+class ArcQuestion:
+    """A question, what there is to choose from, and which of it is right."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+
+    @property
+    def labels(self) -> str:
+        """A letter for each option."""
+        return LABELS[: len(self.options)]
+
+
+def read_questions(path: Path) -> list[ArcQuestion]:
+    """The questions of a JSON list or of JSON lines; raises `SllmError` for a file that holds anything else.
+
+    Three forms: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and that of LLM-Adapters.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SllmError(f"the questions {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SllmError(
+            f"the questions {path} are not UTF-8 text: {error}; of a Parquet file make JSON lines (Dataset.to_json)"
+        ) from error
+    records = _records(content, path)
+    if not records:
+        raise SllmError(f"{path} has no questions; {FORMS}")
+    return [_question(record, f"{path}, question {i}") for i, record in enumerate(records, 1)]
+
+
+def _records(content: str, path: Path) -> Sequence[Any]:
+    try:
+        if content.lstrip().startswith("["):
+            return json.loads(content)
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+    except ValueError as error:
+        raise SllmError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+
+
+def _question(record: Any, where: str) -> ArcQuestion:
+    try:
+        text, options, right = _of_adapters(record) if "instruction" in record else _of_hugging_face(record)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        got = f"the fields {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
+        raise SllmError(f"{where} has another form: {FORMS}; got {got} ({type(error).__name__}: {error})") from error
+    if not 2 <= len(options) <= len(LABELS):
+        raise SllmError(f"{where} must have 2 to {len(LABELS)} options; got {len(options)}")
+    return ArcQuestion(text.strip(), tuple(option.strip() for option in options), right)
+
+
+def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
+    """`choices` as two lists, or as in the original, inside the question and one object each."""
+    question = record["question"]
+    text = question if isinstance(question, str) else question["stem"]
+    choices = record["choices"] if isinstance(question, str) else question["choices"]
+    if isinstance(choices, dict):
+        labels, options = choices["label"], choices["text"]
+    else:
+        labels, options = ([choice[name] for choice in choices] for name in ("label", "text"))
+    if len(labels) != len(options):
+        raise ValueError(f"{len(labels)} labels, {len(options)} options")
+    return text, list(options), list(labels).index(record["answerKey"])
+
+
+def _of_adapters(record: Any) -> tuple[str, list[str], int]:
+    found = _ADAPTERS.fullmatch(record["instruction"].strip())
+    if found is None:
+        raise ValueError("no 'Answer1: ...' behind the question")
+    _, *parts = _ADAPTERS_OPTION.split(found[2])
+    names, options = [f"answer{number}" for number in parts[::2]], parts[1::2]
+    return found[1], options, names.index(record["answer"])

@@ -1,0 +1,41 @@
+"""The report page of `reproduce all`: every experiment's tables and plot, and under each the command that makes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sllm_jax.errors import SllmError
+from sllm_jax.files import new_file
+
+PAGE = "README.md"
+COMMAND = "command"  # the setting that holds it
+
+
+def is_made(folder: Path, name: str, command: str) -> bool:
+    """Whether `folder` holds this experiment, made by this command; raises `SllmError` if by another one."""
+    path = folder / name / f"{name}.md"
+    if not path.is_file():
+        return False
+    if f"| {COMMAND} | {command} |" not in path.read_text(encoding="utf-8"):
+        raise SllmError(f"{folder / name} was made by another command; name a new folder, or remove it")
+    return True
+
+
+def write_page(folder: Path, title: str, commands: Mapping[str, str], failed: Mapping[str, str]) -> None:
+    """Write the page of the experiments in `folder`, and of those that `failed` the reason."""
+    parts = [f"# {title}"]
+    for name, command in commands.items():
+        if name in failed:
+            parts.append(f"## {name}\n\nNot made: {failed[name]}.")
+            continue
+        report = (folder / name / f"{name}.md").read_text(encoding="utf-8")
+        heading, _, body = report.partition("\n")
+        tables, _, settings = body.strip().rpartition("\n\n")
+        settings = re.sub(rf"^\| {COMMAND} \|.*\n?", "", settings, flags=re.MULTILINE).rstrip()
+        picture = f"[![{name}]({name}/{name}.png)]({name}/{name}.png)"
+        parts += [f"## {heading.removeprefix('# ')}", picture, f"```bash\n{command}\n```", tables]
+        parts.append(f"<details><summary>Settings</summary>\n\n{settings}\n\n</details>")
+    with new_file(folder / PAGE) as file:
+        file.write(("\n\n".join(parts) + "\n").encode())

@@ -1,0 +1,240 @@
+"""Table 5: multiple-choice questions answered in one endless stream, against each on a stream of its own.
+
+Questions and right answers follow each other, as in the paper (section 4.3). At every answer two scores: exact match,
+whether what the model writes greedily begins with the right letter, and option log-likelihood, whether the right letter
+is the most probable of those offered. In the few-shot format the file's first question stands at the beginning of every
+stream as an example; in the chat format each question is a turn of the model's chat template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.attention import attend_chunk
+from sllm_jax.chat import render_turn
+from sllm_jax.decode import NO_TOKEN, Carry, decode, forward, init_carry, read
+from sllm_jax.errors import SllmError
+from sllm_jax.model import nll_of
+from sllm_jax.reproduce import paper
+from sllm_jax.reproduce.arc import LABELS, ArcQuestion, read_questions
+from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.subject import Subject
+from sllm_jax.sampling import sampling
+from sllm_jax.stream import fit_sizes
+from sllm_jax.tokenizer import decode as decode_text
+from sllm_jax.tokenizer import encode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("few-shot", "chat")
+REPLY_TOKENS = 8
+_LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?![A-Za-z'])")
+_ROUND_UP = 8  # tokens of an option, so that few programs are compiled
+_ANSWER = "Answer:"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How questions are put: all on one stream, or each on its own; and the cache."""
+
+    name: str
+    start_size: int
+    recent_size: int
+    one_stream: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came to a question."""
+
+    number: int  # in its file, from 1
+    question: ArcQuestion
+    reply: str
+    likeliest: int  # the option whose letter is the most probable
+
+    @property
+    def exact(self) -> bool:
+        """Whether the reply begins with the right letter."""
+        found = _LETTER.match(self.reply)
+        return found is not None and found[1] == self.question.labels[self.question.right]
+
+    @property
+    def likely(self) -> bool:
+        """Whether the right letter is the most probable."""
+        return self.likeliest == self.question.right
+
+
+@dataclass(frozen=True)
+class Format:
+    """Questions as token ids, in the few-shot format or as turns of a chat."""
+
+    tokenizer: Any
+    name: str
+
+    @property
+    def examples(self) -> int:
+        """Questions that stand answered at the beginning of every stream."""
+        return 1 if self.name == "few-shot" else 0
+
+    def prompt(self, question: ArcQuestion, last_ids: Sequence[int]) -> np.ndarray:
+        """Token ids [N] up to where the answer begins; `last_ids` are the last of the stream, none at its beginning."""
+        options = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, question.options, strict=False))
+        text = f"{question.text}\n{options}"
+        if self.name == "chat":
+            text += "\nAnswer with the letter alone."
+            return render_turn(self.tokenizer, text, None, not last_ids, last_ids)
+        return encode(self.tokenizer, f"Question: {text}\n{_ANSWER}", start=not last_ids)
+
+    def answer(self, label: str, closed: bool = False) -> np.ndarray:
+        """Token ids [N] of an answer, behind its prompt; `closed` with what ends it."""
+        end = "\n\n" if closed and self.name == "few-shot" else ""
+        before, whole = (encode(self.tokenizer, text, start=False) for text in (_ANSWER, f"{_ANSWER} {label}{end}"))
+        return whole[len(before) :]
+
+
+def run(subject: Subject) -> Report:
+    """Each file of questions in each mode."""
+    options, config = subject.options, subject.model.config
+    if options.qa_format not in FORMATS:
+        raise SllmError(f"qa-format {options.qa_format!r} is not one of {', '.join(FORMATS)}")
+    start_size, recent_size = fit_sizes(config, options.start_size, options.recent_size)
+    modes = [
+        Mode("one-shot", start_size, recent_size, one_stream=False),
+        Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
+        Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
+    ]
+    form = Format(subject.tokenizer, options.qa_format)
+    files = {path.stem: read_questions(path)[: options.max_questions] for path in options.questions}
+    for name, questions in files.items():
+        if len(questions) <= form.examples:
+            raise SllmError(f"{name} needs {form.examples + 1} questions or more; got {len(questions)}")
+    total = len(modes) * sum(len(questions) - form.examples for questions in files.values())
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    done = 0
+    for name, questions in files.items():
+        for mode in modes:
+            found[name, mode.name] = outcomes = []
+            for outcome in ask(subject, form, questions, mode):
+                outcomes.append(outcome)
+                done += 1
+                subject.progress(done, total)
+    return Report(
+        title="streamqa: multiple-choice questions in one endless stream",
+        tables=[_accuracy_table(found, files, modes), paper.TABLE5],
+        settings=subject.settings()
+        | {
+            "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
+            "format": options.qa_format + (f", {form.examples} worked example first" if form.examples else ""),
+            "one-shot": "each question on a stream of its own",
+            "on the stream": "questions and right answers, one after another",
+            "exact": f"% whose greedy reply ({REPLY_TOKENS} tokens) begins with the right letter",
+            "likely": "% whose right letter is the most probable of those offered",
+            "chance": "% right by guessing among the options",
+            "paper": paper.SOURCE,
+        },
+        figures=_every_outcome(found),
+        draw=lambda figure: _draw(figure, found, files, modes),
+    )
+
+
+def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
+    """Put the questions but the examples; their outcomes as they come."""
+    module, params = subject.model.module, subject.model.params
+    carry = init_carry(module, mode.start_size, mode.recent_size)
+    last: list[int] = []
+    scored = _padded_options(form, max(len(question.options) for question in questions))
+
+    def answered(carry: Carry, last: list[int], question: ArcQuestion) -> tuple[Carry, list[int]]:
+        ids = form.answer(question.labels[question.right], closed=True)
+        return read(module, params, carry, ids), [*last, *ids.tolist()][-8:]
+
+    for number, question in enumerate(questions, 1):
+        prompt = form.prompt(question, last)
+        asked = read(module, params, carry if mode.one_stream else carry.copy(), prompt)
+        if number > form.examples:
+            nll = np.asarray(option_nll(module, params, asked, *scored))[: len(question.options)]
+            reply = _reply(subject, asked.copy())
+            yield Outcome(number, question, reply, int(nll.argmin()))
+        if mode.one_stream or number <= form.examples:
+            carry, last = answered(asked, [*last, *prompt.tolist()], question)
+
+
+def _reply(subject: Subject, carry: Carry) -> str:
+    """What the model writes, greedily."""
+    eos, limit = np.array([NO_TOKEN], np.int32), np.int32(REPLY_TOKENS)
+    model = subject.model
+    _, ids = decode(model.module, model.params, carry, sampling(), eos, limit, REPLY_TOKENS)
+    return decode_text(subject.tokenizer, np.asarray(ids))
+
+
+def _padded_options(form: Format, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The answers' token ids [B, N], padded, and the length of each [B]."""
+    ids = [form.answer(label) for label in LABELS[:count]]
+    width = -(-max(map(len, ids)) // _ROUND_UP) * _ROUND_UP
+    padded = np.stack([np.pad(one, (0, width - len(one))) for one in ids]).astype(np.int32)
+    return padded, np.array([len(one) for one in ids], np.int32)
+
+
+@partial(jax.jit, static_argnames="module")
+def option_nll(
+    module: Any, params: Any, carry: Carry, options: Int[Array, "B N"], counts: Int[Array, " B"]
+) -> Float[Array, " B"]:
+    """The nll of each of B answers, the first `counts` of N tokens, as what comes next on a stream."""
+
+    def score(option: Int[Array, " N"], count: Int[Array, ""]) -> Float[Array, ""]:
+        attend = attend_chunk(module.config, module.dtype, carry.state, len(option), count)
+        _, logits = forward(module, params, carry.state, option, attend, rows=slice(None))
+        before = jnp.concatenate([carry.logits[None], logits[:-1]])
+        return jnp.where(jnp.arange(len(option)) < count, nll_of(before, option), 0).sum()
+
+    return jax.vmap(score)(options, counts)
+
+
+def _share(outcomes: Sequence[Outcome], score: str) -> float:
+    return 100 * float(np.mean([getattr(outcome, score) for outcome in outcomes]))
+
+
+def _accuracy_table(found: dict[tuple[str, str], list[Outcome]], files: Any, modes: Sequence[Mode]) -> Table:
+    columns = ["mode", *(f"{name}, {score}" for name in files for score in ("exact", "likely"))]
+    rows: list[list[str | float]] = [
+        [mode.name, *(_share(found[name, mode.name], score) for name in files for score in ("exact", "likely"))]
+        for mode in modes
+    ]
+    chance = [100 * float(np.mean([1 / len(o.question.options) for o in found[n, modes[0].name]])) for n in files]
+    return Table(columns, [*rows, ["chance", *(value for value in chance for _ in range(2))]])
+
+
+def _every_outcome(found: dict[tuple[str, str], list[Outcome]]) -> Table:
+    columns = ("file", "mode", "question", "right", "reply", "likeliest", "exact", "likely")
+    rows = [
+        (file, mode, o.number, LABELS[o.question.right], o.reply, LABELS[o.likeliest], int(o.exact), int(o.likely))
+        for (file, mode), outcomes in found.items()
+        for o in outcomes
+    ]
+    return Table(columns, rows)
+
+
+def _draw(figure: Figure, found: dict[tuple[str, str], list[Outcome]], files: Any, modes: Sequence[Mode]) -> None:
+    """Both scores of each file, a bar for each mode."""
+    panels = figure.subplots(1, 2, sharey=True)
+    colours, hatches, width = ("#9FB8C8", "#E8743B", "#00487A"), ("", "//", ""), 0.8 / len(modes)
+    for axes, score, title in zip(panels, ("exact", "likely"), ("Exact match", "Most probable letter"), strict=True):
+        for i, mode in enumerate(modes):
+            at = np.arange(len(files)) + (i - (len(modes) - 1) / 2) * width
+            values = [_share(found[name, mode.name], score) for name in files]
+            bars = axes.bar(at, values, width, label=mode.name, color=colours[i], hatch=hatches[i], edgecolor="white")
+            axes.bar_label(bars, fmt="%.0f", fontsize=9)
+        axes.set_xticks(range(len(files)), [*files])
+        axes.set(title=title, ylim=(0, 108))
+    panels[0].set(ylabel="Accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes), fontsize=10)
