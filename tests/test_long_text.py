@@ -132,7 +132,7 @@ def test_ten_million_tokens_take_the_memory_of_a_short_text(data, tmp_path, mode
             for _ in range(copies):
                 file.write(text)
         command = [sys.executable, "-m", "sllm_jax", "perplexity", "--model", data / "tiny-llama", "--mode", mode]
-        peaks.append(peak_anonymous_megabytes([*command, "--text", tmp_path / name, "--chunk-size", "2048"]))
+        peaks.append(peak_anonymous_megabytes([*command, "--text", tmp_path / name, "--chunk-size", "512"]))
     count = len(encode(load_tokenizer(data / "tiny-llama"), text, start=False)) * 32
     print(f"{count} tokens, peak anonymous memory: {peaks[0]:.0f} MB for a 32nd of it, {peaks[1]:.0f} MB for all")
     assert count > 10_000_000

@@ -1,19 +1,25 @@
 """`reproduce`: three files and a table for each experiment, each figure against its definition, and bad input."""
 
 import csv
+import json
 import math
 import os
+import re
+import shlex
 import shutil
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_cli import assert_refused, run  # noqa: F401
 
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
+from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
-from sllm_jax.reproduce import EXPERIMENTS
+from sllm_jax.reproduce import EXPERIMENTS, fig10
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
 from sllm_jax.reproduce.report import Table, check_plots
 from sllm_jax.reproduce.subject import Options, Subject
@@ -51,17 +57,37 @@ def test_a_text_is_asked_for_where_one_is_needed(run, model, tmp_path):  # noqa:
     )
 
 
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "arc.json"
+    record = {"question": "Who?", "choices": {"text": ["he", "she"], "label": ["A", "B"]}, "answerKey": "B"}
+    path.write_text(json.dumps([record] * 3))
+    return path
+
+
+@pytest.fixture
+def small_caches(monkeypatch):
+    """Of fig10."""
+    monkeypatch.setattr(fig10, "CACHES", (32, 64))
+    monkeypatch.setattr(fig10, "BLOCK_SECONDS", 0.01)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_three_files_and_the_table(run, model, text, tmp_path, name):  # noqa: F811
-    out = tmp_path / "new" / "out"
+def test_three_files_and_the_table(run, model, text, questions, small_caches, tmp_path, name):  # noqa: F811
+    out, options = tmp_path / "new" / "out", ("--max-tokens", 300, "--lines", 22)
     code, table, err = run(
-        "reproduce", name, "--model", model, "--text", text, "--out", out, "--max-tokens", 300, "--lines", 22
+        "reproduce", name, "--model", model, "--text", text, "--questions", questions, "--out", out, *options
     )
     assert (code, err) == (0, f"wrote {out}\n")
     assert sorted(path.name for path in out.iterdir()) == [f"{name}.{kind}" for kind in ("csv", "md", "png")]
     assert (out / f"{name}.md").read_text() == table
     assert table.startswith(f"# {name}: ")
     assert f"| model | {model} |" in table
+    command = re.search(r"^\| command \| (.*) \|$", table, re.MULTILINE)[1]
+    assert command.startswith(f"sllm-jax reproduce {name} ")
+    assert command.endswith(f"--out {out}")
+    assert ("--text" in command) == EXPERIMENTS[name].needs("text")
+    assert ("--lines 22" in command) == (name == "streameval")
     if name == "fig3":
         assert "| streaming | 4 + 123 tokens kept; a step attends to one more, its own |" in table
         assert "| recompute | a fresh pass over the last 128 tokens; one token in 1, " in table
@@ -71,7 +97,7 @@ def test_three_files_and_the_table(run, model, text, tmp_path, name):  # noqa: F
 def test_fig2_reads_windows_from_the_start_tokens_on(loaded, tmp_path):
     text = TEXT * 60
     subject = Subject(*loaded, text, Options(max_tokens=300))
-    report = EXPERIMENTS["fig2"](subject)
+    report = EXPERIMENTS["fig2"].run(subject)
     report.write(tmp_path, "fig2")
     rows = rows_of(tmp_path / "fig2.csv")
     assert [(row["layer"], row["head"]) for row in rows] == [(str(i), str(j)) for i in range(2) for j in range(4)]
@@ -86,7 +112,7 @@ def test_fig2_reads_windows_from_the_start_tokens_on(loaded, tmp_path):
 
 def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
     subject = Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7, 150))
-    report = EXPERIMENTS["fig3"](subject)
+    report = EXPERIMENTS["fig3"].run(subject)
     report.write(tmp_path, "fig3")
     rows = rows_of(tmp_path / "fig3.csv")
     ids = encode(loaded[1], TEXT * 60, start=True)[:301]
@@ -124,7 +150,7 @@ def text_perplexity(loaded, mode, sizes, before, count=300, every=1):
 
 
 def test_table1_puts_line_breaks_in_the_place_of_the_first_tokens(loaded):
-    table = EXPERIMENTS["table1"](Subject(*loaded, TEXT * 60, Options(300, 3, 20, 1))).figures
+    table = EXPERIMENTS["table1"].run(Subject(*loaded, TEXT * 60, Options(300, 3, 20, 1))).figures
     found = {row[0]: row[2] for row in table.rows}
     bos, line_break = [loaded[1].bos_token_id], encode(loaded[1], "\n", start=False)[-1]
     expected = {
@@ -137,7 +163,7 @@ def test_table1_puts_line_breaks_in_the_place_of_the_first_tokens(loaded):
 
 
 def test_table1_compares_on_the_tokens_that_are_recomputed(loaded):
-    rows = EXPERIMENTS["table1"](Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7))).figures.rows
+    rows = EXPERIMENTS["table1"].run(Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7))).figures.rows
     assert [row[1] for row in rows] == [299, 299, 299, 42]
     nll = np.concatenate(list(token_nll(loaded[0], encode(loaded[1], TEXT * 60, start=True)[:301], "streaming", 3, 20)))
     assert rows[1][3] == pytest.approx(math.exp(nll[7::7].mean(dtype=np.float64)), rel=1e-5)  # nll[0] is of the first
@@ -149,11 +175,87 @@ def test_table1_compares_on_the_tokens_that_are_recomputed(loaded):
 )
 def test_tables_2_and_6_hold_the_perplexity_of_each_cache(loaded, name, caches):
     sizes = (3, 20) if name == "table2" else (4, 115)
-    rows = EXPERIMENTS[name](Subject(*loaded, TEXT * 60, Options(300, *sizes))).figures.rows
+    rows = EXPERIMENTS[name].run(Subject(*loaded, TEXT * 60, Options(300, *sizes))).figures.rows
     assert [row[:2] for row in rows] == caches
     for start, recent, found in rows:
         expected = text_perplexity(loaded, "streaming", (start, recent), [loaded[1].bos_token_id])
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_is_a_page_of_each_with_the_command_that_makes_it(run, model, text, small_caches, tmp_path):  # noqa: F811
+    out, options = tmp_path / "all", ("--max-tokens", 300, "--lines", 22)
+    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, *options)
+    code, printed, err = run(*arguments)
+    names = [name for name in EXPERIMENTS if name != "streamqa"]  # no questions were given
+    assert (code, printed) == (0, "")
+    assert err.splitlines() == [*(f"made {name}" for name in names), f"wrote {out}"]
+    page = (out / "README.md").read_text()
+    assert re.findall(r"^## (\w+): ", page, re.MULTILINE) == names
+    commands = re.findall(r"```bash\n(.*)\n```", page)
+    for name, command in zip(names, commands, strict=True):
+        assert f"]({name}/{name}.png)" in page
+        assert shlex.split(command)[:3] == ["sllm-jax", "reproduce", name]
+    words = shlex.split(commands[names.index("table2")])
+    words[-1] = str(tmp_path / "again")
+    assert run(*words[1:])[0] == 0
+    assert (tmp_path / "again/table2.csv").read_text() == (out / "table2/table2.csv").read_text()
+
+
+def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_path):  # noqa: F811
+    out = tmp_path / "all"
+    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
+    assert run(*arguments, "--max-tokens", 300)[0] == 0
+    shutil.rmtree(out / "table2")
+    (out / "README.md").unlink()
+    assert run(*arguments, "--max-tokens", 300)[2] == f"made table2\nwrote {out}\n"
+    assert (out / "README.md").is_file()
+    assert_refused(run(*arguments, "--max-tokens", 290), "fig2 was made by another command; name a new folder")
+
+
+def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):  # noqa: F811
+    out = tmp_path / "all"
+    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
+    code, _, err = run(*arguments, "--max-tokens", 130, "--recent-size", 10)
+    reason = "the experiment needs a cache of 48 tokens or more; got 14"
+    assert (code, f"table6: {reason}" in err) == (0, True)
+    assert f"## table6\n\nNot made: {reason}." in (out / "README.md").read_text()
+
+
+def test_fig10_times_both_sides(loaded, small_caches):
+    report = EXPERIMENTS["fig10"].run(Subject(*loaded, ""))
+    assert [row[0] for row in report.figures.rows] == [32, 64]
+    for _, streaming, recomputing, speed_up, streaming_memory, recomputing_memory in report.figures.rows:
+        assert min(streaming, recomputing) > 0
+        assert speed_up == pytest.approx(recomputing / streaming)
+        parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded[0].params)) / 2**20
+        assert min(streaming_memory, recomputing_memory) > parameters
+
+
+def test_fig10_writes_what_a_fresh_pass_says(loaded):
+    chosen, width = loaded[0], 20
+    tokens = np.random.default_rng(0).integers(0, 420, width).astype(np.int32)
+    expected = tokens.tolist()
+    for _ in range(5):
+        logits = dense_logits(chosen.module, chosen.params, jnp.array(expected[-width:]), -1)
+        expected.append(int(logits.argmax()))
+    found = fig10._recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
+    assert np.asarray(found).tolist() == expected[-width:]
+
+
+def test_stability_is_the_perplexity_of_each_stretch(loaded, monkeypatch):
+    monkeypatch.setattr("sllm_jax.reproduce.stability.STRETCHES", 4)
+    subject = Subject(*loaded, TEXT * 200, Options(2200, 3, 20))
+    report = EXPERIMENTS["stability"].run(subject)
+    ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
+    nll = np.concatenate(list(token_nll(loaded[0], ids, "streaming", 3, 20)))
+    rows = report.figures.rows
+    assert [row[0] for row in rows] == [768, 1280, 1792, 2200]  # whole chunks of 256
+    begin = 0
+    for end, of_stretch, so_far, speed, memory, _ in rows:
+        assert of_stretch == pytest.approx(np.exp(nll[begin:end].mean(dtype=np.float64)), rel=1e-5)
+        assert so_far == pytest.approx(np.exp(nll[:end].mean(dtype=np.float64)), rel=1e-5)
+        assert min(speed, memory) > 0
+        begin = end
 
 
 def test_running_mean_leaves_out_what_is_missing():
@@ -186,6 +288,12 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
         assert_refused(run("reproduce", name, "--model", model, "--text", text, "--out", at, *options), message)
 
     refuses("experiment 'fig9' is not one of fig2, fig3", "fig9")
+    refuses("streamqa needs questions; give --questions FILE", "streamqa")
+    refuses("none.json cannot be read: No such file", "streamqa", "--questions", tmp_path / "none.json")
+    refuses("text.txt is neither a JSON list nor JSON lines", "streamqa", "--questions", text)
+    refuses("max-questions must be 1 or more; got 0", "streamqa", "--questions", text, "--max-questions", 0)
+    for name in ("table1", "table2", "stability"):
+        refuses("needs a text longer than the cache, 127 tokens; got 127", name, "--max-tokens", 127)
     refuses("fig2 needs a text of at least one window, 127 tokens; got 126", "fig2", "--max-tokens", 126)
     refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)
     refuses("the experiment needs a cache of 9 tokens or more; got 8", "table2", "--recent-size", 4)

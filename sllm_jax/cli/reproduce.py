@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Context, Option
+from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
@@ -23,7 +25,6 @@ _PANEL = "Experiments"
 
 
 def reproduce(
-    context: Context,
     experiment: Annotated[
         str,
         Argument(
@@ -92,6 +93,7 @@ def reproduce(
     prints the table. `all` writes such a folder for each experiment and a page (README.md) of them; interrupted, the
     same command goes on with what is missing.
     """
+    asked = {name: value for name, value in locals().items() if value not in (None, _default(name))}
     from sllm_jax.errors import SllmError
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
@@ -127,7 +129,7 @@ def reproduce(
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
-    maker = _Maker(context, subject.Subject(loaded, loaded_tokenizer, content, options, names))
+    maker = _Maker(asked, subject.Subject(loaded, loaded_tokenizer, content, options, names))
     if experiment != ALL:
         print(maker.make(experiment, chosen[experiment], out), end="")
     else:
@@ -138,8 +140,9 @@ def reproduce(
 class _Maker:
     """Makes experiments on one model and one text."""
 
-    def __init__(self, context: Context, subject: Subject) -> None:
-        self._context, self._subject = context, subject
+    def __init__(self, asked: Mapping[str, object], subject: Subject) -> None:
+        """`asked` are the options that were given, by name."""
+        self._asked, self._subject = asked, subject
 
     def make(self, name: str, experiment: Experiment, out: Path) -> str:
         """Write the folder of one experiment, whole or not at all; its tables."""
@@ -149,7 +152,7 @@ class _Maker:
         names = dict(self._subject.names)
         if not experiment.needs("text"):
             names.pop("text", None)
-        names[COMMAND] = _command(self._context, name, experiment, out)
+        names[COMMAND] = _command(self._asked, name, experiment, out)
         leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
         with new_folder(out) as folder, progress(name) as bar:
             report = experiment.run(replace(self._subject, names=names, progress=bar))
@@ -161,7 +164,7 @@ class _Maker:
         from sllm_jax.errors import SllmError
         from sllm_jax.reproduce.page import is_made, write_page
 
-        commands = {name: _command(self._context, name, one, out / name) for name, one in experiments.items()}
+        commands = {name: _command(self._asked, name, one, out / name) for name, one in experiments.items()}
         made = {name: is_made(out, name, command) for name, command in commands.items()}
         failed = {}
         for name, experiment in experiments.items():
@@ -177,14 +180,15 @@ class _Maker:
         write_page(out, f"The paper's experiments on {self._subject.names['model']}", commands, failed)
 
 
-def _command(context: Context, name: str, experiment: Experiment, out: Path) -> str:
+def _default(option: str) -> object:
+    return inspect.signature(reproduce).parameters[option].default
+
+
+def _command(asked: Mapping[str, object], name: str, experiment: Experiment, out: Path) -> str:
     """The command that makes this experiment alone: the options that were given and that it looks at."""
     words = ["sllm-jax", "reproduce", name]
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is None or source.name != "COMMANDLINE" or parameter.name not in (*_EVERYWHERE, *experiment.options):
-            continue
-        value = context.params[parameter.name]
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [parameter.opts[0], str(one)]
+    for option in (*_EVERYWHERE, *experiment.options):
+        value = asked.get(option, [])
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{option.replace('_', '-')}", str(one)]
     return shlex.join([*words, "--out", str(out)])

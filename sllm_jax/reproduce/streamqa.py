@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 FORMATS = ("few-shot", "chat")
 REPLY_TOKENS = 8
 _LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?![A-Za-z'])")
+_LAST = 8  # token ids of the stream that the next prompt looks at
 _ROUND_UP = 8  # tokens of an option, so that few programs are compiled
 _ANSWER = "Answer:"
 
@@ -154,10 +155,6 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
     last: list[int] = []
     scored = _padded_options(form, max(len(question.options) for question in questions))
 
-    def answered(carry: Carry, last: list[int], question: ArcQuestion) -> tuple[Carry, list[int]]:
-        ids = form.answer(question.labels[question.right], closed=True)
-        return read(module, params, carry, ids), [*last, *ids.tolist()][-8:]
-
     for number, question in enumerate(questions, 1):
         prompt = form.prompt(question, last)
         asked = read(module, params, carry if mode.one_stream else carry.copy(), prompt)
@@ -166,7 +163,9 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
             reply = _reply(subject, asked.copy())
             yield Outcome(number, question, reply, int(nll.argmin()))
         if mode.one_stream or number <= form.examples:
-            carry, last = answered(asked, [*last, *prompt.tolist()], question)
+            answer = form.answer(question.labels[question.right], closed=True)
+            carry = read(module, params, asked, answer)
+            last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
 
 
 def _reply(subject: Subject, carry: Carry) -> str:

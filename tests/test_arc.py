@@ -1,0 +1,98 @@
+"""Files of questions: every form that ARC goes round in, and one sentence for anything else."""
+
+import json
+
+import pytest
+
+from sllm_jax.errors import SllmError
+from sllm_jax.reproduce.arc import ArcQuestion, read_questions
+
+EXPECTED = ArcQuestion("Why is the sky blue?", ("It is painted.", "Air scatters light."), 1)
+CHOICES = {"text": list(EXPECTED.options), "label": ["A", "B"]}
+OBJECTS = [{"text": text, "label": label} for text, label in zip(EXPECTED.options, "12", strict=True)]
+FORMS = {
+    "hugging face": {"id": "1", "question": EXPECTED.text, "choices": CHOICES, "answerKey": "B"},
+    "hugging face, objects": {"question": EXPECTED.text, "choices": OBJECTS, "answerKey": "2"},
+    "original": {"question": {"stem": EXPECTED.text, "choices": OBJECTS}, "answerKey": "2"},
+    "adapters": {
+        "instruction": "Please choose the correct answer to the question: Why is the sky blue?\n\n"
+        "Answer1: It is painted. Answer2: Air scatters light.\n\nAnswer format: answer1/answer2",
+        "input": "",
+        "answer": "answer2",
+    },
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "questions.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_as_a_list_and_as_lines(written, form):
+    assert read_questions(written([form, form])) == [EXPECTED] * 2
+    assert read_questions(written(f"{json.dumps(form)}\n\n{json.dumps(form)}\n")) == [EXPECTED] * 2
+
+
+def test_labels_are_letters():
+    assert EXPECTED.labels == "AB"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no questions; expected the Hugging Face form"),
+        ("[]", "has no questions"),
+        ("[1", "is neither a JSON list nor JSON lines"),
+        ([7], r"question 1 has another form: .*; got int"),
+        (
+            [FORMS["original"], {"prompt": "?"}],
+            r"question 2 has another form: .*; got the fields prompt .KeyError: 'qu",
+        ),
+        ([FORMS["hugging face"] | {"answerKey": "C"}], "question 1 has another form"),
+        ([FORMS["hugging face"] | {"choices": {"text": ["a", "b"], "label": ["A"]}}], "1 labels, 2 options"),
+        ([FORMS["hugging face"] | {"choices": {"text": ["a"], "label": ["B"]}}], "must have 2 to 8 options; got 1"),
+        ([FORMS["adapters"] | {"instruction": "Why?"}], "no 'Answer1: ...' behind the question"),
+        ([FORMS["adapters"] | {"answer": "answer3"}], "another form"),
+    ],
+)
+def test_other_files_are_refused(written, content, message):
+    with pytest.raises(SllmError, match=message):
+        read_questions(written(content))
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(SllmError, match=r"none.json cannot be read: No such file"):
+        read_questions(tmp_path / "none.json")
+    (tmp_path / "arc.parquet").write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(SllmError, match=r"not UTF-8 text: .*; of a Parquet file make JSON lines \(Dataset.to_json\)"):
+        read_questions(tmp_path / "arc.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("ARC-Easy_test", 2376), ("ARC-Easy_train", 2251), ("ARC-Challenge_test", 1172), ("ARC-Challenge_train", 1119)],
+)
+def test_the_real_files(shared, name, count):
+    questions = read_questions(shared / f"data/prompts/arc/{name}.json")
+    assert len(questions) == count
+    assert {len(question.options) for question in questions} <= {3, 4, 5}
+    assert not any("Answer" in option and "format" in option for q in questions for option in q.options)
+
+
+def test_a_real_question_word_for_word(shared):
+    question = read_questions(shared / "data/prompts/arc/ARC-Challenge_test.json")[1]
+    assert question.text.startswith("A group of engineers wanted to know how different building designs")
+    assert question.text.endswith("Which will most likely result from testing different building designs?")
+    assert question.options == (
+        "buildings will be built faster",
+        "buildings will be made safer",
+        "building designs will look nicer",
+        "building materials will be cheaper",
+    )
+    assert question.right == 1

@@ -1,0 +1,146 @@
+"""Questions in one stream: what is put to the model, both scores, and modes that differ as they should."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_reproduce import loaded, model  # noqa: F401
+
+from sllm_jax.decode import init_carry, read
+from sllm_jax.errors import SllmError
+from sllm_jax.model import dense_logits
+from sllm_jax.reproduce import EXPERIMENTS, streamqa
+from sllm_jax.reproduce.arc import ArcQuestion
+from sllm_jax.reproduce.streamqa import Format, Mode, Outcome, ask, option_nll
+from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.tokenizer import decode, encode
+
+QUESTIONS = [ArcQuestion(f"What is {i}?", ("red", "blue", "a cat"), i % 3) for i in range(6)]
+
+
+@pytest.fixture
+def subject(loaded):  # noqa: F811
+    return Subject(*loaded, "", Options())
+
+
+@pytest.fixture
+def path(tmp_path):
+    records = [
+        {"question": q.text, "choices": {"text": q.options, "label": ["A", "B", "C"]}, "answerKey": "ABC"[q.right]}
+        for q in QUESTIONS
+    ]
+    (tmp_path / "arc.json").write_text(json.dumps(records))
+    return tmp_path / "arc.json"
+
+
+@pytest.mark.parametrize(
+    ("reply", "exact"),
+    [(" B", True), ("B. blue", True), (" (B)", True), ("Blue", False), ("", False), (" A", False), ("it is B", False)],
+)
+def test_the_letter_at_the_beginning_counts(reply, exact):
+    assert Outcome(1, QUESTIONS[1], reply, 0).exact is exact
+
+
+@pytest.mark.parametrize(("likeliest", "likely"), [(1, True), (0, False)])
+def test_the_likeliest_letter_counts(likeliest, likely):
+    assert Outcome(1, QUESTIONS[1], "", likeliest).likely is likely
+
+
+def test_the_few_shot_format(loaded):  # noqa: F811
+    form, tokenizer = Format(loaded[1], "few-shot"), loaded[1]
+    first, later = form.prompt(QUESTIONS[1], []), form.prompt(QUESTIONS[1], [5])
+    text = "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
+    assert decode(tokenizer, first) == text
+    np.testing.assert_array_equal(first, [tokenizer.bos_token_id, *later])
+    joined = encode(tokenizer, f"{text} B\n\n", start=False)
+    np.testing.assert_array_equal([*later, *form.answer("B", closed=True)], joined)
+    assert decode(tokenizer, [*later, *form.answer("B")]) == f"{text} B"
+
+
+def test_the_chat_format_has_turns(loaded):  # noqa: F811
+    form = Format(loaded[1], "chat")
+    assert form.examples == 0
+    text = decode(loaded[1], form.prompt(QUESTIONS[0], []))
+    assert text == "USER: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer with the letter alone.\n\nASSISTANT:"
+
+
+def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):  # noqa: F811
+    chosen, _ = loaded
+    before, options = np.arange(10, 60, dtype=np.int32), np.array([[7, 0, 0], [8, 9, 0], [3, 4, 5]], np.int32)
+    counts = np.array([1, 2, 3], np.int32)
+    carry = read(chosen.module, chosen.params, init_carry(chosen.module, 4, 100), before)
+    found = option_nll(chosen.module, chosen.params, carry, options, counts)
+    for option, count, nll in zip(options, counts, np.asarray(found), strict=True):
+        text = jnp.concatenate([before, option[:count]])
+        logits = np.asarray(dense_logits(chosen.module, chosen.params, text), np.float64)
+        logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = -sum(logs[len(before) - 1 + i, option[i]] for i in range(count))
+        assert nll == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_stream_holds_questions_and_right_answers_and_nothing_else(subject, monkeypatch):
+    """A model that sees all that was read, in place of ours."""
+    streams = reads_of(subject, Mode("streaming", 4, 100), monkeypatch)
+    example = "Question: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer: A\n\n"
+    assert len(streams) == 5
+    assert streams[0] == example + "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
+    assert streams[1] == streams[0] + " B\n\nQuestion: What is 2?\nA. red\nB. blue\nC. a cat\nAnswer:"
+    alone = reads_of(subject, Mode("one-shot", 4, 100, one_stream=False), monkeypatch)
+    assert alone[3] == example + "Question: What is 4?\nA. red\nB. blue\nC. a cat\nAnswer:"
+
+
+def reads_of(subject, mode, monkeypatch):
+    """The text before each answer, as the streams hold it."""
+    seen = []
+
+    class Read(tuple):
+        def copy(self):
+            return self
+
+    def note(module, params, carry, ids):
+        return Read((*carry, *ids.tolist()))
+
+    def score(module, params, carry, options, counts):
+        seen.append(
+            decode(subject.tokenizer, carry).replace("\n\n Question", "\n\nQuestion")
+        )  # SentencePiece's own space
+        return np.zeros(len(counts))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streamqa, "read", note)
+        patch.setattr(streamqa, "init_carry", lambda *_: Read())
+        patch.setattr(streamqa, "option_nll", score)
+        patch.setattr(streamqa, "_reply", lambda *_: " A")
+        outcomes = list(ask(subject, Format(subject.tokenizer, "few-shot"), QUESTIONS, mode))
+    assert [outcome.number for outcome in outcomes] == [2, 3, 4, 5, 6]
+    return seen
+
+
+def test_who_answers_right_scores_all(loaded, path, monkeypatch):  # noqa: F811
+    def knowing(subject, form, questions, mode):
+        for number, question in enumerate(questions[1:], 2):
+            yield Outcome(number, question, question.labels[question.right], question.right)
+
+    monkeypatch.setattr(streamqa, "ask", knowing)
+    report = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path])))
+    assert [list(row[1:]) for row in report.tables[0].rows[:3]] == [[100.0, 100.0]] * 3
+    assert report.tables[0].rows[3] == ["chance", pytest.approx(100 / 3), pytest.approx(100 / 3)]
+
+
+def test_a_model_answers_every_question_in_every_mode(loaded, path):  # noqa: F811
+    report = EXPERIMENTS["streamqa"].run(
+        Subject(*loaded, "", Options(questions=[path], max_questions=4, recent_size=60))
+    )
+    rows = report.figures.rows
+    assert [row[2] for row in rows] == [2, 3, 4] * 3
+    assert [row[1] for row in rows[::3]] == ["one-shot", "window 0 + 64", "streaming 4 + 60"]
+    one_shot, _, streaming = rows[:3], rows[3:6], rows[6:]
+    assert one_shot[0] == (*streaming[0][:1], "one-shot", *streaming[0][2:]), "the first question has the same stream"
+
+
+def test_too_few_questions_and_another_format(loaded, path):  # noqa: F811
+    with pytest.raises(SllmError, match="arc needs 2 questions or more; got 1"):
+        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path], max_questions=1)))
+    with pytest.raises(SllmError, match="qa-format 'quiz' is not one of few-shot, chat"):
+        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path], qa_format="quiz")))
