@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from sllm_jax.cli.text import chat, generate
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
+from sllm_jax.perplexity import token_nll
 from sllm_jax.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -91,6 +93,17 @@ def test_logits_equal_those_of_transformers(name):
         expected = theirs(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
     ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_chunks_equal_token_by_token_over_20000_tokens():
+    """The language reference that comes with Python is the text."""
+    model, tokenizer = load(dtype="float32")
+    tokens = encode(tokenizer, "\n\n".join(topics.values())[:200_000], start=True)[:20_001]
+    assert len(tokens) == 20_001
+    in_chunks, one_by_one = (np.concatenate(list(token_nll(model, tokens, "streaming", 4, 251, n))) for n in (256, 1))
+    print(f"largest difference of 20,000 nll: {np.abs(in_chunks - one_by_one).max():.1e}")
+    np.testing.assert_allclose(in_chunks, one_by_one, rtol=0, atol=1e-4)
 
 
 def test_a_first_text_without_network_checkpoint_or_home(tmp_path):

@@ -143,6 +143,8 @@ def _memory(program: Any) -> int:
 
 
 def _draw(figure: Figure, rows: list[tuple[float, ...]]) -> None:
+    from matplotlib.ticker import LogFormatter
+
     caches = [row[0] for row in rows]
     left, right = figure.subplots(1, 2)
     for axes, first, label in ((left, 1, "Time per token (ms)"), (right, 4, "Memory (MB)")):
@@ -150,6 +152,8 @@ def _draw(figure: Figure, rows: list[tuple[float, ...]]) -> None:
         axes.plot(caches, [row[first + 1] for row in rows], "s--", color="#E8743B", label="re-computation")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.set_xticks(caches, [f"{cache:.0f}" for cache in caches], rotation=45)
         axes.set(xlabel="Cache (tokens)", ylabel=label)
     for cache, row in zip(caches, rows, strict=True):

@@ -165,6 +165,6 @@ def _draw(figure: Figure, answers: Sequence[Answer], lines: int) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     by_distance, by_length = _by_distance(answers).rows, _by_length(answers, lines).rows
     left.plot([row[0] for row in by_distance], [row[2] for row in by_distance], "o-", color="#00487A")
-    left.set(xlabel="Lines back", ylabel="Accuracy", ylim=(-0.03, 1.03))
+    left.set(xlabel="Lines back", ylabel="Accuracy", ylim=(-0.03, 1.03), xlim=(0, 1.05 * DISTANCES[-1]))
     right.plot([row[0] for row in by_length], [row[2] for row in by_length], "o-", color="#00487A")
-    right.set(xlabel="Lines read", xlim=(0, None))
+    right.set(xlabel="Lines read", xlim=(0, 1.05 * lines))

@@ -1,0 +1,110 @@
+"""How much faster perplexity is in chunks than token by token: figures for people, not a test.
+
+    python tests/measure_perplexity.py [--chunk-size 256] [--rounds 5]
+
+On the bundled Llama at 4 + 251 and on a random one of 110 million parameters at 4 + 1020, float32, each with a full
+cache. Both ways and a plain matrix product take turns, so that a busy machine slows all three; medians of the rounds.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sllm_jax import load
+from sllm_jax.model import Model, init_params
+from sllm_jax.models import module_for
+from sllm_jax.perplexity import Reading, read_texts
+
+LLAMA_110M = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 2048,
+}
+MATRIX = 2048
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--chunk-size", type=int, default=256)
+    options.add_argument("--rounds", type=int, default=5)
+    asked = options.parse_args()
+    module = module_for(LLAMA_110M, jnp.float32)
+    compare("bundled:llama", load(dtype="float32")[0], (4, 251), asked, single=200)
+    compare("random Llama, 110M", Model(module, init_params(module)), (4, 1020), asked, single=20)
+
+
+def compare(name: str, model: Model, sizes: tuple[int, int], asked: argparse.Namespace, single: int) -> None:
+    in_chunks = Reader(model, sizes, asked.chunk_size)
+    one_by_one = Reader(model, sizes, 1)
+    times = {"chunks": [], "single": [], "product": []}
+    for _ in range(asked.rounds):
+        times["chunks"].append(in_chunks.seconds(4 * asked.chunk_size))
+        times["single"].append(one_by_one.seconds(single))
+        times["product"].append(1 / product_rate())
+    chunks, single_step, product = (median(values) for values in times.values())
+    rate = flops_per_token(model, sum(sizes) + 1) / chunks
+    print(f"{name}, cache {sizes[0]} + {sizes[1]}, chunks of {asked.chunk_size}:")
+    print(f"  {1 / chunks:.0f} tokens/s in chunks, {1 / single_step:.0f} one by one: {single_step / chunks:.1f} x")
+    print(
+        f"  {rate / 1e9:.0f} GFLOP/s, {rate * product:.2f} of the {1e-9 / product:.0f} of a {MATRIX} x {MATRIX} product"
+    )
+
+
+class Reader:
+    """A stream that reads random tokens, its cache full."""
+
+    def __init__(self, model: Model, sizes: tuple[int, int], chunk_size: int) -> None:
+        self.model, self.sizes, self.chunk_size = model, sizes, chunk_size
+        self.ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 200_000)
+        self.reading: Reading | None = None
+        self.seconds(sum(sizes) + 1, 256)
+        self.seconds(chunk_size)
+
+    def seconds(self, tokens: int, chunk_size: int | None = None) -> float:
+        """That one token takes, over `tokens` more."""
+        begin, done = time.perf_counter(), 0 if self.reading is None else self.reading.done[0]
+        for reading in read_texts(
+            self.model, [self.ids], "streaming", *self.sizes, chunk_size or self.chunk_size, since=self.reading
+        ):
+            self.reading = reading
+            if reading.done[0] - done >= tokens:
+                return (time.perf_counter() - begin) / (reading.done[0] - done)
+        raise SystemExit("the random text is over; ask for fewer rounds")
+
+
+def product_rate() -> float:
+    """Floating-point operations a second of a float32 matrix product."""
+    a = jnp.ones((MATRIX, MATRIX), jnp.float32)
+    multiply(a).block_until_ready()
+    begin = time.perf_counter()
+    for _ in range(5):
+        product = multiply(a)
+    product.block_until_ready()
+    return 5 * 2 * MATRIX**3 / (time.perf_counter() - begin)
+
+
+@jax.jit
+def multiply(a: jax.Array) -> jax.Array:
+    return jnp.matmul(a, a, precision="highest")
+
+
+def flops_per_token(model: Model, attended: int) -> float:
+    """That a token needs: two for each weight but the input table's, and two products with each key and value."""
+    config = model.config
+    weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    if not config.tie_word_embeddings:
+        weights -= config.vocab_size * config.hidden_size
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
+    return 2 * weights + attention
+
+
+if __name__ == "__main__":
+    main()
