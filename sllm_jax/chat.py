@@ -52,6 +52,19 @@ def render_turn(
     return encode(tokenizer, _without_closing(tokenizer, turn, last_ids), start=False)
 
 
+def render_answer(tokenizer: Any, answer: str) -> np.ndarray:
+    """Token ids [N], int32, of an answer as it stands behind a turn; the next turn closes it."""
+    turn = [{"role": "user", "content": _QUESTION}]
+    if tokenizer.chat_template is None:
+        before, whole = f"{USER} {_QUESTION}\n\n{ASSISTANT}", f"{USER} {_QUESTION}\n\n{ASSISTANT} {answer}"
+    else:
+        before = _render(tokenizer, turn)
+        answered = _render(tokenizer, [*turn, {"role": "assistant", "content": answer}], prompt=False)
+        space = " " if answered.startswith(f"{before} ") else ""
+        whole = f"{before}{space}{answer}"
+    return encode(tokenizer, whole, start=False)[len(encode(tokenizer, before, start=False)) :]
+
+
 def stop_texts(tokenizer: Any) -> tuple[str, ...]:
     """Texts that end an answer besides the end-of-text tokens, so that the model does not write the user's part too."""
     return (f"\n\n{USER}", USER) if tokenizer.chat_template is None else ()
@@ -100,9 +113,9 @@ def _plain_turn(
     return encode(tokenizer, f"{opening}{message}\n\n{ASSISTANT}", start=len(last_ids) == 0)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool = True) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template may raise anything
         roles = ", ".join(message["role"] for message in messages)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import TextIOWrapper
@@ -83,14 +85,22 @@ class Evaluation:
         self.nll.flush()
         checkpoint.save(self._folder / _CHECKPOINTS, self.done, _tree(self._reading))
 
+    def remove(self) -> None:
+        """Remove what it has in its folder, and the folder unless there is more in it."""
+        shutil.rmtree(self._folder / _CHECKPOINTS, ignore_errors=True)
+        for name in (_NLL, _SETTINGS):
+            (self._folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
+
     def nll_of(self, text: int) -> np.ndarray:
         """The nll [T - 1] of one of the texts, mapped from a file; zero where it is not found yet."""
         end = int(self._ends[text])
         return self.nll[end - len(self.texts[text]) + 1 : end]
 
-    def mean(self, text: int, begin: int = 0) -> float:
-        """The mean nll of a text from its token `begin` on."""
-        nll = self.nll_of(text)[begin:]
+    def mean(self, text: int) -> float:
+        """The mean nll of a text."""
+        nll = self.nll_of(text)
         return _sum(nll) / len(nll)
 
     def write_curve(self, file: BinaryIO, names: Sequence[str]) -> None:
@@ -112,8 +122,11 @@ class Evaluation:
         """The file of nll and the last checkpoint, or new ones."""
         path = self._folder / _NLL
         if not (self._folder / _SETTINGS).is_file():
+            if any(self._folder.glob("[!.]*")) and not path.exists():
+                raise SllmError(f"{self._folder} holds other things than an evaluation; name a new folder")
+            _write_zeros(path, self.total)
             write_json(self._folder / _SETTINGS, settings)
-            return np.lib.format.open_memmap(path, "w+", np.float32, (self.total,)), begun
+            return np.lib.format.open_memmap(path, "r+"), begun
         written = load_json(self._folder / _SETTINGS)
         if different := [name for name in settings if written.get(name) != settings[name]]:
             raise SllmError(
@@ -126,6 +139,18 @@ class Evaluation:
         except (OSError, ValueError) as error:
             raise SllmError(f"{path} is missing or damaged; remove {self._folder} to begin anew") from error
         return nll, Reading([], np.asarray(done).tolist(), state)
+
+
+def _write_zeros(path: Path, count: int) -> None:
+    """A .npy file of float32, written out: a file with holes ends in a bus error where the disk is full."""
+    try:
+        with path.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, count, _BLOCK):
+                file.write(bytes(4 * min(_BLOCK, count - start)))
+    except OSError as error:
+        raise SllmError(f"{path} could not be written: {error.strerror}") from error
 
 
 def _tree(reading: Reading) -> tuple[np.ndarray, Any]:

@@ -93,8 +93,7 @@ def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int,
         "dense": (0, max(map(len, texts)) - 1),
         "recompute": None,
     }
-    if mode not in sizes:
-        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    check_mode(mode)
     kept = sizes[mode]
     state = None if kept is None else init_state(model.config, *kept, model.dtype, len(texts))
     return Reading([], [0] * len(texts), state)
@@ -108,6 +107,12 @@ def perplexity(nll: np.ndarray) -> float:
 def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
     """The mean negative log-likelihood of tokens that are `token_bytes` UTF-8 bytes long on average, in bits."""
     return float(np.mean(nll, dtype=np.float64) / np.log(2) / token_bytes)
+
+
+def check_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `MODES`."""
+    if mode not in MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
 
 
 def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -154,13 +159,13 @@ def _recomputed(
         yield Reading([np.concatenate(parts) for parts in zip(*pieces, strict=True)], done.copy(), None)
     batch = max(1, _WINDOW_TOKENS // width)
     for i, ids in enumerate(texts):
-        targets = np.arange(done[i] + -done[i] % stride, len(ids) - 1, stride)
+        targets = range(done[i] + -done[i] % stride, len(ids) - 1, stride)
         for start in range(0, len(targets), batch):
             ends = targets[start : start + batch]
             windows = np.stack([ids[end + 1 - width : end + 2] for end in ends]).astype(np.int32)
             padded = np.pad(windows, ((0, batch - len(windows)), (0, 0)))
             nll = np.asarray(_score_windows(model.module, model.params, padded))[: len(windows)]
-            done[i] = int(ends[-1]) + 1
+            done[i] = ends[-1] + 1
             yield Reading([nll if j == i else nll[:0] for j in range(len(texts))], done.copy(), None)
 
 

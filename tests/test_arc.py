@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce.arc import ArcQuestion, read_questions
+from sllm_jax.reproduce.arc import ArcQuestion, read_files, read_questions
 
 EXPECTED = ArcQuestion("Why is the sky blue?", ("It is painted.", "Air scatters light."), 1)
 CHOICES = {"text": list(EXPECTED.options), "label": ["A", "B"]}
@@ -59,11 +59,29 @@ def test_labels_are_letters():
         ([FORMS["hugging face"] | {"choices": {"text": ["a"], "label": ["B"]}}], "must have 2 to 8 options; got 1"),
         ([FORMS["adapters"] | {"instruction": "Why?"}], "no 'Answer1: ...' behind the question"),
         ([FORMS["adapters"] | {"answer": "answer3"}], "another form"),
+        ([FORMS["hugging face"] | {"choices": {"text": [1, 2], "label": ["A", "B"]}}], "question 1 has another form"),
+        ([FORMS["original"] | {"question": {"stem": None, "choices": OBJECTS}}], "question 1 has another form"),
     ],
 )
 def test_other_files_are_refused(written, content, message):
     with pytest.raises(SllmError, match=message):
         read_questions(written(content))
+
+
+def test_texts_may_hold_any_character(written):
+    form = FORMS["hugging face"] | {"question": "Why\u2028is\x85the sky blue?"}
+    assert read_questions(written(json.dumps(form, ensure_ascii=False) + "\n"))[0].text == form["question"]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("easy", "hard"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.json").write_text(json.dumps([FORMS["original"]]))
+    paths = [tmp_path / "easy/test.json", tmp_path / "hard/test.json"]
+    assert list(read_files(paths)) == [str(path) for path in paths]
+    assert list(read_files(paths[:1])) == ["test"]
+    with pytest.raises(SllmError, match=r"given twice"):
+        read_files([paths[0]] * 2)
 
 
 def test_unreadable_files_are_refused(tmp_path):

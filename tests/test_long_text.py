@@ -67,7 +67,7 @@ def test_blocks_have_the_ids_of_the_whole(tokenizer, size, overlap):
     assert assert_as_in_one_go(tokenizer, text_of(20000), size, overlap) > 3
 
 
-def test_runs_of_one_character_have_no_joint_and_are_read_in_one_go(tokenizer):
+def test_runs_of_one_character(tokenizer):
     assert_as_in_one_go(tokenizer, "a" * 9000 + " " * 9000 + "\n" * 5000 + "ab" * 5000, 1000, 500)
 
 
@@ -97,10 +97,11 @@ def test_a_file_becomes_token_ids_and_tells_their_bytes(tokenizer, tmp_path, mon
     assert found.ids.dtype == np.int32
     assert told[-1][1] == path.stat().st_size
     if limit is None:
-        first = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]
-        start = len(encode(tokenizer, "", start=True))
-        assert found.predicted_bytes == len(text.encode()) - (0 if start else first)
         assert told[-1] == (path.stat().st_size,) * 2
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    start = len(expected) - len(offsets) if limit is None else len(encode(tokenizer, "", start=True))
+    ends = [0] * start + [len(text[:end].encode()) for _, end in offsets]
+    assert found.predicted_bytes == ends[: len(expected)][-1] - ends[0]
 
 
 def test_a_file_with_nothing_to_read_is_refused(tmp_path):
@@ -127,13 +128,13 @@ def peak_anonymous_megabytes(command):
 @pytest.mark.parametrize("mode", ["streaming", "window"])
 def test_ten_million_tokens_take_the_memory_of_a_short_text(data, tmp_path, mode):
     peaks, text = [], text_of(100_000)
-    for name, copies in (("short", 1), ("long", 32)):
+    for name, copies in (("short", 4), ("long", 32)):
         with (tmp_path / name).open("w") as file:
             for _ in range(copies):
                 file.write(text)
         command = [sys.executable, "-m", "sllm_jax", "perplexity", "--model", data / "tiny-llama", "--mode", mode]
         peaks.append(peak_anonymous_megabytes([*command, "--text", tmp_path / name, "--chunk-size", "512"]))
     count = len(encode(load_tokenizer(data / "tiny-llama"), text, start=False)) * 32
-    print(f"{count} tokens, peak anonymous memory: {peaks[0]:.0f} MB for a 32nd of it, {peaks[1]:.0f} MB for all")
+    print(f"{count} tokens, peak anonymous memory: {peaks[0]:.0f} MB for an 8th of it, {peaks[1]:.0f} MB for all")
     assert count > 10_000_000
-    assert peaks[1] < peaks[0] + 30
+    assert peaks[1] < peaks[0] + 40  # 4 bytes for each further token would be 45 MB

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -101,6 +102,30 @@ def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeyp
     assert not (tmp_path / "kept").exists()
 
 
+def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_path):  # noqa: F811
+    np.save(tmp_path / "tokens.npy", np.arange(30))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "precious.txt").write_text("mine")
+    arguments = ("perplexity", "--model", model, "--tokens", tmp_path / "tokens.npy", "--resume", kept)
+    assert_refused(run(*arguments), "holds other things than an evaluation; name a new folder")
+    (kept / "precious.txt").unlink()
+    assert run(*arguments)[0] == 0
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_a_pipe_is_read_once_and_whole(run, model, tmp_path, kind):  # noqa: F811
+    content = "The cat sat by the window and saw the rain. " * 30
+    (tmp_path / "text").write_text(content)
+    np.save(tmp_path / "tokens.npy", np.arange(90))
+    path = tmp_path / {"text": "text", "tokens": "tokens.npy"}[kind]
+    os.mkfifo(tmp_path / "pipe")
+    expected = run("perplexity", "--model", model, f"--{kind}", path)[1]
+    with subprocess.Popen(["sh", "-c", f"cat {path} > {tmp_path / 'pipe'}"]):
+        assert run("perplexity", "--model", model, f"--{kind}", tmp_path / "pipe")[1] == expected
+
+
 def count_steps(monkeypatch):
     """A list that will hold the tokens done after each step."""
     steps, done = Evaluation.steps, []
@@ -144,6 +169,7 @@ def test_perplexity_refuses(run, model, tmp_path):  # noqa: F811
     refuses("token id 420 at index 1 is outside the vocabulary of 420", *saved(np.array([5, 420])))
     refuses("must be one row of integers", *saved(np.array([1.5, 2.5])))
     refuses("needs 2 tokens or more; got 1", *saved(np.array([5])))
+    refuses("must be one row of integers; got int64 of shape ()", *saved(np.array(5)), "--max-tokens", 3)
     refuses("chunk size must be 1 or more; got 0", *saved(np.arange(9)), "--chunk-size", 0)
     refuses("max-tokens must be 1 or more; got -1", *saved(np.arange(9)), "--max-tokens", -1)
     refuses("mode 'sparse' is not one of", *saved(np.arange(9)), "--mode", "sparse")

@@ -217,8 +217,32 @@ def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     code, _, err = run(*arguments, "--max-tokens", 130, "--recent-size", 10)
     reason = "the experiment needs a cache of 48 tokens or more; got 14"
-    assert (code, f"table6: {reason}" in err) == (0, True)
+    assert (code, f"table6: {reason}" in err) == (2, True)
+    assert err.endswith(f"error: table6 could not be made; {out / 'README.md'} says why, and has the others\n")
     assert f"## table6\n\nNot made: {reason}." in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt"])
+def test_all_touches_no_folder_of_somebody_else(run, model, text, tmp_path, name):  # noqa: F811
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("precious")
+    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out)
+    assert_refused(run(*arguments), f"holds other things than a report ({name}); name a new folder")
+    assert (out / name).read_text() == "precious"
+    assert_refused(run(*arguments[:-1], text / "out"), "could not be written: Not a directory")
+
+
+def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tmp_path, monkeypatch):  # noqa: F811
+    def runs_out(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more")
+
+    monkeypatch.setattr(fig10, "_recomputing", runs_out)
+    out = tmp_path / "all"
+    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
+    code, _, err = run(*arguments, "--max-tokens", 300)
+    assert (code, "fig10 failed on the device (RESOURCE_EXHAUSTED: Out of memory);" in err) == (2, True)
+    assert "Not made: fig10 failed on the device" in (out / "README.md").read_text()
 
 
 def test_fig10_times_both_sides(loaded, small_caches):
@@ -291,9 +315,11 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     refuses("streamqa needs questions; give --questions FILE", "streamqa")
     refuses("none.json cannot be read: No such file", "streamqa", "--questions", tmp_path / "none.json")
     refuses("text.txt is neither a JSON list nor JSON lines", "streamqa", "--questions", text)
-    refuses("max-questions must be 1 or more; got 0", "streamqa", "--questions", text, "--max-questions", 0)
+    refuses("max-questions must be 1 or more; got 0", "fig2", "--max-questions", 0)
     for name in ("table1", "table2", "stability"):
-        refuses("needs a text longer than the cache, 127 tokens; got 127", name, "--max-tokens", 127)
+        refuses("a text that is longer than the window, 129 tokens or more; got 128", name, "--max-tokens", 128)
+    refuses("start_size below its smallest cache, 256 tokens; got 256", "fig10", "--start-size", 256)
+    refuses("qa-format 'quiz' is not one of few-shot, chat", "fig2", "--qa-format", "quiz")
     refuses("fig2 needs a text of at least one window, 127 tokens; got 126", "fig2", "--max-tokens", 126)
     refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)
     refuses("the experiment needs a cache of 9 tokens or more; got 8", "table2", "--recent-size", 4)

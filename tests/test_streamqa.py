@@ -1,6 +1,8 @@
 """Questions in one stream: what is put to the model, both scores, and modes that differ as they should."""
 
+import copy
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from sllm_jax.decode import init_carry, read
 from sllm_jax.errors import SllmError
 from sllm_jax.model import dense_logits
 from sllm_jax.reproduce import EXPERIMENTS, streamqa
-from sllm_jax.reproduce.arc import ArcQuestion
+from sllm_jax.reproduce.arc import ArcQuestion, read_files
 from sllm_jax.reproduce.streamqa import Format, Mode, Outcome, ask, option_nll
 from sllm_jax.reproduce.subject import Options, Subject
 from sllm_jax.tokenizer import decode, encode
@@ -36,7 +38,10 @@ def path(tmp_path):
 
 @pytest.mark.parametrize(
     ("reply", "exact"),
-    [(" B", True), ("B. blue", True), (" (B)", True), ("Blue", False), ("", False), (" A", False), ("it is B", False)],
+    [
+        *((reply, True) for reply in (" B", "B. blue", " (B)", "B\n\nQuestion", "**B**: blue")),
+        *((reply, False) for reply in ("Blue", "", " A", "it is B", " B cat", " B-side")),
+    ],
 )
 def test_the_letter_at_the_beginning_counts(reply, exact):
     assert Outcome(1, QUESTIONS[1], reply, 0).exact is exact
@@ -63,6 +68,45 @@ def test_the_chat_format_has_turns(loaded):  # noqa: F811
     assert form.examples == 0
     text = decode(loaded[1], form.prompt(QUESTIONS[0], []))
     assert text == "USER: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer with the letter alone.\n\nASSISTANT:"
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, INST, None])
+def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template):  # noqa: F811
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = template
+    form, ids = Format(tokenizer, "chat"), []
+    for question in QUESTIONS[:3]:
+        ids += form.prompt(question, ids).tolist()
+        ids += form.answer(question.labels[question.right], closed=True).tolist()
+    texts = [f"{q.text}\nA. red\nB. blue\nC. a cat\nAnswer with the letter alone." for q in QUESTIONS[:3]]
+    if template is None:
+        expected = "\n\n".join(f"USER: {text}\n\nASSISTANT: {'ABC'[i]}" for i, text in enumerate(texts))
+    else:
+        messages = [{"role": role, "content": ""} for _ in texts for role in ("user", "assistant")]
+        for i, text in enumerate(texts):
+            messages[2 * i]["content"], messages[2 * i + 1]["content"] = text, "ABC"[i]
+        expected = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("</s>")[0]
+    found = tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace("<s>", "")
+    assert re.sub(r"\s+", "", found) == re.sub(r"\s+", "", expected)  # SentencePiece puts spaces of its own
+
+
+def test_one_shot_sees_its_whole_stream(loaded, path):  # noqa: F811
+    """A cache too small for a question evicts on the stream alone."""
+    options = Options(questions=read_files([path]), recent_size=8)
+    rows = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", options)).figures.rows
+    wide = Options(questions=read_files([path]), recent_size=100)
+    expected = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", wide)).figures.rows
+    assert rows[:5] == expected[:5]
 
 
 def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):  # noqa: F811
@@ -123,24 +167,24 @@ def test_who_answers_right_scores_all(loaded, path, monkeypatch):  # noqa: F811
             yield Outcome(number, question, question.labels[question.right], question.right)
 
     monkeypatch.setattr(streamqa, "ask", knowing)
-    report = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path])))
+    report = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=read_files([path]))))
     assert [list(row[1:]) for row in report.tables[0].rows[:3]] == [[100.0, 100.0]] * 3
     assert report.tables[0].rows[3] == ["chance", pytest.approx(100 / 3), pytest.approx(100 / 3)]
 
 
 def test_a_model_answers_every_question_in_every_mode(loaded, path):  # noqa: F811
     report = EXPERIMENTS["streamqa"].run(
-        Subject(*loaded, "", Options(questions=[path], max_questions=4, recent_size=60))
+        Subject(*loaded, "", Options(questions=read_files([path]), max_questions=4, recent_size=100))
     )
     rows = report.figures.rows
     assert [row[2] for row in rows] == [2, 3, 4] * 3
-    assert [row[1] for row in rows[::3]] == ["one-shot", "window 0 + 64", "streaming 4 + 60"]
+    assert [row[1] for row in rows[::3]] == ["one-shot", "window 0 + 104", "streaming 4 + 100"]
     one_shot, _, streaming = rows[:3], rows[3:6], rows[6:]
     assert one_shot[0] == (*streaming[0][:1], "one-shot", *streaming[0][2:]), "the first question has the same stream"
 
 
 def test_too_few_questions_and_another_format(loaded, path):  # noqa: F811
     with pytest.raises(SllmError, match="arc needs 2 questions or more; got 1"):
-        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path], max_questions=1)))
+        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=read_files([path]), max_questions=1)))
     with pytest.raises(SllmError, match="qa-format 'quiz' is not one of few-shot, chat"):
-        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=[path], qa_format="quiz")))
+        Options(qa_format="quiz")

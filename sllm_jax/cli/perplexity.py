@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
@@ -77,11 +77,13 @@ def perplexity(
     from sllm_jax.evaluation import Evaluation, How
     from sllm_jax.files import new_file
     from sllm_jax.loading import load
+    from sllm_jax.perplexity import check_mode
     from sllm_jax.stream import fit_sizes
 
+    check_mode(mode)
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     for path in text or ():
-        _check_text(path)
+        check_text(path)
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     with ExitStack() as stack:
@@ -93,14 +95,14 @@ def perplexity(
         nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
         curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
         names = {"model": model, "revision": revision}
-        kept = folder if resume is None else _resumed(resume)
+        kept = _made(folder / "evaluation" if resume is None else resume.expanduser())
         evaluation = Evaluation(kept, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
         _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
         _do(evaluation, saves=resume is not None)
         _write(evaluation, inputs, nll_file, curve_file)
-    if resume is not None:
-        shutil.rmtree(kept, ignore_errors=True)
     _tell(evaluation, inputs)
+    if resume is not None:
+        evaluation.remove()
 
 
 class Input(NamedTuple):
@@ -112,26 +114,33 @@ class Input(NamedTuple):
 
 
 def _of_tokens(path: Path, max_tokens: int | None) -> Input:
-    return Input(str(path), read_token_ids(path)[: None if max_tokens is None else max_tokens + 1], None)
+    ids = read_token_ids(path)
+    return Input(str(path), ids if max_tokens is None or ids.ndim != 1 else ids[: max_tokens + 1], None)
 
 
 def read_token_ids(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped; raises `SllmError` if there is none. Pickled objects are refused."""
+    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none.
+
+    Pickled objects are refused.
+    """
     import numpy as np
 
     try:
-        return np.lib.format.open_memmap(path, "r")
+        if path.is_file():
+            return np.lib.format.open_memmap(path, "r")
+        return np.lib.format.read_array(BytesIO(path.read_bytes()), allow_pickle=False)
     except OSError as error:
         raise SllmError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError) as error:
         raise SllmError(f"{path} is not a .npy file of numbers ({error}); write one with numpy.save") from error
 
 
-def _check_text(path: Path) -> None:
-    """Raises `SllmError` for what is seen to be no text before a model is loaded."""
+def check_text(path: Path) -> None:
+    """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
     from sllm_jax.long_text import file_blocks
 
-    next(file_blocks(path))
+    if path.is_file() or not path.exists():
+        next(file_blocks(path))
 
 
 def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None) -> Input:
@@ -140,11 +149,16 @@ def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: 
     if tokenizer is None:
         raise SllmError("--text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
     limit = None if max_tokens is None else max_tokens + 1
-    with progress("tokenizing") as bar:
-        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, bar))
+    with progress("tokenizing") as bar, CtrlC() as interrupt:
+
+        def tell(done: int, total: int) -> None:
+            bar(done, total)
+            interrupt.check()
+
+        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell))
 
 
-def _resumed(folder: Path) -> Path:
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -183,10 +197,13 @@ def _do(evaluation: Evaluation, saves: bool) -> None:
 def _write(evaluation: Evaluation, inputs: list[Input], nll_file: BinaryIO | None, curve_file: BinaryIO | None) -> None:
     import numpy as np
 
-    if nll_file:
-        np.save(nll_file, evaluation.nll)
-    if curve_file:
-        evaluation.write_curve(curve_file, [one.name for one in inputs])
+    with CtrlC() as interrupt:
+        if nll_file:
+            np.save(nll_file, evaluation.nll)
+        interrupt.check()
+        if curve_file:
+            evaluation.write_curve(curve_file, [one.name for one in inputs])
+        interrupt.check()
 
 
 def _tell(evaluation: Evaluation, inputs: list[Input]) -> None:
@@ -199,7 +216,7 @@ def _tell(evaluation: Evaluation, inputs: list[Input]) -> None:
     counts = [len(one.ids) - 1 for one in inputs]
     for one, mean, count in zip(inputs, means, counts, strict=True):
         figures = [] if len(inputs) == 1 else [f"perplexity {np.exp(mean):.6g} over {count} tokens"]
-        if one.predicted_bytes is not None:
+        if one.predicted_bytes:
             figures.append(f"{bits_per_byte(mean, one.predicted_bytes / count):.4f} bits per byte")
         if figures:
             note(", ".join(figures) if len(inputs) == 1 else f"{one.name}: {', '.join(figures)}")

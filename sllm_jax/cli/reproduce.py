@@ -99,9 +99,10 @@ def reproduce(
     from sllm_jax.long_text import read_text
     from sllm_jax.reproduce import EXPERIMENTS, subject
     from sllm_jax.reproduce import experiment as experiment_of
-    from sllm_jax.reproduce.arc import read_questions
+    from sllm_jax.reproduce.arc import read_files
     from sllm_jax.reproduce.report import check_plots
 
+    out = out.expanduser()
     given = {"text": text, "questions": questions}
     chosen = {experiment: experiment_of(experiment)} if experiment != ALL else EXPERIMENTS
     if experiment == ALL and not questions:
@@ -118,14 +119,12 @@ def reproduce(
         recompute_every=recompute_every,
         dense_tokens=dense_tokens,
         lines=lines,
-        questions=questions or (),
+        questions=read_files(questions or []),
         max_questions=max_questions,
         qa_format=qa_format,
         seed=seed,
     )
     content = "" if text is None else read_text(text)
-    for path in questions or ():
-        read_questions(path)
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
@@ -146,6 +145,9 @@ class _Maker:
 
     def make(self, name: str, experiment: Experiment, out: Path) -> str:
         """Write the folder of one experiment, whole or not at all; its tables."""
+        from jax.errors import JaxRuntimeError
+
+        from sllm_jax.errors import SllmError
         from sllm_jax.files import new_folder, remove_unfinished
         from sllm_jax.reproduce.page import COMMAND
 
@@ -155,15 +157,22 @@ class _Maker:
         names[COMMAND] = _command(self._asked, name, experiment, out)
         leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
         with new_folder(out) as folder, progress(name) as bar:
-            report = experiment.run(replace(self._subject, names=names, progress=bar))
+            try:
+                report = experiment.run(replace(self._subject, names=names, progress=bar))
+            except JaxRuntimeError as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise SllmError(
+                    f"{name} failed on the device ({reason}); a smaller cache or model takes less"
+                ) from error
             report.write(folder, name)
         return report.markdown()
 
     def make_all(self, experiments: dict[str, Experiment], out: Path) -> None:
         """A folder in `out` for each, unless it is there already, and the page; what cannot be made says why."""
         from sllm_jax.errors import SllmError
-        from sllm_jax.reproduce.page import is_made, write_page
+        from sllm_jax.reproduce.page import PAGE, is_made, prepare, write_page
 
+        prepare(out, experiments)
         commands = {name: _command(self._asked, name, one, out / name) for name, one in experiments.items()}
         made = {name: is_made(out, name, command) for name, command in commands.items()}
         failed = {}
@@ -175,9 +184,9 @@ class _Maker:
             except SllmError as error:
                 failed[name] = str(error)
                 note(f"{name}: {error}")
-        if len(failed) == len(experiments):
-            raise SllmError("none of the experiments could be made")
-        write_page(out, f"The paper's experiments on {self._subject.names['model']}", commands, failed)
+        write_page(out, self._subject.names["model"], commands, failed)
+        if failed:
+            raise SllmError(f"{', '.join(failed)} could not be made; {out / PAGE} says why, and has the others")
 
 
 def _default(option: str) -> object:

@@ -34,6 +34,17 @@ class ArcQuestion:
         return LABELS[: len(self.options)]
 
 
+def read_files(paths: Sequence[Path]) -> dict[str, list[ArcQuestion]]:
+    """The questions of each file, under its name; under its whole path where two have the same name."""
+    names = [path.stem for path in paths]
+    if len(set(paths)) < len(paths):
+        raise SllmError("a file of questions is given twice; give each once")
+    return {
+        str(path) if names.count(name) > 1 else name: read_questions(path)
+        for path, name in zip(paths, names, strict=True)
+    }
+
+
 def read_questions(path: Path) -> list[ArcQuestion]:
     """The questions of a JSON list or of JSON lines; raises `SllmError` for a file that holds anything else.
 
@@ -57,7 +68,7 @@ def _records(content: str, path: Path) -> Sequence[Any]:
     try:
         if content.lstrip().startswith("["):
             return json.loads(content)
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
+        return [json.loads(line) for line in content.split("\n") if line.strip()]
     except ValueError as error:
         raise SllmError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
@@ -65,12 +76,13 @@ def _records(content: str, path: Path) -> Sequence[Any]:
 def _question(record: Any, where: str) -> ArcQuestion:
     try:
         text, options, right = _of_adapters(record) if "instruction" in record else _of_hugging_face(record)
+        text, options = text.strip(), [option.strip() for option in options]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         got = f"the fields {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
         raise SllmError(f"{where} has another form: {FORMS}; got {got} ({type(error).__name__}: {error})") from error
     if not 2 <= len(options) <= len(LABELS):
         raise SllmError(f"{where} must have 2 to {len(LABELS)} options; got {len(options)}")
-    return ArcQuestion(text.strip(), tuple(option.strip() for option in options), right)
+    return ArcQuestion(text, tuple(options), right)
 
 
 def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:

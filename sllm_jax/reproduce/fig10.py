@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
+from sllm_jax.errors import SllmError
 from sllm_jax.model import dense_logits
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Table
@@ -46,6 +47,8 @@ class Side:
 def run(subject: Subject) -> Report:
     """The median time a token takes on either side, for each size of the cache."""
     start_size = subject.options.start_size
+    if start_size >= CACHES[0]:
+        raise SllmError(f"fig10 needs a start_size below its smallest cache, {CACHES[0]} tokens; got {start_size}")
     rows = []
     for i, cache in enumerate(CACHES):
         subject.progress(i, len(CACHES))

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
 
 PAGE = "README.md"
+_TITLE = "# The paper's experiments on"
 COMMAND = "command"  # the setting that holds it
+
+
+def prepare(folder: Path, experiments: Iterable[str]) -> None:
+    """Make the folder; raises `SllmError` if it cannot be written, or holds what is not of such a report."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
+        foreign = (folder / PAGE).is_file() and not (folder / PAGE).read_text(encoding="utf-8").startswith(_TITLE)
+    except OSError as error:
+        raise SllmError(f"{folder} could not be written: {error.strerror}") from error
+    if others or foreign:
+        found = ", ".join(sorted(others)) or PAGE
+        raise SllmError(f"{folder} holds other things than a report ({found}); name a new folder")
 
 
 def is_made(folder: Path, name: str, command: str) -> bool:
@@ -23,9 +37,9 @@ def is_made(folder: Path, name: str, command: str) -> bool:
     return True
 
 
-def write_page(folder: Path, title: str, commands: Mapping[str, str], failed: Mapping[str, str]) -> None:
+def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Mapping[str, str]) -> None:
     """Write the page of the experiments in `folder`, and of those that `failed` the reason."""
-    parts = [f"# {title}"]
+    parts = [f"{_TITLE} {model}"]
     for name, command in commands.items():
         if name in failed:
             parts.append(f"## {name}\n\nNot made: {failed[name]}.")

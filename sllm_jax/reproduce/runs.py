@@ -72,7 +72,10 @@ def total_cache(subject: Subject, smallest: int) -> int:
     return total
 
 
-def check_longer(text: np.ndarray, cache_size: int) -> None:
-    """Raises `SllmError` for a text that no token of is ever evicted from."""
-    if len(text) <= cache_size:
-        raise SllmError(f"the experiment needs a text longer than the cache, {cache_size} tokens; got {len(text)}")
+def check_longer(subject: Subject, text: np.ndarray, cache_size: int) -> None:
+    """Raises `SllmError` for a text [N] none of whose tokens is predicted from a cache that has lost some."""
+    needed = cache_size + 3 - len(subject.start_tokens())  # a step sees one more than the cache, and is not the last
+    if len(text) < needed:
+        raise SllmError(
+            f"the experiment needs a text that is longer than the window, {needed} tokens or more; got {len(text)}"
+        )

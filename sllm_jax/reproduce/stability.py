@@ -25,7 +25,7 @@ def run(subject: Subject) -> Report:
     """The whole text in one stream; figures of each hundredth of it."""
     text, start_size = subject.text_tokens(), subject.options.start_size
     total = total_cache(subject, start_size + 1)
-    check_longer(text, total)
+    check_longer(subject, text, total)
     ids = np.concatenate([subject.start_tokens(), text])
     sizes = ("streaming", start_size, total - start_size)
     next(token_nll(subject.model, ids, *sizes))  # compiles

@@ -20,12 +20,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_chunk
-from sllm_jax.chat import render_turn
+from sllm_jax.chat import render_answer, render_turn
 from sllm_jax.decode import NO_TOKEN, Carry, decode, forward, init_carry, read
 from sllm_jax.errors import SllmError
 from sllm_jax.model import nll_of
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.arc import LABELS, ArcQuestion, read_questions
+from sllm_jax.reproduce.arc import LABELS, ArcQuestion
 from sllm_jax.reproduce.report import Report, Table
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.sampling import sampling
@@ -36,9 +36,8 @@ from sllm_jax.tokenizer import encode
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("few-shot", "chat")
 REPLY_TOKENS = 8
-_LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?![A-Za-z'])")
+_LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?=[.):,*\]>\"'\n]|\s*$)")
 _LAST = 8  # token ids of the stream that the next prompt looks at
 _ROUND_UP = 8  # tokens of an option, so that few programs are compiled
 _ANSWER = "Answer:"
@@ -97,8 +96,10 @@ class Format:
         return encode(self.tokenizer, f"Question: {text}\n{_ANSWER}", start=not last_ids)
 
     def answer(self, label: str, closed: bool = False) -> np.ndarray:
-        """Token ids [N] of an answer, behind its prompt; `closed` with what ends it."""
-        end = "\n\n" if closed and self.name == "few-shot" else ""
+        """Token ids [N] of an answer, behind its prompt; `closed` with what ends it, if the next prompt does not."""
+        if self.name == "chat":
+            return render_answer(self.tokenizer, label)
+        end = "\n\n" if closed else ""
         before, whole = (encode(self.tokenizer, text, start=False) for text in (_ANSWER, f"{_ANSWER} {label}{end}"))
         return whole[len(before) :]
 
@@ -106,19 +107,18 @@ class Format:
 def run(subject: Subject) -> Report:
     """Each file of questions in each mode."""
     options, config = subject.options, subject.model.config
-    if options.qa_format not in FORMATS:
-        raise SllmError(f"qa-format {options.qa_format!r} is not one of {', '.join(FORMATS)}")
     start_size, recent_size = fit_sizes(config, options.start_size, options.recent_size)
-    modes = [
-        Mode("one-shot", start_size, recent_size, one_stream=False),
-        Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
-        Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
-    ]
     form = Format(subject.tokenizer, options.qa_format)
-    files = {path.stem: read_questions(path)[: options.max_questions] for path in options.questions}
+    files = {name: questions[: options.max_questions] for name, questions in options.questions.items()}
     for name, questions in files.items():
         if len(questions) <= form.examples:
             raise SllmError(f"{name} needs {form.examples + 1} questions or more; got {len(questions)}")
+    longest = max(_longest(form, questions) for questions in files.values())
+    modes = [
+        Mode("one-shot", 0, longest, one_stream=False),
+        Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
+        Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
+    ]
     total = len(modes) * sum(len(questions) - form.examples for questions in files.values())
     found: dict[tuple[str, str], list[Outcome]] = {}
     done = 0
@@ -136,7 +136,7 @@ def run(subject: Subject) -> Report:
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
             "format": options.qa_format + (f", {form.examples} worked example first" if form.examples else ""),
-            "one-shot": "each question on a stream of its own",
+            "one-shot": f"each question on a stream of its own, {longest} tokens at most, nothing evicted",
             "on the stream": "questions and right answers, one after another",
             "exact": f"% whose greedy reply ({REPLY_TOKENS} tokens) begins with the right letter",
             "likely": "% whose right letter is the most probable of those offered",
@@ -166,6 +166,16 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
             answer = form.answer(question.labels[question.right], closed=True)
             carry = read(module, params, asked, answer)
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
+
+
+def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
+    """Tokens of the longest stream that has the examples, one question and a reply."""
+    before: list[int] = []
+    for example in questions[: form.examples]:
+        answer = form.answer(example.labels[example.right], closed=True)
+        before += [*form.prompt(example, before).tolist(), *answer.tolist()]
+    longest = max(len(form.prompt(question, before)) for question in questions)
+    return len(before) + longest + max(REPLY_TOKENS, _ROUND_UP)
 
 
 def _reply(subject: Subject, carry: Carry) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +16,11 @@ from sllm_jax.long_text import encode_blocks, text_blocks
 from sllm_jax.model import Model
 from sllm_jax.perplexity import check_token_ids
 from sllm_jax.progress import Progress, silent
+from sllm_jax.reproduce.arc import ArcQuestion
 from sllm_jax.tokenizer import encode
 from sllm_jax.version import __version__
+
+QA_FORMATS = ("few-shot", "chat")
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,16 @@ class Options:
     recompute_every: int | None = None
     dense_tokens: int | None = None
     lines: int | None = None  # of streameval
-    questions: Sequence[Path] = ()  # files of streamqa
-    max_questions: int | None = None  # of each, at most
+    questions: Mapping[str, Sequence[ArcQuestion]] = field(default_factory=dict)  # of streamqa, by name of their file
+    max_questions: int | None = None  # of each file, at most
     qa_format: str = "few-shot"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no experiment can use."""
         check_sizes(self.start_size, self.recent_size or 0)
+        if self.qa_format not in QA_FORMATS:
+            raise SllmError(f"qa-format {self.qa_format!r} is not one of {', '.join(QA_FORMATS)}")
         for name in ("max_tokens", "recompute_every", "dense_tokens", "lines", "max_questions"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -27,7 +27,7 @@ def table1(subject: Subject) -> Report:
     """Is it the meaning of the first tokens or their place? Sinks, line breaks in their place, none, re-computation."""
     text, start_size = subject.text_tokens(), subject.options.start_size
     total = total_cache(subject, start_size + 1)
-    check_longer(text, total)
+    check_longer(subject, text, total)
     window = total - start_size
     stride = recompute_stride(subject.options, len(text) - 1)
     line_breaks = [int(encode(subject.tokenizer, "\n", start=False)[-1])] * start_size
@@ -72,7 +72,7 @@ def table6(subject: Subject) -> Report:
 def _of_caches(subject: Subject, title: str, runs: list[Run], *beside: Table) -> Report:
     """The perplexity of each run, and tables of the paper to stand beside it."""
     text = subject.text_tokens()
-    check_longer(text, max(run.start_size + run.recent_size for run in runs))
+    check_longer(subject, text, max(run.start_size + run.recent_size for run in runs))
     nll = measure(subject, text, {run.cache: run for run in runs})
     found = {name: perplexity_of(values) for name, values in nll.items()}
     figures = [(run.start_size, run.recent_size, found[run.cache]) for run in runs]
