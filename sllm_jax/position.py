@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -239,7 +240,8 @@ def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*head
     half = angles.cos.shape[-1]
     if half == 0:
         return x
-    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
-    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-    turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
-    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
+    with jax.named_scope("rope"):
+        first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+        first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+        turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
+        return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)

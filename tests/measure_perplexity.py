@@ -3,7 +3,8 @@
     python tests/measure_perplexity.py [--chunk-size 256] [--rounds 5]
 
 On the bundled Llama at 4 + 251 and on a random one of 110 million parameters at 4 + 1020, float32, each with a full
-cache. Both ways and a plain matrix product take turns, so that a busy machine slows all three; medians of the rounds.
+cache. Chunks, chunks of one, the program that writes text (`decode`, the fastest way of single tokens) and a plain
+matrix product take turns, so that a busy machine slows them all; medians of the rounds.
 """
 
 import argparse
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sllm_jax import load
+from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import Reading, read_texts
+from sllm_jax.sampling import sampling
 
 LLAMA_110M = {
     "model_type": "llama",
@@ -44,15 +47,18 @@ def main() -> None:
 def compare(name: str, model: Model, sizes: tuple[int, int], asked: argparse.Namespace, single: int) -> None:
     in_chunks = Reader(model, sizes, asked.chunk_size)
     one_by_one = Reader(model, sizes, 1)
-    times = {"chunks": [], "single": [], "product": []}
+    writer = Writer(model, sizes)
+    times = {"chunks": [], "single": [], "decode": [], "product": []}
     for _ in range(asked.rounds):
         times["chunks"].append(in_chunks.seconds(4 * asked.chunk_size))
         times["single"].append(one_by_one.seconds(single))
+        times["decode"].append(writer.seconds())
         times["product"].append(1 / product_rate())
-    chunks, single_step, product = (median(values) for values in times.values())
+    chunks, single_step, written, product = (median(values) for values in times.values())
     rate = flops_per_token(model, sum(sizes) + 1) / chunks
     print(f"{name}, cache {sizes[0]} + {sizes[1]}, chunks of {asked.chunk_size}:")
     print(f"  {1 / chunks:.0f} tokens/s in chunks, {1 / single_step:.0f} one by one: {single_step / chunks:.1f} x")
+    print(f"  {1 / written:.0f} by the program that writes text: {written / chunks:.1f} x")
     print(
         f"  {rate / 1e9:.0f} GFLOP/s, {rate * product:.2f} of the {1e-9 / product:.0f} of a {MATRIX} x {MATRIX} product"
     )
@@ -78,6 +84,25 @@ class Reader:
             if reading.done[0] - done >= tokens:
                 return (time.perf_counter() - begin) / (reading.done[0] - done)
         raise SystemExit("the random text is over; ask for fewer rounds")
+
+
+class Writer:
+    """A stream that writes, its cache full."""
+
+    def __init__(self, model: Model, sizes: tuple[int, int], steps: int = 32) -> None:
+        self.model, self.steps = model, steps
+        ids = np.random.default_rng(0).integers(0, model.config.vocab_size, sum(sizes) + 1, np.int32)
+        self.carry = read(model.module, model.params, init_carry(model.module, *sizes), ids)
+        self.seconds()
+
+    def seconds(self) -> float:
+        """That one token takes, over `steps` more."""
+        begin, no_eos = time.perf_counter(), np.array([NO_TOKEN], np.int32)
+        self.carry, tokens = decode(
+            self.model.module, self.model.params, self.carry, sampling(), no_eos, np.int32(self.steps), self.steps
+        )
+        tokens.block_until_ready()
+        return (time.perf_counter() - begin) / self.steps
 
 
 def product_rate() -> float:

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from test_cli import assert_refused, run  # noqa: F401
 
+from sllm_jax.benchmark import blocks
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
 from sllm_jax.reproduce import EXPERIMENTS, fig10
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
-from sllm_jax.reproduce.report import Table, check_plots
+from sllm_jax.reproduce.report import check_plots
 from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -69,7 +71,7 @@ def questions(tmp_path):
 def small_caches(monkeypatch):
     """Of fig10."""
     monkeypatch.setattr(fig10, "CACHES", (32, 64))
-    monkeypatch.setattr(fig10, "BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -237,7 +239,7 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
     def runs_out(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more")
 
-    monkeypatch.setattr(fig10, "_recomputing", runs_out)
+    monkeypatch.setattr(fig10, "recomputing", runs_out)
     out = tmp_path / "all"
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     code, _, err = run(*arguments, "--max-tokens", 300)
@@ -262,7 +264,7 @@ def test_fig10_writes_what_a_fresh_pass_says(loaded):
     for _ in range(5):
         logits = dense_logits(chosen.module, chosen.params, jnp.array(expected[-width:]), -1)
         expected.append(int(logits.argmax()))
-    found = fig10._recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
+    found = blocks.recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
     assert np.asarray(found).tolist() == expected[-width:]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sllm_jax.cli.benchmark import benchmark
 from sllm_jax.cli.convert import convert
 from sllm_jax.cli.models import models
 from sllm_jax.cli.perplexity import perplexity
@@ -46,5 +47,5 @@ def common(
     """
 
 
-for command in (generate, chat, perplexity, reproduce, train, convert, models):
+for command in (generate, chat, perplexity, reproduce, benchmark, train, convert, models):
     app.command()(command)

@@ -98,10 +98,13 @@ class Attention(nn.Module):
         config, dtype = self.config, self.dtype
         sizes = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         sizes["v_proj"] = config.num_key_value_heads
-        projected = [
-            dense(heads * config.head_dim, self.qkv_bias, dtype, name)(hidden) for name, heads in sizes.items()
-        ]
-        cache, mixed = attend(cache, *self.prepare(*projected))  # [T, H, D]
+        with jax.named_scope("qkv"):
+            projected = [
+                dense(heads * config.head_dim, self.qkv_bias, dtype, name)(hidden) for name, heads in sizes.items()
+            ]
+            cut = self.prepare(*projected)
+        with jax.named_scope("attention"):
+            cache, mixed = attend(cache, *cut)  # [T, H, D]
         output = dense(config.hidden_size, self.output_bias, dtype, "o_proj")
         return output(mixed.reshape(len(hidden), -1)), cache
 
@@ -171,13 +174,15 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.dtype
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
         layer: Any = nn.remat(self.layer, static_argnums=(3,)) if self.remat else self.layer
-        hidden, kept = embed(token_ids), []  # hidden [T, E]
+        with jax.named_scope("embedding"):
+            hidden, kept = embed(token_ids), []  # hidden [T, E]
         for i, cache in zip(range(config.num_hidden_layers), caches, strict=True):
             hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
             kept.append(cache)
         hidden = self.norm()(hidden[rows])
-        logits = _tied_logits(embed, hidden) if config.tie_word_embeddings else _head(config.vocab_size, dtype)(hidden)
-        return logits, tuple(kept)
+        head = partial(_tied_logits, embed) if config.tie_word_embeddings else _head(config.vocab_size, dtype)
+        with jax.named_scope("head"):
+            return head(hidden), tuple(kept)
 
 
 def _head(vocab_size: int, dtype: Any) -> nn.Dense:

@@ -8,8 +8,9 @@ import numpy as np
 
 from sllm_jax.attention_map import FIRST, attention_on_first, first_query, uniform_mass
 from sllm_jax.errors import SllmError
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,10 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.perplexity import bits_per_byte
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.runs import Run, measure, perplexity_of, recompute_stride
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import decode
 

@@ -10,9 +10,10 @@ import numpy as np
 import psutil
 
 from sllm_jax.perplexity import CHUNK_SIZE, perplexity, token_nll
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.runs import check_longer, total_cache
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,9 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 from sllm_jax.sampling import SamplingOptions
 from sllm_jax.stream import Stream
 

@@ -26,8 +26,9 @@ from sllm_jax.errors import SllmError
 from sllm_jax.model import nll_of
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
 from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import decode as decode_text

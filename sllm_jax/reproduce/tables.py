@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.report import Report, Table
+from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.runs import Run, check_longer, measure, perplexity_of, recompute_stride, total_cache
 from sllm_jax.reproduce.subject import Subject
+from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
 
 if TYPE_CHECKING:

@@ -1,0 +1,79 @@
+"""The same weights in PyTorch transformers: static cache, compiled, attending to as many keys."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sllm_jax.benchmark.blocks import Block, random_tokens
+from sllm_jax.convert import to_huggingface
+from sllm_jax.errors import SllmError
+from sllm_jax.model import Model
+
+STEPS = 16  # of a block
+
+
+def check_installed() -> None:
+    """Raises `SllmError` if there is no PyTorch."""
+    if find_spec("torch") is None:
+        raise SllmError("--against hf needs PyTorch; install it with pip install 'sllm-jax[torch]'")
+
+
+def seconds_of_both(model: Model, ours: Block, cache_size: int, rounds: int, seed: int) -> np.ndarray:
+    """Seconds of a step of ours and of theirs at batch 1 in each round, [rounds, 2]; they take turns."""
+    theirs, state, seconds = huggingface(model, cache_size, seed), ours.start, np.zeros((rounds + 1, 2))
+    for i in range(rounds + 1):
+        begin = time.perf_counter()
+        state = jax.block_until_ready(ours.write(state))
+        seconds[i, 0] = (time.perf_counter() - begin) / ours.steps
+        begin = time.perf_counter()
+        theirs()
+        seconds[i, 1] = (time.perf_counter() - begin) / STEPS
+    return seconds[1:]
+
+
+def huggingface(model: Model, cache_size: int, seed: int) -> Callable[[], None]:
+    """What writes a block of `STEPS` tokens with a static cache of `cache_size` + 1 keys, compiled."""
+    torch, transformers = import_module("torch"), import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        to_huggingface(model, Path(folder) / "model")
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
+        )
+    network = network.to(device).eval()
+    cache = transformers.StaticCache(config=network.config, max_cache_len=cache_size + 1)
+    prompt = torch.tensor(random_tokens(model, cache_size + 1 - STEPS, seed)[None], dtype=torch.int64, device=device)
+    step = torch.compile(network.forward, mode="reduce-overhead" if device == "cuda" else None, fullgraph=True)
+    token = prompt[:, -1:]
+    with torch.inference_mode():
+        network(prompt, past_key_values=cache, use_cache=True)
+
+    def block() -> None:
+        nonlocal token
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                logits = step(input_ids=token, past_key_values=cache, use_cache=True).logits
+                token = logits[:, -1:].argmax(-1)
+            int(token)  # waits for the device
+            for layer in cache.layers:
+                layer.crop(-STEPS)
+
+    block()
+    return block
+
+
+def summary(seconds: np.ndarray) -> dict[str, Any]:
+    """The medians of both, and the median of the rounds' ratios."""
+    ours, theirs = np.median(seconds, axis=0).tolist()
+    ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+    return {"ours_ms_per_step": 1e3 * ours, "hf_ms_per_step": 1e3 * theirs, "ratio_hf_to_ours": ratio}

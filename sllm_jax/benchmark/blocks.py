@@ -1,0 +1,108 @@
+"""Compiled programs that write tokens block by block, and the time that a token takes in each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
+from sllm_jax.model import Model, dense_logits
+from sllm_jax.sampling import sampling
+
+BLOCK_SECONDS = 0.5  # that a block takes, about
+MOST_STEPS = 256
+
+
+@dataclass(frozen=True)
+class Block:
+    """A program that writes `steps` tokens a call: what it takes and gives, what it needs, how long it was compiled."""
+
+    write: Callable[[Any], Any]
+    start: Any
+    steps: int
+    memory: int  # bytes: arguments, results and temporary buffers
+    compile_seconds: float
+
+
+def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0) -> Block:
+    """`decode` from a full cache on: `streams` side by side, all of the same random tokens."""
+    module, params = model.module, model.params
+    tokens = random_tokens(model, start_size + recent_size, seed)
+    carry = read(module, params, init_carry(module, start_size, recent_size, seed), tokens)
+    if streams > 1:
+        carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)
+    rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
+
+    def of_steps(steps: int) -> Block:
+        begin = time.perf_counter()
+        program = decode.lower(module, params, carry, *rest, steps=steps).compile()
+        seconds = time.perf_counter() - begin
+        return Block(lambda carry: program(params, carry, *rest)[0], carry.copy(), steps, memory_of(program), seconds)
+
+    return _of_block_length(of_steps)
+
+
+def recomputing(model: Model, width: int, seed: int = 0) -> Block:
+    """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one."""
+    module, params = model.module, model.params
+    tokens = jnp.asarray(random_tokens(model, width, seed))
+
+    def of_steps(steps: int) -> Block:
+        begin = time.perf_counter()
+        program = recompute.lower(module, params, tokens, steps=steps).compile()
+        seconds = time.perf_counter() - begin
+        return Block(lambda tokens: program(params, tokens), tokens.copy(), steps, memory_of(program), seconds)
+
+    return _of_block_length(of_steps)
+
+
+@partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="tokens")
+def recompute(module: Any, params: Any, tokens: Int[Array, " W"], steps: int) -> Int[Array, " W"]:
+    """Write `steps` tokens, each from a fresh pass over the last W; the last W then."""
+
+    def step(tokens: Int[Array, " W"], _: None) -> tuple[Int[Array, " W"], None]:
+        token = dense_logits(module, params, tokens, -1).argmax().astype(jnp.int32)
+        return jnp.append(tokens[1:], token), None
+
+    return jax.lax.scan(step, tokens, None, length=steps)[0]
+
+
+def seconds_per_step(blocks: Sequence[Block], rounds: int) -> np.ndarray:
+    """Of each of the n blocks in each round, [rounds, n]; they take turns, and a first round is not counted."""
+    states, seconds = [block.start for block in blocks], np.zeros((rounds + 1, len(blocks)))
+    for i in range(rounds + 1):
+        for j, block in enumerate(blocks):
+            begin = time.perf_counter()
+            states[j] = jax.block_until_ready(block.write(states[j]))
+            seconds[i, j] = (time.perf_counter() - begin) / block.steps
+    return seconds[1:]
+
+
+def random_tokens(model: Model, count: int, seed: int) -> np.ndarray:
+    """Tokens [N] to begin with: what they are changes no time."""
+    return np.random.default_rng(seed).integers(0, model.config.vocab_size, count, np.int32)
+
+
+def memory_of(program: Any) -> int:
+    """Bytes that a compiled program needs; what it updates in place counts once."""
+    found = program.memory_analysis()
+    needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return needed - found.alias_size_in_bytes
+
+
+def _of_block_length(of_steps: Callable[[int], Block]) -> Block:
+    """The block with as many steps as take about `BLOCK_SECONDS`."""
+    one = of_steps(1)
+    state = jax.block_until_ready(one.write(one.start))
+    begin = time.perf_counter()
+    jax.block_until_ready(one.write(state))
+    steps = int(BLOCK_SECONDS / (time.perf_counter() - begin))
+    return of_steps(min(max(steps, 1), MOST_STEPS))

@@ -1,0 +1,143 @@
+"""`benchmark`: how fast a model runs here, and how near that is to what the memory allows."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from sllm_jax.bundle import DEFAULT_MODEL
+from sllm_jax.cli import options as o
+from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, progress
+from sllm_jax.errors import SllmError
+
+if TYPE_CHECKING:
+    from sllm_jax.benchmark.run import Settings
+    from sllm_jax.model import Model
+
+_PANEL = "What is measured"
+
+
+def benchmark(
+    model: o.Model = DEFAULT_MODEL,
+    config: Annotated[
+        Path | None,
+        Option(
+            help="Time random weights of this config.json instead: no checkpoint is needed.", rich_help_panel=o.MODEL
+        ),
+    ] = None,
+    start_size: o.StartSize = 4,
+    recent_size: o.RecentSize = None,
+    streams: Annotated[
+        list[int] | None,
+        Option(help="Streams side by side; may be given several times.", show_default="1", rich_help_panel=_PANEL),
+    ] = None,
+    rounds: Annotated[int, Option(help="Blocks of each kind that are timed.", rich_help_panel=_PANEL)] = 7,
+    against: Annotated[
+        str | None,
+        Option(
+            help="hf: time PyTorch transformers too, on the same weights and in turns with ours (static cache, "
+            "compiled, as many keys); the last line is then `ratio hf/ours X`.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    out: Annotated[Path | None, Option(help="Write all figures to this JSON file.")] = None,
+    profile: Annotated[
+        Path | None,
+        Option(help="Write a trace of decoding to this folder, for TensorBoard, XProf or ui.perfetto.dev."),
+    ] = None,
+    revision: o.Revision = None,
+    dtype: o.Dtype = None,
+    seed: Annotated[int, Option(help="Of random weights and tokens.")] = 0,
+) -> None:
+    """Measure speed, memory and start-up on this machine.
+
+    Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once:
+    `fraction of limit` is how near it comes to that at the bandwidth that is measured beside it.
+    """
+    if against not in (None, "hf"):
+        raise SllmError(f"against {against!r} is not supported; give hf")
+    from sllm_jax.benchmark import against as hf
+    from sllm_jax.benchmark.run import Settings, measure
+    from sllm_jax.files import new_file
+    from sllm_jax.result_table import Table
+    from sllm_jax.stream import fit_sizes
+
+    if against:
+        hf.check_installed()
+    begin = time.perf_counter()
+    loaded = _random(config, dtype, seed) if config else _load(model, dtype, revision)
+    load_seconds = time.perf_counter() - begin
+    settings = Settings(*fit_sizes(loaded.config, start_size, recent_size), streams or (1,), rounds, seed)
+    leave_at_once_on_ctrl_c()
+    with progress("measuring") as bar:
+        results = measure(loaded, settings, load_seconds, bar)
+    found = {"model": str(config or model), **results.as_json()}
+    about = [
+        (name.replace("_", " "), _text(value)) for name, value in found.items() if not isinstance(value, list | dict)
+    ]
+    tables = [Table(("about", "value"), about), *results.tables()]
+    if against:
+        found["against"] = _against(loaded, settings)
+    if profile:
+        _profile(loaded, settings, profile)
+    print("\n\n".join(table.markdown() for table in tables))
+    if out:
+        with new_file(out) as file:
+            file.write(json.dumps(found, indent=2).encode() + b"\n")
+    if against:
+        theirs = found["against"]
+        print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, transformers {theirs['hf_ms_per_step']:.4g} ms")
+        print(f"ratio hf/ours {theirs['ratio_hf_to_ours']:.3g}")
+
+
+def _load(name: str, dtype: str | None, revision: str | None) -> Model:
+    from sllm_jax.loading import load
+
+    with progress("loading") as bar:
+        return load(name, dtype, revision, progress=bar)[0]
+
+
+def _random(config: Path, dtype: str | None, seed: int) -> Model:
+    """Random weights of a `config.json`."""
+    import jax
+
+    from sllm_jax.convert.dtypes import as_dtype
+    from sllm_jax.files import load_json
+    from sllm_jax.loading import default_dtype
+    from sllm_jax.model import Model, init_params
+    from sllm_jax.models import module_for
+
+    hf_config = load_json(config)
+    module = module_for(hf_config, as_dtype(dtype or default_dtype()))
+    return Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
+
+
+def _against(model: Model, settings: Settings) -> dict[str, Any]:
+    from sllm_jax.benchmark import against as hf
+    from sllm_jax.benchmark.blocks import streaming
+
+    note("compiling PyTorch's model")
+    ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+    cache_size = settings.start_size + settings.recent_size
+    return hf.summary(hf.seconds_of_both(model, ours, cache_size, settings.rounds, settings.seed))
+
+
+def _profile(model: Model, settings: Settings, folder: Path) -> None:
+    """A trace of one block."""
+    import jax
+
+    from sllm_jax.benchmark.blocks import streaming
+
+    block = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+    state = jax.block_until_ready(block.write(block.start))
+    with jax.profiler.trace(str(folder.expanduser()), create_perfetto_trace=True):
+        jax.block_until_ready(block.write(state))
+    note(f"wrote a trace of {block.steps} tokens to {folder}")
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,136 @@
+"""`benchmark`: its figures add up, its trace has the parts of a step, and bad input."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from test_cli import assert_refused, model, run  # noqa: F401
+from test_compiled import decode_arguments
+
+from sllm_jax.benchmark import blocks
+from sllm_jax.benchmark import run as running
+from sllm_jax.benchmark.blocks import Block, seconds_per_step, streaming
+from sllm_jax.benchmark.limit import bandwidth, bytes_per_step
+from sllm_jax.benchmark.run import Settings, decode_figures
+from sllm_jax.decode import decode
+from sllm_jax.model import Model, init_params
+from sllm_jax.models import module_for
+
+SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr("sllm_jax.benchmark.limit._BYTES", 2**22)
+
+
+def test_the_bytes_of_a_step_by_hand():
+    """Of the TINY Llama in bfloat16: E 24, F 44, H 6, K 3, D 10, V 101, two layers."""
+    layer = 24 * 60 + 2 * 24 * 30 + 60 * 24 + 3 * 24 * 44 + 2 * 24
+    cached = 2 * 2 * 3 * 10 * (4 + 50 + 1)
+    for tied, tables in ((False, 1), (True, 1)):
+        module = module_for(TINY | {"tie_word_embeddings": tied}, jnp.bfloat16)
+        chosen = Model(module, init_params(module))
+        assert bytes_per_step(chosen, 54, streams=1) == 2 * (2 * layer + tables * 101 * 24 + 24 + cached)
+        assert bytes_per_step(chosen, 54, streams=5) == 2 * (2 * layer + tables * 101 * 24 + 24 + 5 * cached)
+
+
+def test_bandwidths_are_positive():
+    assert all(value > 0 for value in bandwidth().values())
+
+
+def test_blocks_take_turns_and_the_first_round_is_not_counted():
+    calls = []
+
+    def block(name):
+        return Block(lambda state: calls.append(name) or state + 1, jnp.zeros(()), 4, 0, 0.0)
+
+    assert seconds_per_step([block("a"), block("b")], 2).shape == (2, 2)
+    assert calls == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_block_writes_from_a_full_cache_on(tiny, streams):
+    block = streaming(tiny, 4, 20, streams)
+    state = block.start.state
+    assert np.asarray(state.filled).tolist() == (24 if streams == 1 else [24] * 3)
+    after = block.write(block.start)
+    expected = np.asarray(after.logits)
+    assert expected.shape == ((101,) if streams == 1 else (3, 101))
+    assert streams == 1 or (expected[0] == expected[2]).all()
+    assert block.memory > sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+
+
+def test_figures_follow_from_the_seconds_of_a_step(tiny):
+    found = decode_figures(tiny, Settings(4, 50), 2, Block(print, None, 1, 3 * 2**20, 1.5), np.array([0.1, 0.2, 0.4]))
+    needed = bytes_per_step(tiny, 54, 2)
+    assert found == {
+        "streams": 2,
+        "ms_per_step": 200,
+        "tokens_per_second": 10,
+        "mb_read_per_step": needed / 2**20,
+        "gb_per_second": pytest.approx(needed / 0.2e9),
+        "program_memory_mb": 3,
+        "compile_seconds": 1.5,
+    }
+
+
+def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(running, "CHUNK_SIZES", (16,))
+    arguments = ("--model", model, "--recent-size", 30, "--streams", 1, "--streams", 2, "--rounds", 1)
+    code, out, _ = run("benchmark", *arguments, "--out", tmp_path / "all.json")
+    assert code == 0
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [row["streams"] for row in found["decode"]] == [1, 2]
+    for row in found["decode"]:
+        limit = max(found["copy_gb_per_second"], found["read_gb_per_second"])
+        assert row["fraction_of_limit"] == pytest.approx(row["gb_per_second"] / limit)
+        assert row["gb_per_second"] == pytest.approx(row["mb_read_per_step"] * 2**20 / row["ms_per_step"] / 1e6)
+    assert [row["chunk_tokens"] for row in found["prefill"]] == [16]
+    assert found["start"]["first_token_cold_seconds"] > 0
+    assert found["start"]["peak_memory_mb"] > 50
+    assert (found["start_size"], found["recent_size"], found["dtype"]) == (4, 30, "float32")
+    assert re.search(r"^\| streams \| ms per step \|", out, re.MULTILINE)
+
+
+def test_random_weights_of_a_config_and_a_trace(run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(running, "CHUNK_SIZES", (16,))
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    arguments = ("--config", tmp_path / "config.json", "--recent-size", 30, "--rounds", 1, "--dtype", "bfloat16")
+    code, out, err = run("benchmark", *arguments, "--profile", tmp_path / "trace")
+    assert code == 0
+    assert "| dtype | bfloat16 |" in out
+    assert re.search(r"wrote a trace of \d+ tokens to", err)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
+
+
+def test_the_parts_of_a_step_have_names():
+    lowered = decode.lower(*decode_arguments(jnp.float32), steps=2).as_text(debug_info=True)
+    for scope in SCOPES:
+        assert re.search(rf'["/]{scope}[/"]', lowered), scope
+
+
+@pytest.mark.slow
+def test_against_transformers_ends_with_the_ratio(run, tmp_path):  # noqa: F811
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    arguments = ("--config", tmp_path / "config.json", "--recent-size", 40, "--rounds", 2)
+    code, out, _ = run("benchmark", *arguments, "--against", "hf", "--out", tmp_path / "all.json")
+    assert code == 0
+    ratio = json.loads((tmp_path / "all.json").read_text())["against"]["ratio_hf_to_ours"]
+    assert out.splitlines()[-1] == f"ratio hf/ours {ratio:.3g}"
+
+
+def test_bad_input_is_one_sentence(run, model, tmp_path):  # noqa: F811
+    def refuses(message, *options):
+        assert_refused(run("benchmark", "--model", model, *options), message)
+
+    refuses("against 'llama.cpp' is not supported; give hf", "--against", "llama.cpp")
+    refuses("streams must be 1 or more; got 0", "--streams", 0)
+    refuses("rounds must be 1 or more; got 0", "--rounds", 0)
+    refuses("has no none.json; give the folder", "--config", tmp_path / "none.json")
