@@ -117,6 +117,7 @@ def test_the_parts_of_a_step_have_names():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
 def test_against_transformers_ends_with_the_ratio(run, tmp_path):  # noqa: F811
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     arguments = ("--config", tmp_path / "config.json", "--recent-size", 40, "--rounds", 2)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Callable[[], None]:
             Path(folder) / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
         )
     network = network.to(device).eval()
+    keyword = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"  # its earlier name
     cache = transformers.StaticCache(config=network.config, max_cache_len=cache_size + 1)
     prompt = torch.tensor(random_tokens(model, cache_size + 1 - STEPS, seed)[None], dtype=torch.int64, device=device)
     step = torch.compile(network.forward, mode="reduce-overhead" if device == "cuda" else None, fullgraph=True)
     token = prompt[:, -1:]
     with torch.inference_mode():
-        network(prompt, past_key_values=cache, use_cache=True)
+        network(prompt, **{keyword: cache}, use_cache=True)
 
     def block() -> None:
         nonlocal token
         with torch.inference_mode():
             for _ in range(STEPS):
-                logits = step(input_ids=token, past_key_values=cache, use_cache=True).logits
+                logits = step(input_ids=token, **{keyword: cache}, use_cache=True).logits
                 token = logits[:, -1:].argmax(-1)
             int(token)  # waits for the device
             for layer in cache.layers:
