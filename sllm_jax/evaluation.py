@@ -122,7 +122,7 @@ class Evaluation:
         """The file of nll and the last checkpoint, or new ones."""
         path = self._folder / _NLL
         if not (self._folder / _SETTINGS).is_file():
-            if any(self._folder.glob("[!.]*")) and not path.exists():
+            if any(self._folder.glob("[!.]*")):
                 raise SllmError(f"{self._folder} holds other things than an evaluation; name a new folder")
             _write_zeros(path, self.total)
             write_json(self._folder / _SETTINGS, settings)

@@ -102,14 +102,16 @@ def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeyp
     assert not (tmp_path / "kept").exists()
 
 
-def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("name", ["precious.txt", "nll.npy"])
+def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_path, name):  # noqa: F811
     np.save(tmp_path / "tokens.npy", np.arange(30))
     kept = tmp_path / "kept"
     kept.mkdir()
-    (kept / "precious.txt").write_text("mine")
+    (kept / name).write_text("mine")
     arguments = ("perplexity", "--model", model, "--tokens", tmp_path / "tokens.npy", "--resume", kept)
     assert_refused(run(*arguments), "holds other things than an evaluation; name a new folder")
-    (kept / "precious.txt").unlink()
+    assert (kept / name).read_text() == "mine"
+    (kept / name).unlink()
     assert run(*arguments)[0] == 0
     assert not kept.exists()
 
