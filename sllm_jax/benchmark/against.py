@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from sllm_jax.benchmark.blocks import Block, random_tokens
@@ -28,21 +26,8 @@ def check_installed() -> None:
         raise SllmError("--against hf needs PyTorch; install it with pip install 'sllm-jax[torch]'")
 
 
-def seconds_of_both(model: Model, ours: Block, cache_size: int, rounds: int, seed: int) -> np.ndarray:
-    """Seconds of a step of ours and of theirs at batch 1 in each round, [rounds, 2]; they take turns."""
-    theirs, state, seconds = huggingface(model, cache_size, seed), ours.start, np.zeros((rounds + 1, 2))
-    for i in range(rounds + 1):
-        begin = time.perf_counter()
-        state = jax.block_until_ready(ours.write(state))
-        seconds[i, 0] = (time.perf_counter() - begin) / ours.steps
-        begin = time.perf_counter()
-        theirs()
-        seconds[i, 1] = (time.perf_counter() - begin) / STEPS
-    return seconds[1:]
-
-
-def huggingface(model: Model, cache_size: int, seed: int) -> Callable[[], None]:
-    """What writes a block of `STEPS` tokens with a static cache of `cache_size` + 1 keys, compiled."""
+def huggingface(model: Model, cache_size: int, seed: int) -> Block:
+    """Writes `STEPS` tokens with a static cache of `cache_size` + 1 keys, compiled; its state is the last token."""
     torch, transformers = import_module("torch"), import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,12 +41,10 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Callable[[], None]:
     cache = transformers.StaticCache(config=network.config, max_cache_len=cache_size + 1)
     prompt = torch.tensor(random_tokens(model, cache_size + 1 - STEPS, seed)[None], dtype=torch.int64, device=device)
     step = torch.compile(network.forward, mode="reduce-overhead" if device == "cuda" else None, fullgraph=True)
-    token = prompt[:, -1:]
     with torch.inference_mode():
         network(prompt, **{keyword: cache}, use_cache=True)
 
-    def block() -> None:
-        nonlocal token
+    def write(token: Any) -> Any:
         with torch.inference_mode():
             for _ in range(STEPS):
                 logits = step(input_ids=token, **{keyword: cache}, use_cache=True).logits
@@ -69,9 +52,11 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Callable[[], None]:
             int(token)  # waits for the device
             for layer in cache.layers:
                 layer.crop(-STEPS)
+        return token
 
-    block()
-    return block
+    begin = time.perf_counter()
+    token = write(prompt[:, -1:])
+    return Block(write, token, STEPS, memory=0, compile_seconds=time.perf_counter() - begin)
 
 
 def summary(seconds: np.ndarray) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Block:
     write: Callable[[Any], Any]
     start: Any
     steps: int
-    memory: int  # bytes: arguments, results and temporary buffers
+    memory: int  # bytes: arguments, results and temporary buffers; 0 where it is not known
     compile_seconds: float
 
 

@@ -18,8 +18,10 @@ _ROUNDS = 7
 
 
 def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
-    """What a decode step must read: weights, without the table of input embeddings unless it gives the logits too, and
-    the keys and values that each stream attends to."""
+    """What a decode step must read: all weights, and the keys and values that each stream attends to.
+
+    The table of input embeddings counts only where it gives the logits too.
+    """
     config, itemsize = model.config, np.dtype(model.dtype).itemsize
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     if not config.tie_word_embeddings:

@@ -118,12 +118,12 @@ def _random(config: Path, dtype: str | None, seed: int) -> Model:
 
 def _against(model: Model, settings: Settings) -> dict[str, Any]:
     from sllm_jax.benchmark import against as hf
-    from sllm_jax.benchmark.blocks import streaming
+    from sllm_jax.benchmark.blocks import seconds_per_step, streaming
 
     note("compiling PyTorch's model")
     ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-    cache_size = settings.start_size + settings.recent_size
-    return hf.summary(hf.seconds_of_both(model, ours, cache_size, settings.rounds, settings.seed))
+    theirs = hf.huggingface(model, settings.start_size + settings.recent_size, settings.seed)
+    return hf.summary(seconds_per_step([ours, theirs], settings.rounds))
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:
