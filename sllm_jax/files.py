@@ -71,6 +71,15 @@ def copy_companions(source: Path, target: Path) -> None:
                 shutil.copyfile(path, target / path.name)
 
 
+def made_folder(path: Path) -> Path:
+    """The folder, made if it is not there; raises `SllmError` if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+    return path
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to `path` at the end in one step, or removed after an exception.

@@ -75,7 +75,7 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import new_file
+    from sllm_jax.files import made_folder, new_file
     from sllm_jax.loading import load
     from sllm_jax.perplexity import check_mode
     from sllm_jax.stream import fit_sizes
@@ -83,7 +83,7 @@ def perplexity(
     check_mode(mode)
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     for path in text or ():
-        check_text(path)
+        _check_text(path)
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def perplexity(
         nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
         curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
         names = {"model": model, "revision": revision}
-        kept = _made(folder / "evaluation" if resume is None else resume.expanduser())
+        kept = made_folder(folder / "evaluation" if resume is None else resume.expanduser())
         evaluation = Evaluation(kept, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
         _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
         _do(evaluation, saves=resume is not None)
@@ -135,7 +135,7 @@ def read_token_ids(path: Path) -> np.ndarray:
         raise SllmError(f"{path} is not a .npy file of numbers ({error}); write one with numpy.save") from error
 
 
-def check_text(path: Path) -> None:
+def _check_text(path: Path) -> None:
     """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
     from sllm_jax.long_text import file_blocks
 
@@ -156,14 +156,6 @@ def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: 
             interrupt.check()
 
         return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell))
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SllmError(f"{folder} could not be written: {error.strerror}") from error
-    return folder
 
 
 def _note_past_context(mode: str, inputs: list[Input], context: int) -> None:

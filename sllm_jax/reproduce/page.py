@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_file
+from sllm_jax.files import made_folder, new_file
 
 PAGE = "README.md"
 _TITLE = "# The paper's experiments on"
@@ -16,12 +16,9 @@ COMMAND = "command"  # the setting that holds it
 
 def prepare(folder: Path, experiments: Iterable[str]) -> None:
     """Make the folder; raises `SllmError` if it cannot be written, or holds what is not of such a report."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
-        foreign = (folder / PAGE).is_file() and not (folder / PAGE).read_text(encoding="utf-8").startswith(_TITLE)
-    except OSError as error:
-        raise SllmError(f"{folder} could not be written: {error.strerror}") from error
+    page = made_folder(folder) / PAGE
+    others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
+    foreign = page.is_file() and not page.read_text(encoding="utf-8").startswith(_TITLE)
     if others or foreign:
         found = ", ".join(sorted(others)) or PAGE
         raise SllmError(f"{folder} holds other things than a report ({found}); name a new folder")

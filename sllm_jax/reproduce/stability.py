@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-import psutil
 
 from sllm_jax.perplexity import CHUNK_SIZE, perplexity, token_nll
 from sllm_jax.reproduce.report import Report
@@ -58,6 +57,8 @@ def run(subject: Subject) -> Report:
 
 def _memory() -> tuple[float, float | None]:
     """MB that the process takes, and that its arrays take on a device with a memory of its own."""
+    import psutil
+
     statistics = jax.devices()[0].memory_stats()
     device = None if statistics is None else statistics["bytes_in_use"] / 2**20
     return psutil.Process().memory_info().rss / 2**20, device

@@ -132,7 +132,7 @@ def run(subject: Subject) -> Report:
                 subject.progress(done, total)
     return Report(
         title="streamqa: multiple-choice questions in one endless stream",
-        tables=[_accuracy_table(found, files, modes), paper.TABLE5],
+        tables=[_accuracy_table(found, [*files], modes), paper.TABLE5],
         settings=subject.settings()
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
@@ -145,7 +145,7 @@ def run(subject: Subject) -> Report:
             "paper": paper.SOURCE,
         },
         figures=_every_outcome(found),
-        draw=lambda figure: _draw(figure, found, files, modes),
+        draw=lambda figure: _draw(figure, found, [*files], modes),
     )
 
 
@@ -214,7 +214,7 @@ def _share(outcomes: Sequence[Outcome], score: str) -> float:
     return 100 * float(np.mean([getattr(outcome, score) for outcome in outcomes]))
 
 
-def _accuracy_table(found: dict[tuple[str, str], list[Outcome]], files: Any, modes: Sequence[Mode]) -> Table:
+def _accuracy_table(found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]) -> Table:
     columns = ["mode", *(f"{name}, {score}" for name in files for score in ("exact", "likely"))]
     rows: list[list[str | float]] = [
         [mode.name, *(_share(found[name, mode.name], score) for name in files for score in ("exact", "likely"))]
@@ -234,7 +234,9 @@ def _every_outcome(found: dict[tuple[str, str], list[Outcome]]) -> Table:
     return Table(columns, rows)
 
 
-def _draw(figure: Figure, found: dict[tuple[str, str], list[Outcome]], files: Any, modes: Sequence[Mode]) -> None:
+def _draw(
+    figure: Figure, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]
+) -> None:
     """Both scores of each file, a bar for each mode."""
     panels = figure.subplots(1, 2, sharey=True)
     colours, hatches, width = ("#9FB8C8", "#E8743B", "#00487A"), ("", "//", ""), 0.8 / len(modes)
@@ -244,7 +246,7 @@ def _draw(figure: Figure, found: dict[tuple[str, str], list[Outcome]], files: An
             values = [_share(found[name, mode.name], score) for name in files]
             bars = axes.bar(at, values, width, label=mode.name, color=colours[i], hatch=hatches[i], edgecolor="white")
             axes.bar_label(bars, fmt="%.0f", fontsize=9)
-        axes.set_xticks(range(len(files)), [*files])
+        axes.set_xticks(range(len(files)), files)
         axes.set(title=title, ylim=(0, 108))
     panels[0].set(ylabel="Accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes), fontsize=10)
