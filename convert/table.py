@@ -23,27 +23,26 @@ class Transform:
 
 
 IDENTITY = Transform("identity", lambda array, _: (array,), lambda arrays, _: arrays[0])
-TRANSPOSE = Transform("transpose", lambda array, _: (array.T,), lambda arrays, _: arrays[0].T)
 
 
 def _split_fused(array: np.ndarray, config: Any) -> Arrays:
     K, D, rest = config.num_key_value_heads, config.head_dim, array.shape[1:]  # noqa: N806
     grouped = array.reshape(K, -1, D, *rest)  # [K, G + 2, D, E], or without E
     parts = grouped[:, :-2], grouped[:, -2], grouped[:, -1]
-    return tuple(part.reshape(-1, *rest).T for part in parts)
+    return tuple(part.reshape(-1, *rest) for part in parts)
 
 
 def _join_fused(arrays: Arrays, config: Any) -> np.ndarray:
-    K, D, rest = config.num_key_value_heads, config.head_dim, arrays[0].T.shape[1:]  # noqa: N806
-    grouped = [array.T.reshape(K, -1, D, *rest) for array in arrays]  # [K, G or 1, D, E], or without E
+    K, D, rest = config.num_key_value_heads, config.head_dim, arrays[0].shape[1:]  # noqa: N806
+    grouped = [array.reshape(K, -1, D, *rest) for array in arrays]  # [K, G or 1, D, E], or without E
     return np.concatenate(grouped, axis=1).reshape(-1, *rest)
 
 
 FUSED = Transform("fused by key/value head: its queries, its key, its value", _split_fused, _join_fused)
 STACKED = Transform(
     "all queries, all keys, all values",
-    lambda array, _: tuple(part.T for part in np.split(array, 3)),
-    lambda arrays, _: np.concatenate([array.T for array in arrays]),
+    lambda array, _: tuple(np.split(array, 3)),
+    lambda arrays, _: np.concatenate(arrays),
 )
 
 
@@ -56,7 +55,7 @@ class Rule:
     """
 
     source: str
-    targets: tuple[str, ...]  # paths in the tree of parameters, such as "layers_{i}/self_attn/q_proj/kernel"
+    targets: tuple[str, ...]  # paths in the tree of parameters, such as "layers_{i}/self_attn/q_proj/weight"
     transform: Transform = IDENTITY
 
     def at_layer(self, i: int) -> Rule:
@@ -97,18 +96,15 @@ class Table:
 
 
 def linear(source: str, target: str) -> tuple[Rule, Rule]:
-    """A linear layer: PyTorch keeps its weight as [out, in], Flax as [in, out]; the bias only if the model has one."""
-    return (
-        Rule(f"{source}.weight", (f"{target}/kernel",), TRANSPOSE),
-        Rule(f"{source}.bias", (f"{target}/bias",)),
-    )
+    """A linear layer; the bias only if the model has one."""
+    return Rule(f"{source}.weight", (f"{target}/weight",)), Rule(f"{source}.bias", (f"{target}/bias",))
 
 
 def fused_linear(source: str, attention: str, transform: Transform) -> tuple[Rule, Rule]:
     """One linear layer for queries, keys and values; here there are three, under the path `attention`."""
     targets = [f"{attention}/{name}" for name in ("q_proj", "k_proj", "v_proj")]
     return (
-        Rule(f"{source}.weight", tuple(f"{target}/kernel" for target in targets), transform),
+        Rule(f"{source}.weight", tuple(f"{target}/weight" for target in targets), transform),
         Rule(f"{source}.bias", tuple(f"{target}/bias" for target in targets), transform),
     )
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sllm_jax.errors import SllmError
 from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.layers import LayerCache
 from sllm_jax.position import AngleTable, Rope, rotate
 
 _SLOT_MULTIPLE = 128  # an odd number of slots makes XLA pad or copy whole caches on a GPU and a TPU
@@ -30,7 +31,7 @@ Leaf = Any  # an array, or what JAX puts in its place while it transforms a tree
 class KVState(struct.PyTreeNode):
     """What is kept of one stream between calls, or of B streams with an axis B in front of every array."""
 
-    k: tuple[Leaf, ...]  # a layer: [K, A, D], each key rotated by the number of its slot
+    k: tuple[Leaf, ...]  # a layer: [K, D, A], each key rotated by the number of its slot
     v: tuple[Leaf, ...]  # a layer: [K, A, D]
     token_ids: Leaf  # [A] int32, the token in each slot
     next_slot: Leaf  # [] int32, where the next token goes; between calls what it holds is already evicted
@@ -69,19 +70,19 @@ def init_state(
     """An empty state for one stream, or for `streams` side by side; raises `SllmError` if there is no memory for it."""
     batch = () if streams is None else (streams,)
     allocated = _round_up(start_size + recent_size + 1)
-    shape = (*batch, config.num_key_value_heads, allocated, config.head_dim)
+    heads, dim = config.num_key_value_heads, config.head_dim
 
-    def per_layer() -> tuple[Array, ...]:  # each array its own: one shared by two fields cannot be donated
+    def per_layer(*shape: int) -> tuple[Array, ...]:  # each array its own: one shared by two fields cannot be donated
         try:
-            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+            return tuple(jnp.zeros((*batch, *shape), dtype) for _ in range(config.num_hidden_layers))
         except (jax.errors.JaxRuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
             raise SllmError(
                 f"no memory for a cache of {start_size + recent_size} tokens; give a smaller recent_size"
             ) from error
 
     return KVState(
-        k=per_layer(),
-        v=per_layer(),
+        k=per_layer(heads, dim, allocated),
+        v=per_layer(heads, allocated, dim),
         token_ids=jnp.zeros((*batch, allocated), jnp.int32),
         next_slot=jnp.zeros(batch, jnp.int32),
         filled=jnp.zeros(batch, jnp.int32),
@@ -127,17 +128,26 @@ def visible_token_ids(state: KVState) -> Int[Array, " N"]:
 
 
 def write_token(
-    cache: Float[Array, "K A D"], slot: Int[Array, ""], new: Float[Array, "K 1 D"]
-) -> Float[Array, "K A D"]:
-    """One layer's keys or values with those of one token in `slot`; in place where the cache is donated."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis=1)
+    cache: LayerCache, slot: Int[Array, ""], k: Float[Array, "K 1 D"], v: Float[Array, "K 1 D"]
+) -> LayerCache:
+    """One layer's keys and values with those of one token in `slot`; in place where the cache is donated."""
+    keys, values = cache
+    return (
+        jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(1, 2).astype(keys.dtype), slot, axis=2),
+        jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), slot, axis=1),
+    )
 
 
 def write_chunk(
-    cache: Float[Array, "K A D"], slots: Int[Array, " T"], new: Float[Array, "K T D"]
-) -> Float[Array, "K A D"]:
+    cache: LayerCache, slots: Int[Array, " T"], k: Float[Array, "K T D"], v: Float[Array, "K T D"]
+) -> LayerCache:
     """The same for T tokens; a slot number of A or more means that the token is not written."""
-    return cache.at[:, slots].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
+    keys, values = cache
+    dropped: Any = {"mode": "drop", "unique_indices": True}
+    return (
+        keys.at[:, :, slots].set(k.swapaxes(1, 2).astype(keys.dtype), **dropped),
+        values.at[:, slots].set(v.astype(values.dtype), **dropped),
+    )
 
 
 def written_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
@@ -173,7 +183,8 @@ def read(state: KVState, positions: Int[Array, " N"], rope: Rope) -> list[tuple[
     """Keys, unrotated and in float32, and values [K, N, D] of each layer at the given cache positions."""
     slots = _slots_at(state, positions)
     back = angle_table(rope, state.start_size, state.recent_size)(slots).inverse()
-    return [(rotate(k[:, slots].astype(jnp.float32), back), v[:, slots]) for k, v in zip(state.k, state.v, strict=True)]
+    keys = [k[:, :, slots].swapaxes(1, 2).astype(jnp.float32) for k in state.k]
+    return [(rotate(k, back), v[:, slots]) for k, v in zip(keys, state.v, strict=True)]
 
 
 def select(
@@ -188,9 +199,9 @@ def select(
     slot = jnp.arange(allocated)
     kept = slot < count
     forth = angle_table(rope, start_size, recent_size)(jnp.where(kept, slot, 0))
-    moved = [(rotate(k, forth), v) for k, v in read(state, positions, rope)]
+    moved = [(rotate(k, forth).swapaxes(1, 2), v) for k, v in read(state, positions, rope)]
     return KVState(
-        k=tuple(jnp.where(kept[:, None], k, 0).astype(old.dtype) for (k, _), old in zip(moved, state.k, strict=True)),
+        k=tuple(jnp.where(kept, k, 0).astype(old.dtype) for (k, _), old in zip(moved, state.k, strict=True)),
         v=tuple(jnp.where(kept[:, None], v, 0) for _, v in moved),
         token_ids=jnp.where(kept, state.token_ids[_slots_at(state, positions)], 0),
         next_slot=count,

@@ -53,7 +53,7 @@ def tiny() -> Model:
 
 
 def _scaled(attention: dict, by: float) -> dict:
-    return {name: {"kernel": leaf["kernel"] * by} for name, leaf in attention.items()}
+    return {name: {"weight": leaf["weight"] * by} for name, leaf in attention.items()}
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from conftest import TINY
 from test_cli import assert_refused, model, run  # noqa: F401
 from test_compiled import decode_arguments
 
-from sllm_jax.benchmark import blocks
+from sllm_jax.benchmark import programs
 from sllm_jax.benchmark import run as running
-from sllm_jax.benchmark.blocks import Block, seconds_per_step, streaming
-from sllm_jax.benchmark.limit import bandwidth, bytes_per_step
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, free_memory, probes
+from sllm_jax.benchmark.programs import Program, seconds_per_step, streaming
 from sllm_jax.benchmark.run import Settings, decode_figures
 from sllm_jax.decode import decode
 from sllm_jax.model import Model, init_params
@@ -25,8 +25,8 @@ SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.01)
-    monkeypatch.setattr("sllm_jax.benchmark.limit._BYTES", 2**22)
+    monkeypatch.setattr(programs, "CALL_SECONDS", 0.01)
+    monkeypatch.setattr("sllm_jax.benchmark.limit.PROBE_BYTES", 2**22)
 
 
 def test_the_bytes_of_a_step_by_hand():
@@ -40,44 +40,60 @@ def test_the_bytes_of_a_step_by_hand():
         assert bytes_per_step(chosen, 54, streams=5) == 2 * (2 * layer + 101 * 24 + 24 + 5 * cached)
 
 
-def test_bandwidths_are_positive():
-    assert all(value > 0 for value in bandwidth().values())
+def test_probes_go_through_as_many_bytes_as_they_say():
+    copy, read = probes()
+    assert (copy.start.nbytes, read.start.nbytes) == (2**22, 2**22)
+    assert (copy.steps, read.steps) == (8, 4)  # a copy reads and writes
+    assert (copy.call(copy.start) == 1).all()  # negated four times
+    assert read.call(read.start) is read.start
 
 
-def test_blocks_take_turns_and_the_first_round_is_not_counted():
+def test_programs_take_turns_and_the_first_round_is_not_counted():
     calls = []
 
-    def block(name):
-        return Block(lambda state: calls.append(name) or state + 1, jnp.zeros(()), 4, 0, 0.0)
+    def program(name):
+        return Program(lambda state: calls.append(name) or state + 1, jnp.zeros(()), 4, 0, 0.0)
 
-    assert seconds_per_step([block("a"), block("b")], 2).shape == (2, 2)
+    assert seconds_per_step([program("a"), program("b")], 2).shape == (2, 2)
     assert calls == ["a", "b"] * 3
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_a_block_writes_from_a_full_cache_on(tiny, streams):
-    block = streaming(tiny, 4, 20, streams)
-    state = block.start.state
+def test_a_program_writes_from_a_full_cache_on(tiny, streams):
+    program = streaming(tiny, 4, 20, streams)
+    state = program.start.state
     assert np.asarray(state.filled).tolist() == (24 if streams == 1 else [24] * 3)
-    after = block.write(block.start)
+    after = program.call(program.start)
     expected = np.asarray(after.logits)
     assert expected.shape == ((101,) if streams == 1 else (3, 101))
     assert streams == 1 or (expected[0] == expected[2]).all()
-    assert block.memory > sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+    assert program.memory > sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 
 
 def test_figures_follow_from_the_seconds_of_a_step(tiny):
-    found = decode_figures(tiny, Settings(4, 50), 2, Block(print, None, 1, 3 * 2**20, 1.5), np.array([0.1, 0.2, 0.4]))
+    program = Program(print, None, 1, 3 * 2**20, 1.5)
+    seconds = np.array([[0.1, 2, 1], [0.2, 1, 4], [0.4, 3, 2]])
     needed = bytes_per_step(tiny, 54, 2)
-    assert found == {
+    assert decode_figures(tiny, Settings(4, 50), 2, program, seconds) == {
         "streams": 2,
         "ms_per_step": 200,
         "tokens_per_second": 10,
         "mb_read_per_step": needed / 2**20,
         "gb_per_second": pytest.approx(needed / 0.2e9),
+        "fraction_of_limit": pytest.approx(needed / 0.2 / PROBE_BYTES),
         "program_memory_mb": 3,
         "compile_seconds": 1.5,
     }
+
+
+def test_streams_are_doubled_until_memory_is_full(tiny, monkeypatch):
+    monkeypatch.setattr(running, "streaming", lambda *arguments: arguments[3])
+    monkeypatch.setattr(running, "free_memory", iter([1000, 900, 900, 900, 700, 700, 700, 300, 300]).__next__)
+    assert [streams for streams, _ in running._numbers_of_streams(tiny, Settings(4, 50, None))] == [1, 2, 4]
+
+
+def test_free_memory_is_some_of_the_machine():
+    assert 2**20 < free_memory() < 2**50
 
 
 def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path, monkeypatch):  # noqa: F811
@@ -88,8 +104,7 @@ def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path,
     found = json.loads((tmp_path / "all.json").read_text())
     assert [row["streams"] for row in found["decode"]] == [1, 2]
     for row in found["decode"]:
-        limit = max(found["copy_gb_per_second"], found["read_gb_per_second"])
-        assert row["fraction_of_limit"] == pytest.approx(row["gb_per_second"] / limit)
+        assert 0 < row["fraction_of_limit"] < 10  # of the limit of memory, from which a tiny model does not read
         assert row["gb_per_second"] == pytest.approx(row["mb_read_per_step"] * 2**20 / row["ms_per_step"] / 1e6)
     assert [row["chunk_tokens"] for row in found["prefill"]] == [16]
     assert found["start"]["first_token_cold_seconds"] > 0
@@ -133,5 +148,6 @@ def test_bad_input_is_one_sentence(run, model, tmp_path):  # noqa: F811
 
     refuses("against 'llama.cpp' is not supported; give hf", "--against", "llama.cpp")
     refuses("streams must be 1 or more; got 0", "--streams", 0)
+    refuses("--streams and --until-full both say how many", "--streams", 2, "--until-full")
     refuses("rounds must be 1 or more; got 0", "--rounds", 0)
     refuses("has no none.json; give the folder", "--config", tmp_path / "none.json")

@@ -41,7 +41,7 @@ def test_each_tensor_becomes_its_parameter(tmp_path, options):
     params = load(tmp_path)
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, params_shapes(tmp_path))
     assert np.array_equal(params["embed_tokens"]["embedding"], state["model.embed_tokens.weight"])
-    assert np.array_equal(params["layers_1"]["self_attn"]["q_proj"]["kernel"], state[Q_PROJ].T)
+    assert np.array_equal(params["layers_1"]["self_attn"]["q_proj"]["weight"], state[Q_PROJ])
     assert np.array_equal(
         params["layers_2"]["input_layernorm"]["scale"], state["model.layers.2.input_layernorm.weight"]
     )
@@ -59,10 +59,10 @@ def params_shapes(folder):
 def test_a_fused_tensor_becomes_several_parameters_and_comes_back(folder):
     def split(array, config):
         ends = (config.num_attention_heads * config.head_dim,)
-        return tuple(part.T for part in np.split(array, ends))
+        return tuple(np.split(array, ends))
 
-    fuse = Transform("fused", split, lambda arrays, _: np.concatenate([array.T for array in arrays]))
-    both = ("layers_{i}/self_attn/q_proj/kernel", "layers_{i}/self_attn/k_proj/kernel")
+    fuse = Transform("fused", split, lambda arrays, _: np.concatenate(arrays))
+    both = ("layers_{i}/self_attn/q_proj/weight", "layers_{i}/self_attn/k_proj/weight")
     kept = tuple(rule for rule in LLAMA.rules if not set(rule.targets) & set(both))
     table = Table((*kept, Rule("model.layers.{i}.self_attn.qk.weight", both, fuse)), LLAMA.drops)
     module, params = module_of(folder), load(folder)

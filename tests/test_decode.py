@@ -154,8 +154,9 @@ def test_a_frozen_stream_keeps_everything_but_its_dead_slot(tiny):
     after, written = write(tiny, carry, 8)
     assert written.tolist() == [NO_TOKEN] * 8
     dead = int(before.state.next_slot)
-    for one, other in zip(before.state.k + before.state.v, after.state.k + after.state.v, strict=True):
-        np.testing.assert_array_equal(np.delete(one, dead, 1), np.delete(other, dead, 1))
+    for name, axis in (("k", 2), ("v", 1)):
+        for one, other in zip(getattr(before.state, name), getattr(after.state, name), strict=True):
+            np.testing.assert_array_equal(np.delete(one, dead, axis), np.delete(other, dead, axis))
     assert (after.state.next_slot, after.state.filled, after.key) == (dead, before.state.filled, before.key)
     np.testing.assert_array_equal(after.state.token_ids, before.state.token_ids)
     np.testing.assert_array_equal(after.logits, before.logits)

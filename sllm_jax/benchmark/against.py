@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sllm_jax.benchmark.blocks import Block, random_tokens
+from sllm_jax.benchmark.programs import Program, random_tokens
 from sllm_jax.convert import to_huggingface
 from sllm_jax.errors import SllmError
 from sllm_jax.model import Model
 
-STEPS = 16  # of a block
+STEPS = 16  # of a call
 
 
 def check_installed() -> None:
@@ -26,7 +26,7 @@ def check_installed() -> None:
         raise SllmError("--against hf needs PyTorch; install it with pip install 'sllm-jax[torch]'")
 
 
-def huggingface(model: Model, cache_size: int, seed: int) -> Block:
+def huggingface(model: Model, cache_size: int, seed: int) -> Program:
     """Writes `STEPS` tokens with a static cache of `cache_size` + 1 keys, compiled; its state is the last token."""
     torch, transformers = import_module("torch"), import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
@@ -56,7 +56,7 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Block:
 
     begin = time.perf_counter()
     token = write(prompt[:, -1:])
-    return Block(write, token, STEPS, memory=0, compile_seconds=time.perf_counter() - begin)
+    return Program(write, token, STEPS, memory=0, compile_seconds=time.perf_counter() - begin)
 
 
 def summary(seconds: np.ndarray) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import time
-from typing import Any
+import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sllm_jax.benchmark.programs import Program
 from sllm_jax.model import Model
 
-_BYTES = 2**29  # of the arrays that are read and copied, far more than any processor caches
-_ROUNDS = 7
+PROBE_BYTES = 2**29  # of the arrays that are read and copied, far more than any processor caches
+_WIDTH = 4096
+_STEPS = 4
 
 
 def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
@@ -30,34 +31,42 @@ def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
     return weights + streams * cached
 
 
-def bandwidth() -> dict[str, float]:
-    """Bytes a second of the device's memory: of a plain copy, and of the reading that a decode step is made of.
+def probes() -> list[Program]:
+    """What takes turns with decoding to show what the device's memory can do at the time; a step is `PROBE_BYTES`.
 
-    `copy`: a large array, each byte read once and written once. `read`: a large float32 matrix times a vector.
+    A plain copy (each byte read once and written once), and the reading that decoding is made of (a large float32
+    matrix times a vector).
     """
-    width = 4096
-    matrix = jnp.ones((_BYTES // 4 // width, width), jnp.float32)
-    return {
-        "copy": 2 * matrix.nbytes / _fastest(_copy, matrix),
-        "read": matrix.nbytes / _fastest(_times_vector, matrix),
-    }
+    matrix = jnp.ones((PROBE_BYTES // 4 // _WIDTH, _WIDTH), jnp.float32)
+
+    def read(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        jax.block_until_ready([_times_vector(matrix) for _ in range(_STEPS)])
+        return matrix
+
+    def copy(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        for _ in range(_STEPS):
+            matrix = _negate(matrix)
+        return matrix
+
+    return [
+        Program(copy, matrix.copy(), 2 * _STEPS, memory=0, compile_seconds=0),
+        Program(read, matrix, _STEPS, memory=0, compile_seconds=0),
+    ]
 
 
-@jax.jit
-def _copy(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
+def free_memory() -> int:
+    """Bytes: of the device, or where it has no memory of its own of the machine."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics is not None:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@partial(jax.jit, donate_argnums=0)
+def _negate(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
     return -matrix
 
 
 @jax.jit
 def _times_vector(matrix: Float[Array, "m n"]) -> Float[Array, " m"]:
     return matrix @ jnp.ones(matrix.shape[1], matrix.dtype)
-
-
-def _fastest(function: Any, matrix: Float[Array, "m n"]) -> float:
-    """Seconds of the fastest of a few calls."""
-    fastest = math.inf
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
-        jax.block_until_ready(function(matrix))
-        fastest = min(fastest, time.perf_counter() - begin)
-    return fastest

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sllm_jax.benchmark.blocks import Block, random_tokens, seconds_per_step, streaming
-from sllm_jax.benchmark.limit import bandwidth, bytes_per_step
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, free_memory, probes
+from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.errors import SllmError
 from sllm_jax.model import Model
@@ -28,17 +29,20 @@ PROMPT = 128  # tokens that are read before the first one is written
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: cache sizes, numbers of streams side by side, and how many blocks of each are timed."""
+    """What is measured: cache sizes, numbers of streams side by side, and how many calls of each are timed.
+
+    `streams` None: 1, 2, 4, ... for as long as there is memory.
+    """
 
     start_size: int
     recent_size: int
-    streams: Sequence[int] = (1,)
+    streams: Sequence[int] | None = (1,)
     rounds: int = 7
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if not self.streams or min(self.streams) < 1:
+        if self.streams is not None and min(self.streams, default=0) < 1:
             raise SllmError(f"streams must be 1 or more; got {', '.join(map(str, self.streams)) or 'none'}")
         if self.rounds < 1:
             raise SllmError(f"rounds must be 1 or more; got {self.rounds}")
@@ -64,36 +68,52 @@ class Results:
 
 def measure(model: Model, settings: Settings, load_seconds: float, progress: Progress = silent) -> Results:
     """Decode by number of streams, prefill by chunk, and the way to the first token, which comes first: it is cold."""
-    total = 2 + len(settings.streams)
-    progress(0, total)
+    progress(0, 3)
     start = _start(model, settings, load_seconds)
-    progress(1, total)
+    progress(1, 3)
     prefill = _prefill(model, settings)
-    found, speeds = [], bandwidth()
-    for i, streams in enumerate(settings.streams):
-        progress(2 + i, total)
-        block = streaming(model, settings.start_size, settings.recent_size, streams, settings.seed)
-        found.append(decode_figures(model, settings, streams, block, seconds_per_step([block], settings.rounds)[:, 0]))
-    for figures in found:
-        figures["fraction_of_limit"] = figures["gb_per_second"] / max(speeds.values()) * 1e9
+    progress(2, 3)
+    found, probed, memory = [], [], probes()
+    for streams, program in _numbers_of_streams(model, settings):
+        seconds = seconds_per_step([program, *memory], settings.rounds)
+        memory = probes()
+        found.append(decode_figures(model, settings, streams, program, seconds))
+        probed.append(PROBE_BYTES / seconds[:, 1:])
+    progress(3, 3)
+    copy, read = np.median(np.concatenate(probed), axis=0).tolist()
     start["peak_memory_mb"] = _peak_memory() / 2**20
-    return Results(_about(model, settings, speeds), found, prefill, start)
+    return Results(_about(model, settings, {"copy": copy, "read": read}), found, prefill, start)
+
+
+def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
+    """Each number of streams and its program; None ends when twice as many would not fit, at most."""
+    sizes = settings.start_size, settings.recent_size
+    for streams in settings.streams or (2**i for i in itertools.count()):
+        free = free_memory()
+        yield streams, streaming(model, *sizes, streams, settings.seed)
+        if settings.streams is None and 2 * (free - free_memory()) > free_memory():
+            return
 
 
 def decode_figures(
-    model: Model, settings: Settings, streams: int, block: Block, seconds: np.ndarray
+    model: Model, settings: Settings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
-    """Of steps with a full cache, given the seconds of a step in each round [n]."""
-    step, cache_size = float(np.median(seconds)), settings.start_size + settings.recent_size
+    """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3].
+
+    The limit is the faster of the two, each measured in the same round.
+    """
+    step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
     needed = bytes_per_step(model, cache_size, streams)
+    fraction = needed / seconds[:, 0] / (PROBE_BYTES / seconds[:, 1:].min(axis=1))
     return {
         "streams": streams,
         "ms_per_step": 1e3 * step,
         "tokens_per_second": streams / step,
         "mb_read_per_step": needed / 2**20,
         "gb_per_second": needed / step / 1e9,
-        "program_memory_mb": block.memory / 2**20,
-        "compile_seconds": block.compile_seconds,
+        "fraction_of_limit": float(np.median(fraction)),
+        "program_memory_mb": program.memory / 2**20,
+        "compile_seconds": program.compile_seconds,
     }
 
 

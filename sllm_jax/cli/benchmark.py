@@ -35,7 +35,10 @@ def benchmark(
         list[int] | None,
         Option(help="Streams side by side; may be given several times.", show_default="1", rich_help_panel=_PANEL),
     ] = None,
-    rounds: Annotated[int, Option(help="Blocks of each kind that are timed.", rich_help_panel=_PANEL)] = 7,
+    until_full: Annotated[
+        bool, Option(help="1, 2, 4, ... streams, for as long as there is memory.", rich_help_panel=_PANEL)
+    ] = False,
+    rounds: Annotated[int, Option(help="Calls of each kind that are timed.", rich_help_panel=_PANEL)] = 7,
     against: Annotated[
         str | None,
         Option(
@@ -58,6 +61,8 @@ def benchmark(
     Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once:
     `fraction of limit` is how near it comes to that at the bandwidth that is measured beside it.
     """
+    if until_full and streams:
+        raise SllmError("--streams and --until-full both say how many streams there are; give one of them")
     if against not in (None, "hf"):
         raise SllmError(f"against {against!r} is not supported; give hf")
     from sllm_jax.benchmark import against as hf
@@ -71,7 +76,8 @@ def benchmark(
     begin = time.perf_counter()
     loaded = _random(config, dtype, seed) if config else _load(model, dtype, revision)
     load_seconds = time.perf_counter() - begin
-    settings = Settings(*fit_sizes(loaded.config, start_size, recent_size), streams or (1,), rounds, seed)
+    sizes = fit_sizes(loaded.config, start_size, recent_size)
+    settings = Settings(*sizes, None if until_full else streams or (1,), rounds, seed)
     leave_at_once_on_ctrl_c()
     with progress("measuring") as bar:
         results = measure(loaded, settings, load_seconds, bar)
@@ -118,7 +124,7 @@ def _random(config: Path, dtype: str | None, seed: int) -> Model:
 
 def _against(model: Model, settings: Settings) -> dict[str, Any]:
     from sllm_jax.benchmark import against as hf
-    from sllm_jax.benchmark.blocks import seconds_per_step, streaming
+    from sllm_jax.benchmark.programs import seconds_per_step, streaming
 
     note("compiling PyTorch's model")
     ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
@@ -127,16 +133,16 @@ def _against(model: Model, settings: Settings) -> dict[str, Any]:
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:
-    """A trace of one block."""
+    """A trace of one call."""
     import jax
 
-    from sllm_jax.benchmark.blocks import streaming
+    from sllm_jax.benchmark.programs import streaming
 
-    block = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-    state = jax.block_until_ready(block.write(block.start))
+    program = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+    state = jax.block_until_ready(program.call(program.start))
     with jax.profiler.trace(str(folder.expanduser()), create_perfetto_trace=True):
-        jax.block_until_ready(block.write(state))
-    note(f"wrote a trace of {block.steps} tokens to {folder}")
+        jax.block_until_ready(program.call(state))
+    note(f"wrote a trace of {program.steps} tokens to {folder}")
 
 
 def _text(value: object) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.errors import SllmError
 from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.linear import Linear, times
 
 LayerCache = tuple[Array, Array]  # whatever `attend` keeps of one layer; models only pass it on
 Heads = tuple[Array, Array, Array]  # queries [T, H, D], keys and values [T, K, D]
@@ -47,22 +48,12 @@ def no_caches(config: ModelConfig) -> tuple[LayerCache, ...]:
     return ((jnp.zeros(0), jnp.zeros(0)),) * config.num_hidden_layers
 
 
-def precision_of(dtype: Any) -> jax.lax.Precision:
-    """float32 means float32: the highest matrix-product precision on every backend."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
 def activation(config: Mapping[str, Any], name: str, default: str) -> str:
     """The activation that the config has under `name`, if it is one of `ACTIVATIONS`."""
     value = config.get(name) or default
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise SllmError(f"{name} {value!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
     return value
-
-
-def dense(features: int, use_bias: bool, dtype: Any, name: str) -> nn.Dense:
-    """A linear layer whose parameters and output have the given dtype."""
-    return nn.Dense(features, use_bias, dtype=dtype, param_dtype=dtype, precision=precision_of(dtype), name=name)
 
 
 def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.RMSNorm:
@@ -100,12 +91,13 @@ class Attention(nn.Module):
         sizes["v_proj"] = config.num_key_value_heads
         with jax.named_scope("qkv"):
             projected = [
-                dense(heads * config.head_dim, self.qkv_bias, dtype, name)(hidden) for name, heads in sizes.items()
+                Linear(heads * config.head_dim, self.qkv_bias, dtype, name=name)(hidden)
+                for name, heads in sizes.items()
             ]
             cut = self.prepare(*projected)
         with jax.named_scope("attention"):
             cache, mixed = attend(cache, *cut)  # [T, H, D]
-        output = dense(config.hidden_size, self.output_bias, dtype, "o_proj")
+        output = Linear(config.hidden_size, self.output_bias, dtype, name="o_proj")
         return output(mixed.reshape(len(hidden), -1)), cache
 
 
@@ -121,8 +113,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
         """One token at a time, as all here but attention."""
-        up = dense(self.intermediate_size, self.use_bias, self.dtype, "up_proj")(hidden)  # [T, F]
-        return dense(self.config.hidden_size, self.use_bias, self.dtype, "down_proj")(ACTIVATIONS[self.act](up))
+        up = Linear(self.intermediate_size, self.use_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
+        down = Linear(self.config.hidden_size, self.use_bias, self.dtype, name="down_proj")
+        return down(ACTIVATIONS[self.act](up))
 
 
 Norm = Callable[[Float[Array, "T E"]], Float[Array, "T E"]]
@@ -180,20 +173,7 @@ class Decoder(nn.Module):
             hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
             kept.append(cache)
         hidden = self.norm()(hidden[rows])
-        head = partial(_tied_logits, embed) if config.tie_word_embeddings else _head(config.vocab_size, dtype)
         with jax.named_scope("head"):
-            return head(hidden), tuple(kept)
-
-
-def _head(vocab_size: int, dtype: Any) -> nn.Dense:
-    """The output layer: parameters in `dtype`, logits in float32."""
-    in_float32 = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    layer = partial(nn.Dense, vocab_size, use_bias=False, dtype=dtype, param_dtype=dtype, name="lm_head")
-    return layer(precision=precision_of(dtype), dot_general=in_float32)
-
-
-def _tied_logits(embed: nn.Embed, hidden: Float[Array, "*t E"]) -> Float[Array, "*t V"]:
-    """Logits in float32 from the table of input embeddings."""
-    table = embed.embedding
-    precision = precision_of(table.dtype)
-    return jnp.einsum("...e,ve->...v", hidden, table, precision=precision, preferred_element_type=jnp.float32)
+            if config.tie_word_embeddings:
+                return times(hidden, embed.embedding, jnp.float32), tuple(kept)
+            return Linear(config.vocab_size, False, dtype, jnp.float32, name="lm_head")(hidden), tuple(kept)

@@ -22,7 +22,8 @@ from sllm_jax.models.config import (
     rotary,
     size,
 )
-from sllm_jax.models.layers import ACTIVATIONS, Attention, Decoder, Heads, Layer, Norm, activation, dense, rms_norm
+from sllm_jax.models.layers import ACTIVATIONS, Attention, Decoder, Heads, Layer, Norm, activation, rms_norm
+from sllm_jax.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +149,11 @@ class LlamaMLP(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
         """One token at a time."""
-        config = self.config
-        gate = dense(config.intermediate_size, config.mlp_bias, self.dtype, "gate_proj")(hidden)  # [T, F]
-        up = dense(config.intermediate_size, config.mlp_bias, self.dtype, "up_proj")(hidden)  # [T, F]
-        return dense(config.hidden_size, config.mlp_bias, self.dtype, "down_proj")(
-            ACTIVATIONS[config.hidden_act](gate) * up
-        )
+        config, size = self.config, self.config.intermediate_size
+        gate = Linear(size, config.mlp_bias, self.dtype, name="gate_proj")(hidden)  # [T, F]
+        up = Linear(size, config.mlp_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
+        down = Linear(config.hidden_size, config.mlp_bias, self.dtype, name="down_proj")
+        return down(ACTIVATIONS[config.hidden_act](gate) * up)
 
 
 class LlamaLayer(Layer):

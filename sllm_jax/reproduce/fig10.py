@@ -1,7 +1,7 @@
 """Figure 10: time per token and memory of streaming against sliding-window re-computation, by the size of the cache.
 
 Both write text greedily with the same model, in the same process and precision, from a full cache on, in compiled
-programs that have run before; their blocks take turns, so that a busy machine slows both.
+programs that have run before; their calls take turns, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm_jax.benchmark.blocks import recomputing, seconds_per_step, streaming
+from sllm_jax.benchmark.programs import recomputing, seconds_per_step, streaming
 from sllm_jax.errors import SllmError
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window
-ROUNDS = 5  # blocks of each side that are timed, in turns
+ROUNDS = 5  # calls of each side that are timed, in turns
 
 
 def run(subject: Subject) -> Report:
@@ -32,9 +32,9 @@ def run(subject: Subject) -> Report:
     rows = []
     for i, cache in enumerate(CACHES):
         subject.progress(i, len(CACHES))
-        blocks = [streaming(model, start_size, cache - start_size, seed=seed), recomputing(model, cache + 1, seed)]
-        fast, slow = np.median(seconds_per_step(blocks, ROUNDS), axis=0).tolist()
-        rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(block.memory / 2**20 for block in blocks)))
+        programs = [streaming(model, start_size, cache - start_size, seed=seed), recomputing(model, cache + 1, seed)]
+        fast, slow = np.median(seconds_per_step(programs, ROUNDS), axis=0).tolist()
+        rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(program.memory / 2**20 for program in programs)))
     columns = ("cache (tokens)", "streaming (ms a token)", "re-computation (ms a token)", "speed-up")
     table = Table((*columns, "streaming (MB)", "re-computation (MB)"), rows)
     return Report(
@@ -44,7 +44,7 @@ def run(subject: Subject) -> Report:
         | {
             "streaming": f"{start_size} sinks and a window, full; a step attends to one token more than the cache",
             "re-computation": "for each token a fresh forward pass over as many tokens as a step of streaming sees",
-            "time": f"median of {ROUNDS} blocks each, in turns, after a first one that is not counted; greedy, batch 1",
+            "time": f"median of {ROUNDS} calls each, in turns, after a first one that is not counted; greedy, batch 1",
             "memory": "arguments, results and temporary buffers of the compiled program, parameters included",
             "paper": paper.SOURCE,
         },

@@ -1,10 +1,10 @@
-"""Compiled programs that write tokens block by block, and the time that a token takes in each."""
+"""Compiled programs that write tokens, many in a call, and the time that a token takes in each."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,55 +13,57 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
+from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.model import Model, dense_logits
 from sllm_jax.sampling import sampling
 
-BLOCK_SECONDS = 0.5  # that a block takes, about
+CALL_SECONDS = 0.5  # that a call takes, about
 MOST_STEPS = 256
 
 
 @dataclass(frozen=True)
-class Block:
-    """A program that writes `steps` tokens a call: what it takes and gives, what it needs, how long it was compiled."""
+class Program:
+    """Takes `steps` steps a call: what it takes and gives, what it needs, how long it was compiled."""
 
-    write: Callable[[Any], Any]
+    call: Callable[[Any], Any]
     start: Any
     steps: int
     memory: int  # bytes: arguments, results and temporary buffers; 0 where it is not known
     compile_seconds: float
 
 
-def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0) -> Block:
-    """`decode` from a full cache on: `streams` side by side, all of the same random tokens."""
+def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0) -> Program:
+    """`decode` from a full cache on: `streams` side by side, the same random tokens in all, of different lengths."""
     module, params = model.module, model.params
     tokens = random_tokens(model, start_size + recent_size, seed)
     carry = read(module, params, init_carry(module, start_size, recent_size, seed), tokens)
     if streams > 1:
         carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)
+        more = np.repeat(random_tokens(model, CHUNK_SIZES[0], seed)[None], streams, axis=0)
+        carry = extend(module, params, carry, more, np.arange(streams, dtype=np.int32) % CHUNK_SIZES[0])
     rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
 
-    def of_steps(steps: int) -> Block:
+    def of_steps(steps: int) -> Program:
         begin = time.perf_counter()
         program = decode.lower(module, params, carry, *rest, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Block(lambda carry: program(params, carry, *rest)[0], carry.copy(), steps, memory_of(program), seconds)
+        return Program(lambda carry: program(params, carry, *rest)[0], carry.copy(), steps, memory_of(program), seconds)
 
-    return _of_block_length(of_steps)
+    return _long_enough(of_steps)
 
 
-def recomputing(model: Model, width: int, seed: int = 0) -> Block:
+def recomputing(model: Model, width: int, seed: int = 0) -> Program:
     """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one."""
     module, params = model.module, model.params
     tokens = jnp.asarray(random_tokens(model, width, seed))
 
-    def of_steps(steps: int) -> Block:
+    def of_steps(steps: int) -> Program:
         begin = time.perf_counter()
         program = recompute.lower(module, params, tokens, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Block(lambda tokens: program(params, tokens), tokens.copy(), steps, memory_of(program), seconds)
+        return Program(lambda tokens: program(params, tokens), tokens.copy(), steps, memory_of(program), seconds)
 
-    return _of_block_length(of_steps)
+    return _long_enough(of_steps)
 
 
 @partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="tokens")
@@ -75,14 +77,14 @@ def recompute(module: Any, params: Any, tokens: Int[Array, " W"], steps: int) ->
     return jax.lax.scan(step, tokens, None, length=steps)[0]
 
 
-def seconds_per_step(blocks: Sequence[Block], rounds: int) -> np.ndarray:
-    """Of each of the n blocks in each round, [rounds, n]; they take turns, and a first round is not counted."""
-    states, seconds = [block.start for block in blocks], np.zeros((rounds + 1, len(blocks)))
+def seconds_per_step(programs: Sequence[Program], rounds: int) -> np.ndarray:
+    """Of each of n programs in each round, [rounds, n]; they take turns, and a first round is not counted."""
+    states, seconds = [program.start for program in programs], np.zeros((rounds + 1, len(programs)))
     for i in range(rounds + 1):
-        for j, block in enumerate(blocks):
+        for j, program in enumerate(programs):
             begin = time.perf_counter()
-            states[j] = jax.block_until_ready(block.write(states[j]))
-            seconds[i, j] = (time.perf_counter() - begin) / block.steps
+            states[j] = jax.block_until_ready(program.call(states[j]))
+            seconds[i, j] = (time.perf_counter() - begin) / program.steps
     return seconds[1:]
 
 
@@ -98,11 +100,11 @@ def memory_of(program: Any) -> int:
     return needed - found.alias_size_in_bytes
 
 
-def _of_block_length(of_steps: Callable[[int], Block]) -> Block:
-    """The block with as many steps as take about `BLOCK_SECONDS`."""
+def _long_enough(of_steps: Callable[[int], Program]) -> Program:
+    """The program with as many steps as take about `CALL_SECONDS`."""
     one = of_steps(1)
-    state = jax.block_until_ready(one.write(one.start))
+    state = jax.block_until_ready(one.call(one.start))
     begin = time.perf_counter()
-    jax.block_until_ready(one.write(state))
-    steps = int(BLOCK_SECONDS / (time.perf_counter() - begin))
-    return of_steps(min(max(steps, 1), MOST_STEPS))
+    state = jax.block_until_ready(one.call(state))
+    steps = min(int(CALL_SECONDS / (time.perf_counter() - begin)), MOST_STEPS)
+    return of_steps(steps) if steps > 1 else replace(one, start=state)
