@@ -63,16 +63,14 @@ def test_a_program_writes_from_a_full_cache_on(tiny, streams):
     program = streaming(tiny, 4, 20, streams)
     state = program.start.state
     assert np.asarray(state.filled).tolist() == (24 if streams == 1 else [24] * 3)
-    after = program.call(program.start)
-    expected = np.asarray(after.logits)
-    assert expected.shape == ((101,) if streams == 1 else (3, 101))
-    assert streams == 1 or (expected[0] == expected[2]).all()
+    assert len(set(np.atleast_1d(state.next_slot).tolist())) == streams  # of different lengths
+    assert program.call(program.start).logits.shape == ((101,) if streams == 1 else (3, 101))
     assert program.memory > sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 
 
 def test_figures_follow_from_the_seconds_of_a_step(tiny):
     program = Program(print, None, 1, 3 * 2**20, 1.5)
-    seconds = np.array([[0.1, 2, 1], [0.2, 1, 4], [0.4, 3, 2]])
+    seconds = np.array([[0.1, 2, 1], [0.2, 1, 4], [0.4, 3, 2]])  # of a step, a copy, a read
     needed = bytes_per_step(tiny, 54, 2)
     assert decode_figures(tiny, Settings(4, 50), 2, program, seconds) == {
         "streams": 2,
@@ -80,7 +78,8 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
         "tokens_per_second": 10,
         "mb_read_per_step": needed / 2**20,
         "gb_per_second": pytest.approx(needed / 0.2e9),
-        "fraction_of_limit": pytest.approx(needed / 0.2 / PROBE_BYTES),
+        "fraction_of_read_bandwidth": pytest.approx(10 * needed / PROBE_BYTES),  # of 10, 20 and 5
+        "fraction_of_copy_bandwidth": pytest.approx(7.5 * needed / PROBE_BYTES),  # of 20, 5 and 7.5
         "program_memory_mb": 3,
         "compile_seconds": 1.5,
     }
@@ -104,7 +103,8 @@ def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path,
     found = json.loads((tmp_path / "all.json").read_text())
     assert [row["streams"] for row in found["decode"]] == [1, 2]
     for row in found["decode"]:
-        assert 0 < row["fraction_of_limit"] < 10  # of the limit of memory, from which a tiny model does not read
+        assert row["fraction_of_read_bandwidth"] > 0
+        assert row["fraction_of_copy_bandwidth"] > 0
         assert row["gb_per_second"] == pytest.approx(row["mb_read_per_step"] * 2**20 / row["ms_per_step"] / 1e6)
     assert [row["chunk_tokens"] for row in found["prefill"]] == [16]
     assert found["start"]["first_token_cold_seconds"] > 0

@@ -98,20 +98,18 @@ def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int,
 def decode_figures(
     model: Model, settings: Settings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
-    """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3].
-
-    The limit is the faster of the two, each measured in the same round.
-    """
+    """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3]."""
     step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
     needed = bytes_per_step(model, cache_size, streams)
-    fraction = needed / seconds[:, 0] / (PROBE_BYTES / seconds[:, 1:].min(axis=1))
+    of_copy, of_read = np.median(needed / seconds[:, :1] / (PROBE_BYTES / seconds[:, 1:]), axis=0).tolist()
     return {
         "streams": streams,
         "ms_per_step": 1e3 * step,
         "tokens_per_second": streams / step,
         "mb_read_per_step": needed / 2**20,
         "gb_per_second": needed / step / 1e9,
-        "fraction_of_limit": float(np.median(fraction)),
+        "fraction_of_read_bandwidth": of_read,
+        "fraction_of_copy_bandwidth": of_copy,
         "program_memory_mb": program.memory / 2**20,
         "compile_seconds": program.compile_seconds,
     }

@@ -59,7 +59,8 @@ def benchmark(
     """Measure speed, memory and start-up on this machine.
 
     Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once:
-    `fraction of limit` is how near it comes to that at the bandwidth that is measured beside it.
+    The fractions say how near it comes to that at the speed of reading and of copying memory that is measured in turns
+    with it. A CPU can have channels of their own for writing: there reading is the limit.
     """
     if until_full and streams:
         raise SllmError("--streams and --until-full both say how many streams there are; give one of them")
