@@ -1,0 +1,91 @@
+"""The programs of a 7B Llama, compiled for a TPU v5e that need not be there (libtpu comes with `[tpu]`)."""
+
+import os
+import re
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+from test_compiled import EOS, LIMIT, OPTIONS, aliased, operations
+
+from sllm_jax.decode import decode, extend, init_carry
+from sllm_jax.model import init_params
+from sllm_jax.models import module_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("libtpu"), reason="needs libtpu (pip install -e '.[tpu]')"),
+]
+
+MEMORY = 16 * 10**9  # bytes of a v5e
+SEVEN_B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
+GROUPED = SEVEN_B | {"num_key_value_heads": 8, "num_hidden_layers": 4}
+MANY = SEVEN_B | {"num_hidden_layers": 4}
+CASES = {"one stream": (SEVEN_B, None), "grouped queries": (GROUPED, None), "eight streams": (MANY, 8)}
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """Turns a tree of shapes into one that lies on a TPU."""
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+    place = SingleDeviceSharding(device)
+    return lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def arguments(tpu, request):
+    config, streams = request.param
+    module = module_for(config, jnp.bfloat16)
+    params = tpu(jax.eval_shape(lambda: init_params(module)))
+    return module, params, tpu(jax.eval_shape(lambda: init_carry(module, 4, 2044, streams=streams)))
+
+
+def loop_bodies(hlo: str) -> str:
+    """The computations that are the bodies of loops, and all that they call."""
+    blocks = re.findall(r"^(?:ENTRY )?%([\w.\-]+) \(.*?\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL)
+    computations = dict(blocks)
+    wanted, found = re.findall(r"body=%([\w.\-]+)", hlo), {}
+    while wanted:
+        name = wanted.pop()
+        if name in computations and name not in found:
+            found[name] = computations[name]
+            wanted += re.findall(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)", found[name])
+    return "\n".join(found.values())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_decode_runs_in_place_and_fits(tpu, arguments, options):
+    module, params, carry = arguments
+    rest = tpu((OPTIONS[options], EOS, LIMIT))
+    program = decode.lower(module, params, carry, *rest, steps=8).compile()
+    hlo, needs = program.as_text(), program.memory_analysis()
+    leaves, cache = jax.tree.leaves(carry), carry.state.k[0]
+    body, one = loop_bodies(hlo), np.prod(cache.shape[-3:])
+    assert operations(body, "dynamic-update-slice", one)  # the search finds the caches
+    for opcode in ("copy", "transpose", "pad", "concatenate", "copy-start"):
+        assert not operations(body, opcode, one), opcode
+    assert aliased(hlo) >= {i for i, leaf in enumerate(leaves) if leaf.shape == cache.shape}
+    assert not re.search(r" (infeed|outfeed|send|recv)\(", hlo)
+    assert needs.argument_size_in_bytes + needs.temp_size_in_bytes < MEMORY
+
+
+def test_extend_fits(tpu, arguments):
+    module, params, carry = arguments
+    batch = carry.state.filled.shape
+    tokens, count = tpu((jax.ShapeDtypeStruct((*batch, 512), jnp.int32), jax.ShapeDtypeStruct(batch, jnp.int32)))
+    needs = extend.lower(module, params, carry, tokens, count).compile().memory_analysis()
+    assert needs.argument_size_in_bytes + needs.temp_size_in_bytes < MEMORY
