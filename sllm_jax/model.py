@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_causally
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import no_caches
+from sllm_jax.models.layers import LayerCache, no_caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,10 @@ class Model:
 @partial(jax.jit, static_argnames="module")
 def init_params(module: Any, seed: int | Int[Array, ""] = 0) -> Any:
     """Random parameters."""
-    attend = attend_causally(module.config, module.dtype, 1)
+
+    def attend(cache: LayerCache, q: Array, k: Array, v: Array) -> tuple[LayerCache, Array]:
+        return cache, q  # it has no parameters
+
     return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), no_caches(module.config), attend)["params"]
 
 
