@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a small random model whose sizes all differ, and folders of data."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -8,6 +9,8 @@ import pytest
 
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
+
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # processes that tests start leave nothing behind
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

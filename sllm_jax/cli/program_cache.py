@@ -1,0 +1,90 @@
+"""Compiled programs are kept on disk, so that the next start need not compile them again.
+
+JAX keeps them where `JAX_COMPILATION_CACHE_DIR` says, but writes each in place: a process that is killed meanwhile
+leaves half of one, which would be met, and passed over, at every start from then on. So each process marks the folder
+with a file that it holds locked. A mark that nobody holds is of a process that was killed; what was written since it
+began is removed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+WORTH_KEEPING = "0.1"  # seconds of compiling
+MOST_BYTES = 2**30
+_OWN_CHOICE = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # variables by which people decide
+
+
+def keep_programs() -> None:
+    """Let JAX keep compiled programs; it is not imported yet. Does nothing where no folder can be written."""
+    if "jax" in sys.modules or any(name in os.environ for name in _OWN_CHOICE):
+        return
+    try:
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_half_written(folder)
+        _remove_oldest(folder)
+        _mark(folder)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", WORTH_KEEPING)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+
+
+def _folder() -> Path:
+    """In the user's cache folder, one for each kind of processor: programs of another may not run here."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "sllm-jax" / "programs" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return "".join([platform.machine(), *(line for line in lines if line.startswith(("flags", "Features")))][:2])
+
+
+def _mark(folder: Path) -> None:
+    """Hold a mark until the process ends as it should."""
+    mark = FileLock(folder / f"{os.getpid()}.running")
+    mark.acquire(timeout=0)
+    atexit.register(_unmark, mark)
+
+
+def _unmark(mark: FileLock) -> None:
+    mark.release()
+    Path(mark.lock_file).unlink(missing_ok=True)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What was written since the beginning of a process that was killed; much of it whole, but that cannot be told."""
+    for path in folder.glob("*.running"):
+        began = path.stat().st_mtime
+        mark = FileLock(path)
+        try:
+            mark.acquire(timeout=0)
+        except Timeout:
+            continue
+        for entry in folder.glob("*-cache"):
+            if entry.stat().st_mtime >= began:
+                entry.unlink(missing_ok=True)
+        _unmark(mark)
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Until no more than `MOST_BYTES` are left."""
+    left = 0
+    for entry in sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_mtime, reverse=True):
+        left += entry.stat().st_size
+        if left > MOST_BYTES:
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+"""Compiled programs on disk: kept from run to run, and never half of one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from sllm_jax.cli import program_cache
+from sllm_jax.cli.program_cache import keep_programs
+
+GENERATE = ("generate", "--model", "bundled:falcon", "--max-tokens", "9", "--ignore-eos")
+
+
+def run(home, *arguments):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    found = subprocess.run(
+        [sys.executable, "-m", "sllm_jax", *arguments],
+        env=kept | {"XDG_CACHE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout, found.stderr
+
+
+def entries(home):
+    return {path.name: path.read_bytes() for path in home.rglob("*-cache")}
+
+
+def test_programs_are_kept_and_used_again_and_broken_ones_are_passed_over(tmp_path):
+    text, _ = run(tmp_path, *GENERATE)
+    kept = entries(tmp_path)
+    assert any("extend" in name for name in kept)
+    assert any("decode" in name for name in kept)
+    assert run(tmp_path, *GENERATE)[0] == text
+    assert entries(tmp_path) == kept
+    assert not list(tmp_path.rglob("*.running"))
+    for path in tmp_path.rglob("*-cache"):
+        path.write_bytes(path.read_bytes()[:100])
+    again, notes = run(tmp_path, *GENERATE)
+    assert again == text
+    assert "warning" not in notes
+
+
+def test_the_option_turns_it_off(tmp_path):
+    run(tmp_path, "--no-program-cache", *GENERATE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def before_jax(monkeypatch, tmp_path):
+    """As in a process that has not imported JAX, with a cache folder of its own; gives that of the programs."""
+    monkeypatch.setattr(program_cache, "sys", type("before", (), {"modules": {}}))
+    monkeypatch.setattr(program_cache, "atexit", type("never", (), {"register": lambda *_: None}))
+    monkeypatch.setattr(program_cache.warnings, "filterwarnings", lambda *_: None)
+    for name in ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")  # monkeypatch puts it back
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = program_cache._folder()
+    folder.mkdir(parents=True)
+    yield folder
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+
+def written(path, when: int, size: int = 1):
+    path.write_bytes(bytes(size))
+    os.utime(path, (when, when))
+    return path
+
+
+def test_what_a_killed_process_wrote_is_removed(before_jax):
+    old, new = written(before_jax / "old-cache", 1000), written(before_jax / "new-cache", 3000)
+    mark = written(before_jax / "17.running", 2000, 0)
+    keep_programs()
+    assert (old.exists(), new.exists(), mark.exists()) == (True, False, False)
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(before_jax)
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
+
+
+def test_what_a_running_process_writes_stays(before_jax):
+    mark = written(before_jax / "17.running", 2000, 0)
+    with FileLock(mark):
+        new = written(before_jax / "new-cache", 3000)
+        keep_programs()
+        assert new.exists()
+        assert mark.exists()
+
+
+def test_the_oldest_go_when_there_are_too_many(before_jax, monkeypatch):
+    monkeypatch.setattr(program_cache, "MOST_BYTES", 25)
+    paths = [written(before_jax / f"{i}-cache", 1000 + i, 10) for i in range(4)]
+    keep_programs()
+    assert [path.exists() for path in paths] == [False, False, True, True]
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(before_jax, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"])
+def test_what_people_have_decided_stays(before_jax, monkeypatch, name):
+    monkeypatch.setenv(name, "mine")
+    keep_programs()
+    assert os.environ[name] == "mine"
+    assert not list(before_jax.iterdir())
