@@ -20,37 +20,44 @@ from sllm_jax.convert.mpt import MPT
 from sllm_jax.convert.table import Table
 from sllm_jax.errors import SllmError
 from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder, write_json
+from sllm_jax.int8 import INT8, check_weights, is_quantized
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "to_huggingface"]
 
+_WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: what they are, if not floats
 TABLES: dict[str, Table] = {"llama": LLAMA, "gpt_neox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}  # by family
 
 
-def load_params(folder: Path | str, module: Any, progress: Progress = silent) -> Any:
+def load_params(folder: Path | str, module: Any, progress: Progress = silent, weights: str | None = None) -> Any:
     """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
 
-    One tensor is read, cast and put on the default device at a time. Raises `SllmError` with all that is wrong.
+    One tensor is read, cast and put on the default device at a time. `weights` "int8": see `sllm_jax.int8`. Raises
+    `SllmError` with all that is wrong.
     """
     folder = existing_folder(folder)
 
     def place(array: np.ndarray) -> jax.Array:
         return jax.device_put(array).block_until_ready()
 
-    return _read(folder, module, as_dtype(module.dtype), place, progress)
+    return _read(folder, module, as_dtype(module.dtype), place, progress, check_weights(weights))
 
 
-def convert(source: Path | str, out: Path | str, dtype: Any = None, progress: Progress = silent) -> None:
+def convert(
+    source: Path | str, out: Path | str, dtype: Any = None, progress: Progress = silent, weights: str | None = None
+) -> None:
     """Write the checkpoint in the folder `source` as a converted checkpoint: the new folder `out`, whole or not at all.
 
-    `dtype` None keeps each tensor's own, so that nothing is lost. Raises `SllmError` if `out` exists already, and for
-    all that is wrong with the checkpoint.
+    `dtype` None keeps each tensor's own, so that nothing is lost; `weights` "int8" keeps those of linear layers as
+    `sllm_jax.int8` says. Raises `SllmError` if `out` exists already, and for all that is wrong with the checkpoint.
     """
-    source = existing_folder(source)
+    source, int8 = existing_folder(source), check_weights(weights)
     with new_folder(Path(out)) as folder:
-        hf_config, _, params = _read_folder(source, dtype, progress)
+        hf_config, _, params = _read_folder(source, dtype, progress, int8)
+        if is_quantized(params):
+            hf_config = {**hf_config, _WEIGHTS: INT8}
         orbax.save(folder, params)
         _write_companions(folder, source, hf_config, params)
 
@@ -66,32 +73,44 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
             hf_config, module, params = source.hf_config, source.module, source.params
             if not hf_config:
                 raise SllmError("the model has no hf_config to write as config.json; give it one")
-            if dtype is not None:
+            if dtype is not None and not is_quantized(params):
                 target = as_dtype(dtype)
                 params = jax.tree.map(lambda array: np.asarray(array).astype(target), params)
         else:
             hf_config, module, params = _read_folder(source, dtype, progress)
+        if is_quantized(params):
+            raise SllmError("int8 weights cannot go to Hugging Face; take the checkpoint that they were made from")
         if module.config.attention_sink == "zero":
             raise SllmError("a model with attention_sink 'zero' cannot go to Hugging Face, which has no such softmax")
         write_safetensors(folder, params, TABLES[module.config.model_type], module)
         _write_companions(folder, source, module.config.today(hf_config), params)
 
 
-def _read_folder(folder: Path, dtype: Any, progress: Progress) -> tuple[Mapping[str, Any], Any, Any]:
+def _read_folder(
+    folder: Path, dtype: Any, progress: Progress, int8: bool = False
+) -> tuple[Mapping[str, Any], Any, Any]:
     """Config, module and parameters (NumPy arrays, which take no memory on an accelerator) of a folder."""
     hf_config = load_config(folder)
     module = module_for(hf_config, np.float32)
-    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array, progress)
+    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array, progress, int8)
     return hf_config, module, params
 
 
 def _read(
-    folder: Path, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any], progress: Progress
+    folder: Path,
+    module: Any,
+    dtype: np.dtype | None,
+    place: Callable[[np.ndarray], Any],
+    progress: Progress,
+    int8: bool,
 ) -> Any:
     try:
-        if orbax.is_converted(folder):
-            return assemble(orbax.tensors(folder), identity_table(module), module, dtype, place, progress)
-        return assemble(sources.tensors(folder), TABLES[module.config.model_type], module, dtype, place, progress)
+        if not orbax.is_converted(folder):
+            table = TABLES[module.config.model_type]
+            return assemble(sources.tensors(folder), table, module, dtype, place, progress, int8)
+        is_int8 = load_config(folder).get(_WEIGHTS) == INT8
+        table = identity_table(module, is_int8)
+        return assemble(orbax.tensors(folder), table, module, dtype, place, progress, int8 or is_int8)
     except OSError as error:
         raise SllmError(f"{folder} could not be read: {error}") from error
 

@@ -12,6 +12,7 @@ from sllm_jax.convert.dtypes import FLOATS
 from sllm_jax.convert.sources import Tensor
 from sllm_jax.convert.table import Rule, Shape, Table
 from sllm_jax.errors import SllmError
+from sllm_jax.int8 import INT8, quantize, scale_of
 from sllm_jax.model import parameter_shapes
 from sllm_jax.progress import Progress, silent
 
@@ -20,14 +21,16 @@ _BLOCK = 1 << 22  # elements looked at together
 _ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
 
 
-def shapes_of(module: Any) -> dict[str, Shape]:
-    """The shape of each parameter of a module, under its path."""
-    return {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(module), sep="/").items()}
+def shapes_of(module: Any, int8: bool = False) -> dict[str, Shape]:
+    """The shape of each parameter of a module, under its path; with `int8` those of the scales too."""
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(module), sep="/").items()}
+    scales = {scale: shape[:1] for path, shape in shapes.items() if int8 and (scale := scale_of(path))}
+    return shapes | scales
 
 
-def identity_table(module: Any) -> Table:
-    """For checkpoints that are laid out as the module is."""
-    return Table(tuple(Rule(path, (path,)) for path in shapes_of(module)))
+def identity_table(module: Any, int8: bool = False) -> Table:
+    """For checkpoints that are laid out as the module is; with `int8` there is a scale beside each weight."""
+    return Table(tuple(Rule(path, (path,)) for path in shapes_of(module, int8)))
 
 
 def assemble(
@@ -37,13 +40,15 @@ def assemble(
     dtype: np.dtype | None,
     place: Callable[[np.ndarray], Any],
     progress: Progress = silent,
+    int8: bool = False,
 ) -> Any:
     """The module's tree of parameters, each cast to `dtype` (None: left as it is) and put in its place by `place`.
 
-    `place` gets one array at a time, which nothing else refers to. Raises one `SllmError` for all tensors that are
-    unknown, missing, duplicate, misshapen, of another format than `FLOATS`, or not finite after the cast.
+    `place` gets one array at a time, which nothing else refers to. With `int8` the weights of linear layers are
+    quantized, unless they are int8 already. Raises one `SllmError` for all tensors that are unknown, missing,
+    duplicate, misshapen, of another format than `FLOATS`, or not finite after the cast.
     """
-    assembly = _Assembly(table, module, dtype, place)
+    assembly = _Assembly(table, module, dtype, place, int8)
     for count, tensor in enumerate(tensors, 1):
         assembly.add(tensor)
         progress(count, max(count, len(assembly.rules)))
@@ -53,9 +58,12 @@ def assemble(
 class _Assembly:
     """What has come so far of a checkpoint."""
 
-    def __init__(self, table: Table, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any]) -> None:
-        self.config, self.dtype, self.place = module.config, dtype, place
-        self.shapes, self.drops = shapes_of(module), table.drops
+    def __init__(
+        self, table: Table, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any], int8: bool
+    ) -> None:
+        self.config, self.dtype, self.place, self.int8 = module.config, dtype, place, int8
+        self.shapes, self.drops = shapes_of(module, int8), table.drops
+        self.scales = {scale for path in self.shapes if (scale := scale_of(path))} if int8 else set()
         self.rules = table.rules_for(self.shapes, module.config.num_hidden_layers)
         self.seen: set[str] = set()
         self.maker: dict[str, str] = {}  # path of a parameter -> name of the tensor that it came from
@@ -110,19 +118,32 @@ class _Assembly:
         expected = rule.source_shape(self.shapes, self.config)
         if tensor.shape != expected:
             return f"misshapen tensor {tensor.name}: expected {expected}, got {tensor.shape}"
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in FLOATS and not (self.int8 and tensor.dtype == INT8 and scale_of(tensor.name)):
             return f"tensor {tensor.name} of type {tensor.dtype}: expected one of {', '.join(FLOATS)}"
         return None
 
     def _make(self, tensor: Tensor, rule: Rule) -> None:
-        dtype = self.dtype or FLOATS[tensor.dtype]
         for target, view in zip(rule.targets, rule.transform.forward(tensor.read(), self.config), strict=True):
-            array = _owned(view, dtype)
-            if bad := _count_not_finite(array):
-                overflow = " after the cast" if not _count_not_finite(np.asarray(view)) else ""
-                self.problems.append(f"tensor {tensor.name}: {bad} of {array.size} not finite in {dtype}{overflow}")
-            else:
-                self.params[target] = self.place(array)
+            for path, array in self._arrays(tensor, target, view).items():
+                self.maker[path] = tensor.name
+                if bad := _count_not_finite(array):
+                    overflow = " after the cast" if not _count_not_finite(np.asarray(view)) else ""
+                    self.problems.append(
+                        f"tensor {tensor.name}: {bad} of {array.size} not finite in {array.dtype}{overflow}"
+                    )
+                else:
+                    self.params[path] = self.place(array)
+
+    def _arrays(self, tensor: Tensor, target: str, view: np.ndarray) -> dict[str, np.ndarray]:
+        """What is kept of a part of a tensor, by path: an array, or an int8 weight and its scale."""
+        scale = scale_of(target) if self.int8 else None
+        if scale is None:
+            dtype = np.dtype(np.float32) if target in self.scales else self.dtype or FLOATS[tensor.dtype]
+            return {target: _owned(view, dtype)}
+        if tensor.dtype == INT8:
+            return {target: _owned(view, np.dtype(INT8))}
+        weight, by = quantize(view)
+        return {target: _owned(weight, weight.dtype), scale: _owned(by, by.dtype)}
 
 
 def disassemble(params: Any, table: Table, module: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -54,6 +54,7 @@ def benchmark(
     ] = None,
     revision: o.Revision = None,
     dtype: o.Dtype = None,
+    weights: o.Weights = None,
     seed: Annotated[int, Option(help="Of random weights and tokens.")] = 0,
 ) -> None:
     """Measure speed, memory and start-up on this machine.
@@ -75,7 +76,7 @@ def benchmark(
     if against:
         hf.check_installed()
     begin = time.perf_counter()
-    loaded = _random(config, dtype, seed) if config else _load(model, dtype, revision)
+    loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
     load_seconds = time.perf_counter() - begin
     sizes = fit_sizes(loaded.config, start_size, recent_size)
     settings = Settings(*sizes, None if until_full else streams or (1,), rounds, seed)
@@ -101,26 +102,28 @@ def benchmark(
         print(f"ratio hf/ours {theirs['ratio_hf_to_ours']:.3g}")
 
 
-def _load(name: str, dtype: str | None, revision: str | None) -> Model:
+def _load(name: str, dtype: str | None, weights: str | None, revision: str | None) -> Model:
     from sllm_jax.loading import load
 
     with progress("loading") as bar:
-        return load(name, dtype, revision, progress=bar)[0]
+        return load(name, dtype, revision, progress=bar, weights=weights)[0]
 
 
-def _random(config: Path, dtype: str | None, seed: int) -> Model:
+def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> Model:
     """Random weights of a `config.json`."""
     import jax
 
     from sllm_jax.convert.dtypes import as_dtype
     from sllm_jax.files import load_json
+    from sllm_jax.int8 import check_weights, quantized
     from sllm_jax.loading import default_dtype
     from sllm_jax.model import Model, init_params
     from sllm_jax.models import module_for
 
     hf_config = load_json(config)
     module = module_for(hf_config, as_dtype(dtype or default_dtype()))
-    return Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
+    model = Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
+    return quantized(model) if check_weights(weights) else model
 
 
 def _against(model: Model, settings: Settings) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from typer import Option
@@ -17,6 +19,7 @@ def convert(
     to: Annotated[str, Option(help="orbax: our own checkpoint. huggingface: safetensors for transformers.")] = "orbax",
     revision: o.Revision = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.", show_default="as they are")] = None,
+    weights: o.Weights = None,
 ) -> None:
     """Convert a checkpoint; config and tokenizer come along.
 
@@ -27,9 +30,14 @@ def convert(
     from sllm_jax.convert import to_huggingface
     from sllm_jax.files import remove_unfinished
 
-    writers = {"orbax": to_orbax, "huggingface": to_huggingface}
+    writers: dict[str, Callable[..., None]] = {
+        "orbax": partial(to_orbax, weights=weights),
+        "huggingface": to_huggingface,
+    }
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
+    if weights and to != "orbax":
+        raise SllmError(f"--weights {weights} is for --to orbax; Hugging Face checkpoints hold floats here")
     folder = hub.resolve(source, revision)
     leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
     with progress("converting") as bar:

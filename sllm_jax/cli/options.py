@@ -32,6 +32,14 @@ Dtype = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    Option(
+        help="int8: linear layers in a quarter of the memory of float32, for less than half a percent of perplexity.",
+        show_default="as dtype says",
+        rich_help_panel=MODEL,
+    ),
+]
 
 StartSize = Annotated[
     int, Option(help="Attention sinks: the first tokens of the stream, never evicted.", rich_help_panel=CACHE)

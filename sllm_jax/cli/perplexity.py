@@ -64,6 +64,7 @@ def perplexity(
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
+    weights: o.Weights = None,
     seed: Annotated[int, Option(help="Accepted everywhere; nothing is random here.", hidden=True)] = 0,
 ) -> None:
     """Measure perplexity over texts of any length; in every mode but dense memory does not grow with them.
@@ -85,7 +86,7 @@ def perplexity(
     for path in text or ():
         _check_text(path)
     with progress("loading") as bar:
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sllm-jax-")))
         inputs += [_of_text(path, i, loaded_tokenizer, folder, max_tokens) for i, path in enumerate(text or ())]

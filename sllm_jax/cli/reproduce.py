@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sllm_jax.reproduce.subject import Subject
 
 ALL = "all"
-_EVERYWHERE = ("model", "revision", "tokenizer", "dtype")
+_EVERYWHERE = ("model", "revision", "tokenizer", "dtype", "weights")
 _PANEL = "Experiments"
 
 
@@ -85,6 +85,7 @@ def reproduce(
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
+    weights: o.Weights = None,
     seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0,
 ) -> None:
     """Reproduce an experiment of the paper, or all.
@@ -126,7 +127,7 @@ def reproduce(
     )
     content = "" if text is None else read_text(text)
     with progress("loading") as bar:
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
     maker = _Maker(asked, subject.Subject(loaded, loaded_tokenizer, content, options, names))
     if experiment != ALL:

@@ -46,6 +46,7 @@ def generate(
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
+    weights: o.Weights = None,
 ) -> None:
     """Write text, without end if you like.
 
@@ -59,7 +60,7 @@ def generate(
         raise SllmError("the prompt is empty; give some text, or leave --prompt out to write from nothing")
     chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
     _check(mode, start_size, recent_size, max_tokens, stop, chosen)
-    stream = _open(model, revision, tokenizer, dtype, mode, start_size, recent_size, seed)
+    stream = _open(model, revision, tokenizer, dtype, weights, mode, start_size, recent_size, seed)
     speed = Speed(stream)
     with CtrlC() as interrupt:
         try:
@@ -93,6 +94,7 @@ def chat(
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
+    weights: o.Weights = None,
 ) -> None:
     """Chat without end: one stream that is never reset, however many messages.
 
@@ -104,7 +106,7 @@ def chat(
     conversations = None if prompts is None else read_prompts(prompts)
     chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
     _check(mode, start_size, recent_size, max_tokens, stop, chosen)
-    stream = _open(model, revision, tokenizer, dtype, mode, start_size, recent_size, seed)
+    stream = _open(model, revision, tokenizer, dtype, weights, mode, start_size, recent_size, seed)
     speed = Speed(stream)
 
     def answer(message: str) -> None:
@@ -212,6 +214,7 @@ def _open(
     revision: str | None,
     tokenizer: str | None,
     dtype: str | None,
+    weights: str | None,
     mode: str,
     start_size: int,
     recent_size: int | None,
@@ -221,7 +224,7 @@ def _open(
     from sllm_jax.stream import Stream
 
     with progress("loading") as bar:
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar)
+        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
 
 
