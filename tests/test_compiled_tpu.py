@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from test_compiled import EOS, LIMIT, OPTIONS, aliased, operations
 
 from sllm_jax.decode import decode, extend, init_carry
+from sllm_jax.int8 import scale_of
 from sllm_jax.model import init_params
 from sllm_jax.models import module_for
 
@@ -81,6 +83,17 @@ def test_decode_runs_in_place_and_fits(tpu, arguments, options):
     assert aliased(hlo) >= {i for i, leaf in enumerate(leaves) if leaf.shape == cache.shape}
     assert not re.search(r" (infeed|outfeed|send|recv)\(", hlo)
     assert needs.argument_size_in_bytes + needs.temp_size_in_bytes < MEMORY
+
+
+def test_int8_weights_are_read_as_they_are(tpu):
+    module, params = module_for(MANY, jnp.bfloat16), {}
+    for path, leaf in flatten_dict(jax.eval_shape(lambda: init_params(module)), sep="/").items():
+        scale = scale_of(path)
+        params[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8) if scale else leaf
+        params |= {scale: jax.ShapeDtypeStruct(leaf.shape[:1], jnp.float32)} if scale else {}
+    arguments = unflatten_dict(params, sep="/"), jax.eval_shape(lambda: init_carry(module, 4, 2044))
+    program = decode.lower(module, *tpu((*arguments, OPTIONS["greedy"], EOS, LIMIT)), steps=8).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2 * 4096 * 11008  # of one weight in bfloat16
 
 
 def test_extend_fits(tpu, arguments):

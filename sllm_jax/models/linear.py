@@ -40,13 +40,13 @@ def times_int8(
     def product(x: Array, weight: Array) -> Array:
         return times(x, weight.astype(x.dtype), jnp.float32)
 
-    def sums(x: Array, weight: Array) -> Array:
+    def on_cpu(x: Array, weight: Array) -> Array:
+        x, weight = jax.lax.optimization_barrier((x, weight))  # else the conversion is moved out of the loop over steps
+        if math.prod(x.shape[:-1]) > 1:
+            return product(x, weight)
         return (x.reshape(-1).astype(jnp.float32) * weight.astype(jnp.float32)).sum(-1).reshape(*x.shape[:-1], -1)
 
-    x, weight = jax.lax.optimization_barrier((x, weight))  # else the conversion is moved out of the loop over steps
-    is_single = math.prod(x.shape[:-1]) == 1
-    out = jax.lax.platform_dependent(x, weight, cpu=sums, default=product) if is_single else product(x, weight)
-    return (out * scale).astype(out_dtype)
+    return (jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=product) * scale).astype(out_dtype)
 
 
 class Linear(nn.Module):
