@@ -133,20 +133,23 @@ def test_the_parts_of_a_step_have_names():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
-def test_against_transformers_ends_with_the_ratio(run, tmp_path):  # noqa: F811
+def test_against_others_ends_with_the_ratios(run, tmp_path):  # noqa: F811
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     arguments = ("--config", tmp_path / "config.json", "--recent-size", 40, "--rounds", 2)
-    code, out, _ = run("benchmark", *arguments, "--against", "hf", "--out", tmp_path / "all.json")
+    others = ("--against", "recompute", "--against", "hf")
+    code, out, _ = run("benchmark", *arguments, *others, "--out", tmp_path / "all.json")
     assert code == 0
-    ratio = json.loads((tmp_path / "all.json").read_text())["against"]["ratio_hf_to_ours"]
-    assert out.splitlines()[-1] == f"ratio hf/ours {ratio:.3g}"
+    found = json.loads((tmp_path / "all.json").read_text())["against"]
+    lines = [line for line in out.splitlines() if line.startswith("ratio")]
+    assert lines == [f"ratio {name}/ours {found[name]['ratio_to_ours']:.3g}" for name in ("recompute", "hf")]
+    assert out.splitlines()[-1] == lines[-1]
 
 
 def test_bad_input_is_one_sentence(run, model, tmp_path):  # noqa: F811
     def refuses(message, *options):
         assert_refused(run("benchmark", "--model", model, *options), message)
 
-    refuses("against 'llama.cpp' is not supported; give hf", "--against", "llama.cpp")
+    refuses("--against llama.cpp is not supported; give recompute or hf", "--against", "llama.cpp")
     refuses("streams must be 1 or more; got 0", "--streams", 0)
     refuses("--streams and --until-full both say how many", "--streams", 2, "--until-full")
     refuses("rounds must be 1 or more; got 0", "--rounds", 0)

@@ -1,9 +1,13 @@
-"""The same weights in PyTorch transformers: static cache, compiled, attending to as many keys."""
+"""What decoding is timed against: PyTorch transformers on the same weights, and re-computation of the window.
+
+PyTorch's side has a static cache, is compiled, and attends to as many keys.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -12,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sllm_jax.benchmark.programs import Program, random_tokens
+from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, seconds_per_step, streaming
+from sllm_jax.benchmark.run import Settings
 from sllm_jax.convert import to_huggingface
 from sllm_jax.errors import SllmError
 from sllm_jax.model import Model
@@ -20,10 +25,26 @@ from sllm_jax.model import Model
 STEPS = 16  # of a call
 
 
-def check_installed() -> None:
-    """Raises `SllmError` if there is no PyTorch."""
-    if find_spec("torch") is None:
+def check_against(names: Sequence[str]) -> None:
+    """Raises `SllmError` for an unknown name, and if there is no PyTorch where it is needed."""
+    if unknown := [name for name in names if name not in OTHERS]:
+        raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(OTHERS)}")
+    if "hf" in names and find_spec("torch") is None:
         raise SllmError("--against hf needs PyTorch; install it with pip install 'sllm-jax[torch]'")
+
+
+def compare(model: Model, settings: Settings, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The medians of ours and of each other side, in turns with each other, and of the ratios of their rounds."""
+    cache_size, found = settings.start_size + settings.recent_size, {}
+    for name in names:
+        ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+        seconds = seconds_per_step([ours, OTHERS[name](model, cache_size, settings.seed)], settings.rounds)
+        found[name] = {
+            "ours_ms_per_step": 1e3 * float(np.median(seconds[:, 0])),
+            "their_ms_per_step": 1e3 * float(np.median(seconds[:, 1])),
+            "ratio_to_ours": float(np.median(seconds[:, 1] / seconds[:, 0])),
+        }
+    return found
 
 
 def huggingface(model: Model, cache_size: int, seed: int) -> Program:
@@ -59,8 +80,8 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
     return Program(write, token, STEPS, memory=0, compile_seconds=time.perf_counter() - begin)
 
 
-def summary(seconds: np.ndarray) -> dict[str, Any]:
-    """The medians of both, and the median of the rounds' ratios."""
-    ours, theirs = np.median(seconds, axis=0).tolist()
-    ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
-    return {"ours_ms_per_step": 1e3 * ours, "hf_ms_per_step": 1e3 * theirs, "ratio_hf_to_ours": ratio}
+def _recompute(model: Model, cache_size: int, seed: int) -> Program:
+    return recomputing(model, cache_size + 1, seed)
+
+
+OTHERS: dict[str, Callable[[Model, int, int], Program]] = {"recompute": _recompute, "hf": huggingface}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -40,10 +40,11 @@ def benchmark(
     ] = False,
     rounds: Annotated[int, Option(help="Calls of each kind that are timed.", rich_help_panel=_PANEL)] = 7,
     against: Annotated[
-        str | None,
+        list[str] | None,
         Option(
-            help="hf: time PyTorch transformers too, on the same weights and in turns with ours (static cache, "
-            "compiled, as many keys); the last line is then `ratio hf/ours X`.",
+            help="Time others too, in turns with ours. hf: PyTorch transformers on the same weights (static cache, "
+            "compiled, as many keys). recompute: the sliding window with re-computation. May be given several times; "
+            "each ends with a line like `ratio hf/ours X`.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -65,16 +66,13 @@ def benchmark(
     """
     if until_full and streams:
         raise SllmError("--streams and --until-full both say how many streams there are; give one of them")
-    if against not in (None, "hf"):
-        raise SllmError(f"against {against!r} is not supported; give hf")
-    from sllm_jax.benchmark import against as hf
+    from sllm_jax.benchmark.against import check_against, compare
     from sllm_jax.benchmark.run import Settings, measure
     from sllm_jax.files import new_file
     from sllm_jax.result_table import Table
     from sllm_jax.stream import fit_sizes
 
-    if against:
-        hf.check_installed()
+    check_against(against or ())
     begin = time.perf_counter()
     loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
     load_seconds = time.perf_counter() - begin
@@ -89,17 +87,17 @@ def benchmark(
     ]
     tables = [Table(("about", "value"), about), *results.tables()]
     if against:
-        found["against"] = _against(loaded, settings)
+        note("compiling what it is timed against")
+        found["against"] = compare(loaded, settings, against)
     if profile:
         _profile(loaded, settings, profile)
     print("\n\n".join(table.markdown() for table in tables))
     if out:
         with new_file(out) as file:
             file.write(json.dumps(found, indent=2).encode() + b"\n")
-    if against:
-        theirs = found["against"]
-        print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, transformers {theirs['hf_ms_per_step']:.4g} ms")
-        print(f"ratio hf/ours {theirs['ratio_hf_to_ours']:.3g}")
+    for name, theirs in found.get("against", {}).items():
+        print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, {name} {theirs['their_ms_per_step']:.4g} ms")
+        print(f"ratio {name}/ours {theirs['ratio_to_ours']:.3g}")
 
 
 def _load(name: str, dtype: str | None, weights: str | None, revision: str | None) -> Model:
@@ -124,16 +122,6 @@ def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> 
     module = module_for(hf_config, as_dtype(dtype or default_dtype()))
     model = Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
     return quantized(model) if check_weights(weights) else model
-
-
-def _against(model: Model, settings: Settings) -> dict[str, Any]:
-    from sllm_jax.benchmark import against as hf
-    from sllm_jax.benchmark.programs import seconds_per_step, streaming
-
-    note("compiling PyTorch's model")
-    ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-    theirs = hf.huggingface(model, settings.start_size + settings.recent_size, settings.seed)
-    return hf.summary(seconds_per_step([ours, theirs], settings.rounds))
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:
