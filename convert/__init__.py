@@ -109,6 +109,7 @@ def _read(
             table = TABLES[module.config.model_type]
             return assemble(sources.tensors(folder), table, module, dtype, place, progress, int8)
         is_int8 = load_config(folder).get(_WEIGHTS) == INT8
+        orbax.check_layout(folder)
         table = identity_table(module, is_int8)
         return assemble(orbax.tensors(folder), table, module, dtype, place, progress, int8 or is_int8)
     except OSError as error:

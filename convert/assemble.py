@@ -96,7 +96,9 @@ class _Assembly:
         for copy, name in self.copies:
             if name in self.originals and not _equal(copy, self.originals[name]):
                 self.problems.append(f"unknown tensor {copy.name}: the config ties it to {name}, but they differ")
-        missing = {path: "no rule of the table" for path in self.shapes if path not in self.maker}
+        ruled = {target for rule in self.rules.values() for target in rule.targets}
+        derived = self.scales - ruled  # come with their weights
+        missing = {path: "no rule of the table" for path in self.shapes if path not in {*self.maker, *derived}}
         for rule in self.rules.values():
             shape = rule.source_shape(self.shapes, self.config)
             missing |= {path: f"{rule.source} of shape {shape}" for path in rule.targets if path in missing}

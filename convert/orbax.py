@@ -71,6 +71,12 @@ def tensors(folder: Path) -> Iterator[Tensor]:
         yield from sorted(found, key=lambda tensor: -math.prod(tensor.shape))  # large ones while memory is free
 
 
+def check_layout(folder: Path) -> None:
+    """Raises `SllmError` for parameters as the first version named them, their weights the other way round."""
+    if any(tensor.name.endswith("/kernel") for tensor in tensors(folder)):
+        raise SllmError(f"{folder} was made by an earlier version of sllm-jax; convert or train the model again")
+
+
 def _check_index(path: Path) -> None:
     """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error."""
     store = import_module("tensorstore").KvStore.open(

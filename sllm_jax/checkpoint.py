@@ -13,6 +13,8 @@ from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
 
+LAYOUT = 2  # of parameters and states; what was saved in another is not restored
+
 
 def save(folder: Path, step: int, state: Any) -> None:
     """Write a tree of arrays as `folder`/STEP, then remove earlier ones; raises `SllmError` if that fails."""
@@ -23,7 +25,7 @@ def save(folder: Path, step: int, state: Any) -> None:
     for left in folder.glob(".*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(path) as unfinished:
-        orbax.save(unfinished, {f"{i:05}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+        orbax.save(unfinished, {_name(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
     for old in earlier:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -38,11 +40,15 @@ def restore(folder: Path, initial: Any) -> Any:
         found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
     except SllmError:
         found = {}
-    arrays = [found.pop(f"{i:05}", None) for i in range(len(leaves))]
+    arrays = [found.pop(_name(i), None) for i in range(len(leaves))]
     same = [array is not None and array.shape == leaf.shape for array, leaf in zip(arrays, leaves, strict=True)]
     if found or not all(same):
         raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
     return jax.tree.unflatten(tree, jax.device_put(arrays))
+
+
+def _name(i: int) -> str:
+    return f"{LAYOUT}-{i:05}"
 
 
 def _all(folder: Path) -> list[Path]:

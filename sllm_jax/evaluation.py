@@ -17,6 +17,7 @@ import numpy as np
 from sllm_jax import checkpoint
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, write_json
+from sllm_jax.int8 import INT8, is_quantized
 from sllm_jax.model import Model
 from sllm_jax.perplexity import Reading, begin, check_token_ids, read_texts
 
@@ -52,6 +53,7 @@ class Evaluation:
             **names,
             **{"mode": how.mode, "start size": how.start_size, "recent size": how.recent_size},
             "dtype": np.dtype(model.dtype).name,
+            "weights": INT8 if is_quantized(model.params) else "floats",
             "texts": [_digest(ids) for ids in texts],
         }
         begun = begin(model, self.texts, how.mode, how.start_size, how.recent_size)

@@ -21,7 +21,7 @@ from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 from sllm_jax.tokenizer import load_tokenizer
 
-SLOW_INT8 = "int8 weights take a quarter of the memory of float32, but are not faster on a CPU"
+SLOW_INT8 = "int8 weights save memory, but a CPU writes text no faster with them and reads it more slowly"
 __all__ = ["default_dtype", "load", "load_config"]
 
 

@@ -18,7 +18,8 @@ from itertools import pairwise
 from statistics import median
 
 SPEED = re.compile(rb"^(\d+) tokens, ([\d.]+) tokens/s", re.MULTILINE)
-CACHE = "XDG_CACHE_HOME"
+MODELS = {"HF_HOME": os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))}
+PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | MODELS
 
 
 def main() -> None:
@@ -56,18 +57,20 @@ def warm(measured, runs: int) -> list:
         return [measured(cache) for _ in range(runs + 1)][1:]
 
 
+def environment(cache: str) -> dict[str, str]:
+    """Compiled programs are kept in this folder, and nothing else that is cached moves."""
+    return PLAIN | {"XDG_CACHE_HOME": cache}
+
+
 def child(arguments: list[str], cache: str) -> subprocess.CompletedProcess:
     """A process of its own, to its end."""
-    return subprocess.run(
-        [sys.executable, *arguments], env=os.environ | {CACHE: cache}, capture_output=True, check=True
-    )
+    return subprocess.run([sys.executable, *arguments], env=environment(cache), capture_output=True, check=True)
 
 
 def measure(arguments: list[str], cache: str) -> tuple[float, float, float]:
     """Seconds to the first character of text and to the end of the process, and tokens/s."""
     begin, pipe = time.perf_counter(), subprocess.PIPE
-    environment = os.environ | {CACHE: cache}
-    with subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe, env=environment) as process:
+    with subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe, env=environment(cache)) as process:
         process.stdout.read(1)
         first = time.perf_counter() - begin
         _, notes = process.communicate()

@@ -16,7 +16,8 @@ from sllm_jax.benchmark import run as running
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, free_memory, probes
 from sllm_jax.benchmark.programs import Program, seconds_per_step, streaming
 from sllm_jax.benchmark.run import Settings, decode_figures
-from sllm_jax.decode import decode
+from sllm_jax.decode import decode, init_carry
+from sllm_jax.errors import SllmError
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 
@@ -85,10 +86,22 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
     }
 
 
-def test_streams_are_doubled_until_memory_is_full(tiny, monkeypatch):
+@pytest.mark.parametrize(("room", "numbers"), [(0, [1]), (3.9, [1, 2]), (4, [1, 2, 4])])
+def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, numbers):
+    """`room`: for how many streams there is memory, five times what each carries."""
+    carried = sum(leaf.nbytes for leaf in jax.tree.leaves(init_carry(tiny.module, 4, 50)))
+    monkeypatch.setattr(running, "free_memory", lambda: 5 * room * carried)
     monkeypatch.setattr(running, "streaming", lambda *arguments: arguments[3])
-    monkeypatch.setattr(running, "free_memory", iter([1000, 900, 900, 900, 700, 700, 700, 300, 300]).__next__)
-    assert [streams for streams, _ in running._numbers_of_streams(tiny, Settings(4, 50, None))] == [1, 2, 4]
+    assert list(running._numbers_of_streams(tiny, Settings(4, 50, None))) == [(n, n) for n in numbers]
+
+
+def test_too_many_streams_are_one_sentence(tiny, monkeypatch):
+    def fails(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(running, "streaming", fails)
+    with pytest.raises(SllmError, match="no memory for 7 streams; give fewer, or a smaller recent_size"):
+        list(running._numbers_of_streams(tiny, Settings(4, 50, (7,))))
 
 
 def test_free_memory_is_some_of_the_machine():

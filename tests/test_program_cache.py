@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from filelock import FileLock
@@ -78,6 +79,20 @@ def test_what_a_killed_process_wrote_is_removed(before_jax):
     assert (old.exists(), new.exists(), mark.exists()) == (True, False, False)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(before_jax)
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
+
+
+def test_leaving_at_once_costs_only_what_is_just_being_written(before_jax):
+    keep_programs()
+    old, new = written(before_jax / "old-cache", time.time() - 60), written(before_jax / "new-cache", time.time() - 1)
+    (mark,) = before_jax.glob("*.running")
+    os.utime(mark, (1000, 1000))
+    program_cache.leaving_at_once()
+    program_cache._remove_half_written(before_jax)
+    assert (old.exists(), new.exists(), mark.exists()) == (True, True, True)  # the process still runs
+    held = next(lock for lock in program_cache._locks if lock.lock_file == str(mark))
+    held.release()
+    program_cache._remove_half_written(before_jax)
+    assert (old.exists(), new.exists(), mark.exists()) == (True, False, False)
 
 
 def test_what_a_running_process_writes_stays(before_jax):

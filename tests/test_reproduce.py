@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_cli import assert_refused, run  # noqa: F401
 
-from sllm_jax.benchmark import blocks
+from sllm_jax.benchmark import programs
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
@@ -71,7 +71,7 @@ def questions(tmp_path):
 def small_caches(monkeypatch):
     """Of fig10."""
     monkeypatch.setattr(fig10, "CACHES", (32, 64))
-    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(programs, "CALL_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -264,7 +264,7 @@ def test_fig10_writes_what_a_fresh_pass_says(loaded):
     for _ in range(5):
         logits = dense_logits(chosen.module, chosen.params, jnp.array(expected[-width:]), -1)
         expected.append(int(logits.argmax()))
-    found = blocks.recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
+    found = programs.recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
     assert np.asarray(found).tolist() == expected[-width:]
 
 

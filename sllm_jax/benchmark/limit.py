@@ -34,7 +34,7 @@ def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
 def probes() -> list[Program]:
     """What takes turns with decoding to show what the device's memory can do at the time; a step is `PROBE_BYTES`.
 
-    A plain copy (each byte read once and written once), and the reading that decoding is made of (a large float32
+    A copy onto itself (each byte read once and written once), and the reading that decoding is made of (a large float32
     matrix times a vector).
     """
     matrix = jnp.ones((PROBE_BYTES // 4 // _WIDTH, _WIDTH), jnp.float32)

@@ -24,6 +24,7 @@ from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
 from sllm_jax.version import __version__
 
+_COPIES = 5  # of all states: three at once while a program is prepared, and room for what it needs beside them
 PROMPT = 128  # tokens that are read before the first one is written
 
 
@@ -73,26 +74,33 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
     progress(1, 3)
     prefill = _prefill(model, settings)
     progress(2, 3)
+    start["peak_memory_mb"] = _peak_memory() / 2**20
     found, probed, memory = [], [], probes()
     for streams, program in _numbers_of_streams(model, settings):
         seconds = seconds_per_step([program, *memory], settings.rounds)
+        memory = []  # a copy consumes its array
         memory = probes()
         found.append(decode_figures(model, settings, streams, program, seconds))
         probed.append(PROBE_BYTES / seconds[:, 1:])
     progress(3, 3)
     copy, read = np.median(np.concatenate(probed), axis=0).tolist()
-    start["peak_memory_mb"] = _peak_memory() / 2**20
     return Results(_about(model, settings, {"copy": copy, "read": read}), found, prefill, start)
 
 
 def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
-    """Each number of streams and its program; None ends when twice as many would not fit, at most."""
+    """Each number of streams and its program; None ends where so many would not fit."""
     sizes = settings.start_size, settings.recent_size
+    one = jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1))
+    needed = _COPIES * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
     for streams in settings.streams or (2**i for i in itertools.count()):
-        free = free_memory()
-        yield streams, streaming(model, *sizes, streams, settings.seed)
-        if settings.streams is None and 2 * (free - free_memory()) > free_memory():
+        if settings.streams is None and streams > 1 and streams * needed > free_memory():
             return
+        try:
+            program = streaming(model, *sizes, streams, settings.seed)
+        except jax.errors.JaxRuntimeError as error:
+            raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
+        yield streams, program
+        del program
 
 
 def decode_figures(

@@ -60,22 +60,29 @@ def benchmark(
 ) -> None:
     """Measure speed, memory and start-up on this machine.
 
-    Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once:
+    Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once.
     The fractions say how near it comes to that at the speed of reading and of copying memory that is measured in turns
     with it. A CPU can have channels of their own for writing: there reading is the limit.
     """
     if until_full and streams:
         raise SllmError("--streams and --until-full both say how many streams there are; give one of them")
+    import jax
+
     from sllm_jax.benchmark.against import check_against, compare
     from sllm_jax.benchmark.run import Settings, measure
     from sllm_jax.files import new_file
+    from sllm_jax.int8 import check_weights, is_quantized
     from sllm_jax.result_table import Table
     from sllm_jax.stream import fit_sizes
 
     check_against(against or ())
+    check_weights(weights)
+    jax.config.update("jax_enable_compilation_cache", False)  # what is cold is to be cold
     begin = time.perf_counter()
     loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
     load_seconds = time.perf_counter() - begin
+    if "hf" in (against or ()) and is_quantized(loaded.params):
+        raise SllmError("--against hf takes the same weights in PyTorch, as floats; leave out --weights int8")
     sizes = fit_sizes(loaded.config, start_size, recent_size)
     settings = Settings(*sizes, None if until_full else streams or (1,), rounds, seed)
     leave_at_once_on_ctrl_c()
@@ -113,7 +120,7 @@ def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> 
 
     from sllm_jax.convert.dtypes import as_dtype
     from sllm_jax.files import load_json
-    from sllm_jax.int8 import check_weights, quantized
+    from sllm_jax.int8 import quantized
     from sllm_jax.loading import default_dtype
     from sllm_jax.model import Model, init_params
     from sllm_jax.models import module_for
@@ -121,7 +128,7 @@ def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> 
     hf_config = load_json(config)
     module = module_for(hf_config, as_dtype(dtype or default_dtype()))
     model = Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
-    return quantized(model) if check_weights(weights) else model
+    return quantized(model) if weights else model
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sllm_jax.cli.program_cache import leaving_at_once
+
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
@@ -51,7 +53,7 @@ class CtrlC:
 
     def _press(self, *_: object) -> None:
         if self._pressed:
-            os._exit(INTERRUPTED)
+            _leave()
         self._pressed = True
 
 
@@ -60,9 +62,14 @@ def leave_at_once_on_ctrl_c(clean_up: Callable[[], None] = lambda: None) -> None
 
     def leave(*_: object) -> None:
         clean_up()
-        os._exit(INTERRUPTED)
+        _leave()
 
     signal.signal(signal.SIGINT, leave)
+
+
+def _leave() -> None:
+    leaving_at_once()
+    os._exit(INTERRUPTED)
 
 
 class Bar:

@@ -29,6 +29,7 @@ def convert(
     from sllm_jax.convert import convert as to_orbax
     from sllm_jax.convert import to_huggingface
     from sllm_jax.files import remove_unfinished
+    from sllm_jax.int8 import check_weights
 
     writers: dict[str, Callable[..., None]] = {
         "orbax": partial(to_orbax, weights=weights),
@@ -36,7 +37,7 @@ def convert(
     }
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
-    if weights and to != "orbax":
+    if check_weights(weights) and to != "orbax":
         raise SllmError(f"--weights {weights} is for --to orbax; Hugging Face checkpoints hold floats here")
     folder = hub.resolve(source, revision)
     leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))

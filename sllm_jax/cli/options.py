@@ -35,8 +35,8 @@ Dtype = Annotated[
 Weights = Annotated[
     str | None,
     Option(
-        help="int8: linear layers in a quarter of the memory of float32, for less than half a percent of perplexity.",
-        show_default="as dtype says",
+        help="int8: weights of linear layers in a quarter of the memory of float32.",
+        show_default="as they are",
         rich_help_panel=MODEL,
     ),
 ]

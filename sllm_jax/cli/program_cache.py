@@ -13,13 +13,18 @@ import hashlib
 import os
 import platform
 import sys
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 WORTH_KEEPING = "0.1"  # seconds of compiling
-MOST_BYTES = 2**30
+MOST_BYTES = 2**30  # of programs for one kind of processor
+WRITING = 10  # seconds that writing a program may take
+_locks: list[FileLock] = []  # the mark of this process
 _OWN_CHOICE = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # variables by which people decide
 
 
@@ -56,27 +61,36 @@ def _processor() -> str:
 
 def _mark(folder: Path) -> None:
     """Hold a mark until the process ends as it should."""
-    mark = FileLock(folder / f"{os.getpid()}.running")
+    mark = FileLock(folder / f"{uuid4().hex}.running")
     mark.acquire(timeout=0)
     atexit.register(_unmark, mark)
+    _locks.append(mark)
+
+
+def leaving_at_once() -> None:
+    """The process ends in the middle of its work: only what is written just now may be half written."""
+    for mark in _locks:
+        with suppress(OSError):
+            os.utime(mark.lock_file, (time.time() - WRITING, time.time() - WRITING))
 
 
 def _unmark(mark: FileLock) -> None:
+    with suppress(PermissionError):  # on Windows, where it has to be released first
+        Path(mark.lock_file).unlink(missing_ok=True)
     mark.release()
     Path(mark.lock_file).unlink(missing_ok=True)
 
 
 def _remove_half_written(folder: Path) -> None:
     """What was written since the beginning of a process that was killed; much of it whole, but that cannot be told."""
-    for path in folder.glob("*.running"):
-        began = path.stat().st_mtime
+    for path, began in _by_time(folder, "*.running"):
         mark = FileLock(path)
         try:
             mark.acquire(timeout=0)
         except Timeout:
             continue
-        for entry in folder.glob("*-cache"):
-            if entry.stat().st_mtime >= began:
+        for entry, written in _by_time(folder, "*-cache"):
+            if written >= began:
                 entry.unlink(missing_ok=True)
         _unmark(mark)
 
@@ -84,7 +98,17 @@ def _remove_half_written(folder: Path) -> None:
 def _remove_oldest(folder: Path) -> None:
     """Until no more than `MOST_BYTES` are left."""
     left = 0
-    for entry in sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_mtime, reverse=True):
-        left += entry.stat().st_size
+    for entry, _ in reversed(_by_time(folder, "*-cache")):
+        with suppress(FileNotFoundError):
+            left += entry.stat().st_size
         if left > MOST_BYTES:
             entry.unlink(missing_ok=True)
+
+
+def _by_time(folder: Path, pattern: str) -> list[tuple[Path, float]]:
+    """Files and when they were written, the oldest first; another process may remove them meanwhile."""
+    found = []
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found.append((path, path.stat().st_mtime))
+    return sorted(found, key=lambda one: one[1])
