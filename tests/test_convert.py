@@ -8,7 +8,7 @@ import torch
 from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of, problems
 from safetensors.torch import save_file
 
-from sllm_jax.convert import sources
+from sllm_jax.convert import orbax, sources
 from sllm_jax.convert.assemble import assemble, disassemble, shapes_of
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.table import Drop, Rule, Table, Transform
@@ -209,3 +209,12 @@ def test_all_problems_are_reported_together(folder):
         "tensor model.layers.1.self_attn.q_proj.weight: 1 of 1152 not finite in float32",
         "unknown tensor extra of shape (2, 5)",
     ]
+
+
+def test_a_checkpoint_of_the_first_version_is_refused(tmp_path, folder):
+    old = tmp_path / "old"
+    old.mkdir()
+    orbax.save(old, {"lm_head": {"kernel": np.zeros((24, 101), np.float32)}})
+    (old / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(SllmError, match="old was made by an earlier version of sllm-jax; convert or train the model"):
+        load(old)

@@ -8,6 +8,7 @@ import pytest
 from sllm_jax.errors import SllmError
 from sllm_jax.evaluation import Evaluation, How
 from sllm_jax.files import new_file
+from sllm_jax.int8 import quantized
 from sllm_jax.perplexity import MODES, token_nll
 
 LENGTHS = (90, 40, 61)
@@ -88,6 +89,12 @@ def test_another_evaluation_is_not_gone_on_with(tiny, texts, tmp_path, change, n
     evaluation(tmp_path, tiny, texts)
     with pytest.raises(SllmError, match=rf"holds another evaluation \(not the same: {named}\); resume with the same"):
         evaluation(tmp_path, tiny, **({"texts": texts} | change))
+
+
+def test_floats_are_not_gone_on_with_as_int8(tiny, texts, tmp_path):
+    evaluation(tmp_path, tiny, texts)
+    with pytest.raises(SllmError, match=r"\(not the same: weights\)"):
+        evaluation(tmp_path, quantized(tiny), texts)
 
 
 def test_a_damaged_folder_is_refused(tiny, texts, tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import llama, save_llama
+from checkpoints import llama, rewrite, save_llama
 from conftest import TINY
 from families import FAMILIES, random_model
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -121,6 +121,14 @@ def test_what_cannot_be_is_refused(tmp_path, tiny):
     model.save_pretrained(tmp_path / "hf")
     with pytest.raises(SllmError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight: .* not finite"):
         loading.load(tmp_path / "hf", weights="int8")
+
+
+def test_what_is_missing_or_misshapen_is_named_once(tmp_path):
+    save_llama(tmp_path)
+    rewrite(tmp_path, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(SllmError) as missing:
+        loading.load(tmp_path, weights="int8")
+    assert str(missing.value) == "missing tensor model.layers.1.mlp.up_proj.weight of shape (44, 24)"
 
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path, run):  # noqa: F811
