@@ -1,4 +1,7 @@
-"""The programs of a 7B Llama, compiled for a TPU v5e that need not be there (libtpu comes with `[tpu]`)."""
+"""The programs of a 7B Llama, compiled for a TPU v5e that need not be there (libtpu comes with `[tpu]`).
+
+To be run in one process: libtpu serves no second one.
+"""
 
 import os
 import re
