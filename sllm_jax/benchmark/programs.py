@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.model import Model, dense_logits
-from sllm_jax.sampling import sampling
+from sllm_jax.sampling import first_of_the_largest, sampling
 
 CALL_SECONDS = 0.5  # that a call takes, about
 MOST_STEPS = 256
@@ -71,7 +71,7 @@ def recompute(module: Any, params: Any, tokens: Int[Array, " W"], steps: int) ->
     """Write `steps` tokens, each from a fresh pass over the last W; the last W then."""
 
     def step(tokens: Int[Array, " W"], _: None) -> tuple[Int[Array, " W"], None]:
-        token = dense_logits(module, params, tokens, -1).argmax().astype(jnp.int32)
+        token = first_of_the_largest(dense_logits(module, params, tokens, -1))
         return jnp.append(tokens[1:], token), None
 
     return jax.lax.scan(step, tokens, None, length=steps)[0]

@@ -69,20 +69,19 @@ class Results:
 
 def measure(model: Model, settings: Settings, load_seconds: float, progress: Progress = silent) -> Results:
     """Decode by number of streams, prefill by chunk, and the way to the first token, which comes first: it is cold."""
-    progress(0, 3)
+    total = 2 + len(settings.streams or (1,))
+    progress(0, total)
     start = _start(model, settings, load_seconds)
-    progress(1, 3)
+    progress(1, total)
     prefill = _prefill(model, settings)
-    progress(2, 3)
+    progress(2, total)
     start["peak_memory_mb"] = _peak_memory() / 2**20
-    found, probed, memory = [], [], probes()
+    found, probed = [], []
     for streams, program in _numbers_of_streams(model, settings):
-        seconds = seconds_per_step([program, *memory], settings.rounds)
-        memory = []  # a copy consumes its array
-        memory = probes()
+        seconds = seconds_per_step([program, *probes()], settings.rounds)
         found.append(decode_figures(model, settings, streams, program, seconds))
         probed.append(PROBE_BYTES / seconds[:, 1:])
-    progress(3, 3)
+        progress(2 + len(found), max(total, 2 + len(found)))
     copy, read = np.median(np.concatenate(probed), axis=0).tolist()
     return Results(_about(model, settings, {"copy": copy, "read": read}), found, prefill, start)
 

@@ -93,12 +93,12 @@ def benchmark(
         (name.replace("_", " "), _text(value)) for name, value in found.items() if not isinstance(value, list | dict)
     ]
     tables = [Table(("about", "value"), about), *results.tables()]
+    print("\n\n".join(table.markdown() for table in tables), flush=True)
+    if profile:
+        _profile(loaded, settings, profile)
     if against:
         note("compiling what it is timed against")
         found["against"] = compare(loaded, settings, against)
-    if profile:
-        _profile(loaded, settings, profile)
-    print("\n\n".join(table.markdown() for table in tables))
     if out:
         with new_file(out) as file:
             file.write(json.dumps(found, indent=2).encode() + b"\n")
