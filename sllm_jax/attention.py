@@ -79,14 +79,13 @@ def _reach(state: KVState, sliding_window: int | None) -> int:
 
 def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     """Attention for the next token of a stream: write it, then attend to the ring, itself included."""
-    size, window = state.start_size, state.window
+    size = state.start_size
     p = plan(state, 1, jnp.int32(1), config.sliding_window)
     angles = angle_table(config.rope, size, state.recent_size)
     at_slot = angles(p.slots)
-    ways = [p.slots, p.slots + window, p.position][: _ways(config, size)]  # this lap, the previous one, sinks
-    at_ways = angles(jnp.concatenate(ways))
-    slot = jnp.arange(state.allocated)
-    way, itself = jnp.where(slot < size, 2, p.old_lap), slot == p.slots[0]
+    numbers, way = query_rotations(state, p)
+    at_ways = angles(numbers[: _ways(config, size)])
+    itself = jnp.arange(state.allocated) == p.slots[0]
     sees = p.sees[0] | itself
     bias = position_bias(config, jnp.where(itself, p.position, p.key_position), p.position[:, None])
 
@@ -96,7 +95,7 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
         with jax.named_scope("cache_write"):
             keys, values = write_token(cache, p.slots[0], rotate(_heads_first(k), at_slot), _heads_first(v))
         grouped = _grouped(q, len(values))  # [K, G, 1, D]
-        rows = rotate(jnp.broadcast_to(grouped, (*grouped.shape[:2], len(ways), grouped.shape[3])), at_ways)
+        rows = rotate(jnp.broadcast_to(grouped, (*grouped.shape[:2], len(at_ways.cos), grouped.shape[3])), at_ways)
         chosen = config.score_scale * _chosen_products(rows, keys, way, dtype)  # [K, G, A]
         if bias is not None:
             chosen += bias[:, :, 0]
@@ -127,6 +126,16 @@ def _chosen_products(
         return choose([product("kgd,kda->kga", rows[:, :, i], keys) for i in range(rows.shape[2])])
 
     return jax.lax.platform_dependent(rows, keys, cpu=apart, default=together)
+
+
+def query_rotations(state: KVState, p: Plan) -> tuple[Int[Array, " W"], Int[Array, " A"]]:
+    """By which W = 3 numbers the next token's query is rotated, and which of them (0, 1, 2) meets each slot's key.
+
+    The number less that of the slot, by which the key was rotated, is the distance of the two in cache positions.
+    """
+    slot = jnp.arange(state.allocated)
+    numbers = jnp.concatenate([p.slots, p.slots + state.window, p.position])  # this lap, the previous one, sinks
+    return numbers, jnp.where(slot < state.start_size, 2, p.old_lap)
 
 
 def _ways(config: ModelConfig, start_size: int) -> int:

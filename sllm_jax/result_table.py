@@ -22,6 +22,8 @@ class Table:
         lines = ["| " + " | ".join(_short(cell) for cell in row) + " |" for row in (self.columns, *self.rows)]
         return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
+    _repr_markdown_ = markdown  # what a notebook shows
+
 
 def _short(cell: Any) -> str:
     if cell is None:

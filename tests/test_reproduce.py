@@ -20,9 +20,9 @@ from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
+from sllm_jax.plot import check_plots
 from sllm_jax.reproduce import EXPERIMENTS, fig10
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
-from sllm_jax.reproduce.report import check_plots
 from sllm_jax.reproduce.subject import Options, Subject
 from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
@@ -257,6 +257,11 @@ def test_fig10_times_both_sides(loaded, small_caches):
         assert min(streaming_memory, recomputing_memory) > parameters
 
 
+def test_fig10_takes_caches_of_ones_own(loaded, small_caches):
+    report = EXPERIMENTS["fig10"].run(Subject(*loaded, "", Options(cache_sizes=(48, 16))))
+    assert [row[0] for row in report.figures.rows] == [16, 48]
+
+
 def test_fig10_writes_what_a_fresh_pass_says(loaded):
     chosen, width = loaded[0], 20
     tokens = np.random.default_rng(0).integers(0, 420, width).astype(np.int32)
@@ -321,6 +326,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     for name in ("table1", "table2", "stability"):
         refuses("a text that is longer than the window, 129 tokens or more; got 128", name, "--max-tokens", 128)
     refuses("start_size below its smallest cache, 256 tokens; got 256", "fig10", "--start-size", 256)
+    refuses("start_size below its smallest cache, 3 tokens; got 4", "fig10", "--cache-size", 9, "--cache-size", 3)
     refuses("qa-format 'quiz' is not one of few-shot, chat", "fig2", "--qa-format", "quiz")
     refuses("fig2 needs a text of at least one window, 127 tokens; got 126", "fig2", "--max-tokens", 126)
     refuses("fig3 needs a text longer than the trained context, 128 tokens; got 128", "fig3", "--max-tokens", 128)

@@ -82,6 +82,14 @@ def reproduce(
         str,
         Option(help="streamqa: few-shot, for any model, or chat, for one that was tuned to.", rich_help_panel=_PANEL),
     ] = "few-shot",
+    cache_size: Annotated[
+        list[int] | None,
+        Option(
+            help="fig10: tokens that a cache keeps, sinks and window; may be given several times.",
+            show_default="256 to 4096",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
@@ -98,10 +106,10 @@ def reproduce(
     from sllm_jax.errors import SllmError
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
+    from sllm_jax.plot import check_plots
     from sllm_jax.reproduce import EXPERIMENTS, subject
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files
-    from sllm_jax.reproduce.report import check_plots
 
     out = out.expanduser()
     given = {"text": text, "questions": questions}
@@ -123,6 +131,7 @@ def reproduce(
         questions=read_files(questions or []),
         max_questions=max_questions,
         qa_format=qa_format,
+        cache_sizes=cache_size or (),
         seed=seed,
     )
     content = "" if text is None else read_text(text)

@@ -34,7 +34,7 @@ EXPERIMENTS = {
     "stability": Experiment(stability.run, (*_TEXT, *_CACHE)),
     "streameval": Experiment(streameval.run, (*_CACHE, "lines", "seed")),
     "streamqa": Experiment(streamqa.run, (*_CACHE, "questions", "max_questions", "qa_format")),
-    "fig10": Experiment(fig10.run, ("start_size",)),
+    "fig10": Experiment(fig10.run, ("start_size", "cache_size")),
 }
 
 

@@ -20,18 +20,19 @@ from sllm_jax.result_table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window
+CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window, unless --cache-size says otherwise
 ROUNDS = 5  # calls of each side that are timed, in turns
 
 
 def run(subject: Subject) -> Report:
     """The median time a token takes on either side, for each size of the cache."""
     model, start_size, seed = subject.model, subject.options.start_size, subject.options.seed
-    if start_size >= CACHES[0]:
-        raise SllmError(f"fig10 needs a start_size below its smallest cache, {CACHES[0]} tokens; got {start_size}")
+    caches = sorted(subject.options.cache_sizes or CACHES)
+    if start_size >= caches[0]:
+        raise SllmError(f"fig10 needs a start_size below its smallest cache, {caches[0]} tokens; got {start_size}")
     rows = []
-    for i, cache in enumerate(CACHES):
-        subject.progress(i, len(CACHES))
+    for i, cache in enumerate(caches):
+        subject.progress(i, len(caches))
         programs = [streaming(model, start_size, cache - start_size, seed=seed), recomputing(model, cache + 1, seed)]
         fast, slow = np.median(seconds_per_step(programs, ROUNDS), axis=0).tolist()
         rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(program.memory / 2**20 for program in programs)))

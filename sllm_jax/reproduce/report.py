@@ -5,25 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_jax.errors import SllmError
+from sllm_jax.plot import Plot
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLE: dict[Any, Any] = {  # 7 inches wide and large letters: still legible at half the width, in one column of two
-    "font.size": 12,
-    "axes.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
-_DPI, _COLOURS = 200, 192
 
 
 @dataclass(frozen=True)
@@ -35,6 +24,11 @@ class Report:
     settings: Mapping[str, str]
     figures: Table  # everything that was measured
     draw: Callable[[Figure], None]
+
+    @property
+    def plot(self) -> Plot:
+        """The drawing, for a file or a notebook."""
+        return Plot(self.draw)
 
     def markdown(self) -> str:
         """Tables, then settings."""
@@ -49,28 +43,7 @@ class Report:
             writer.writerow(self.figures.columns)
             writer.writerows(_exact(row) for row in self.figures.rows)
         (folder / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-        _save_plot(self.draw, folder / f"{name}.png")
-
-
-def check_plots() -> None:
-    """Raises `SllmError` if there is no matplotlib to draw with."""
-    if find_spec("matplotlib") is None:
-        raise SllmError("plots need matplotlib; install it with pip install 'sllm-jax[plot]'")
-
-
-def _save_plot(draw: Callable[[Figure], None], path: Path) -> None:
-    """With a palette of colours, which takes a third of the bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    buffer = BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 3.8), layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, dpi=_DPI)
-    with Image.open(buffer) as image:
-        image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True, dpi=(_DPI, _DPI))
+        (folder / f"{name}.png").write_bytes(self.plot.png())
 
 
 def _exact(row: Iterable[Any]) -> list[str]:

@@ -36,6 +36,7 @@ class Options:
     questions: Mapping[str, Sequence[ArcQuestion]] = field(default_factory=dict)  # of streamqa, by name of their file
     max_questions: int | None = None  # of each file, at most
     qa_format: str = "few-shot"
+    cache_sizes: Sequence[int] = ()  # of fig10, sinks and window
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,10 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
+from sllm_jax.plot import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,19 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """Loss on the text that is learned and on the text held back, against tokens, as PNG."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([row.tokens for row in rows], [row.loss for row in rows], color="0.6", linewidth=1, label="learned text")
-    held = [(row.tokens, row.held_back_nll) for row in rows if row.held_back_nll is not None]
-    axes.plot([x for x, _ in held], [y for _, y in held], "o-", color="#0072b2", label="held back")
-    axes.set(xlabel="tokens learned from", ylabel="negative log-likelihood (nats per token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        learned = [row.tokens for row in rows], [row.loss for row in rows]
+        axes.plot(*learned, color="0.6", linewidth=1, label="learned text")
+        held = [(row.tokens, row.held_back_nll) for row in rows if row.held_back_nll is not None]
+        axes.plot([x for x, _ in held], [y for _, y in held], "o-", color="#00487A", label="held back")
+        axes.set(xlabel="Tokens learned from", ylabel="Negative log-likelihood\n(nats per token)")
+        axes.legend()
+        axes.grid(alpha=0.3)
+
     with new_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        file.write(Plot(draw).png())
 
 
 def _number(name: str, value: str) -> Any:
