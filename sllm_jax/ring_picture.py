@@ -44,8 +44,8 @@ def slots(state: KVState) -> Slots:
     return Slots(np.where(is_live, kind, EMPTY), np.asarray(state.token_ids)[: state.slots], position)
 
 
-def steps(states: Mapping[int, KVState], text_of: Callable[[int], str]) -> Plot:
-    """A row for each state, by the number of tokens read; a column for each slot.
+def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) -> Plot:
+    """A row for each state, named by how many tokens it has read; a column for each slot.
 
     A cell has the token's text, its cache position below, and a frame where the next token will go.
     """

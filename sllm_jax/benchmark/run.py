@@ -63,8 +63,9 @@ class Results:
         return {**self.about, "decode": self.decode, "prefill": self.prefill, "start": self.start}
 
     def tables(self) -> list[Table]:
-        """For people."""
-        return [_rows(self.decode), _rows(self.prefill), _rows([self.start])]
+        """For people: about the run, decoding, reading, and the start."""
+        about = [(name.replace("_", " "), _text(value)) for name, value in self.about.items()]
+        return [Table(("about", "value"), about), _rows(self.decode), _rows(self.prefill), _rows([self.start])]
 
 
 def measure(model: Model, settings: Settings, load_seconds: float, progress: Progress = silent) -> Results:
@@ -185,3 +186,7 @@ def _peak_memory() -> int:
 
 def _rows(figures: Sequence[dict[str, float]]) -> Table:
     return Table([name.replace("_", " ") for name in figures[0]], [list(row.values()) for row in figures])
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +73,6 @@ def benchmark(
     from sllm_jax.benchmark.run import Settings, measure
     from sllm_jax.files import new_file
     from sllm_jax.int8 import check_weights, is_quantized
-    from sllm_jax.result_table import Table
     from sllm_jax.stream import fit_sizes
 
     check_against(against or ())
@@ -88,12 +88,9 @@ def benchmark(
     leave_at_once_on_ctrl_c()
     with progress("measuring") as bar:
         results = measure(loaded, settings, load_seconds, bar)
-    found = {"model": str(config or model), **results.as_json()}
-    about = [
-        (name.replace("_", " "), _text(value)) for name, value in found.items() if not isinstance(value, list | dict)
-    ]
-    tables = [Table(("about", "value"), about), *results.tables()]
-    print("\n\n".join(table.markdown() for table in tables), flush=True)
+    results = replace(results, about={"model": str(config or model), **results.about})
+    found = results.as_json()
+    print("\n\n".join(table.markdown() for table in results.tables()), flush=True)
     if profile:
         _profile(loaded, settings, profile)
     if against:
@@ -142,7 +139,3 @@ def _profile(model: Model, settings: Settings, folder: Path) -> None:
     with jax.profiler.trace(str(folder.expanduser()), create_perfetto_trace=True):
         jax.block_until_ready(program.call(state))
     note(f"wrote a trace of {program.steps} tokens to {folder}")
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,166 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside the cache
+#
+# For those who will change the code. Everything shown is read from the state that the library carries, `KVState`:
+# arrays of fixed shape, made once, updated in place for ever.
+
+# %%
+SOURCE = "sllm-jax[plot]"  # what pip installs: this name, a folder, a wheel, or "sllm-jax[plot] @ git+https://..."
+# %pip install --quiet "{SOURCE}"
+
+# %%
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sllm_jax
+from sllm_jax import kv_state, ring_picture
+from sllm_jax.attention import plan, query_rotations
+from sllm_jax.decode import extend, init_carry, read
+from sllm_jax.position import rotate
+from sllm_jax.result_table import Table
+from sllm_jax.tokenizer import encode
+
+model, tokenizer = sllm_jax.load("bundled:llama")
+text = "the cat sat by the window and saw the rain come down on the hill and in the old garden"
+ids = encode(tokenizer, text, start=True)
+
+# %% [markdown]
+# ## Slots
+#
+# A cache of 2 sinks and 7 recent tokens has 10 slots: the token that is being processed needs one too. The first
+# tokens take the first slots and stay. The others fill the window, slot after slot, and then go round: each new
+# token takes the slot of the oldest one. Nothing is ever moved.
+#
+# The number below a token is its *cache position*: its place in the list that the paper's code keeps, sinks
+# first, then the window, oldest first. It follows from the slot and two counters, `next_slot` and `filled`.
+
+# %%
+carry = init_carry(model.module, start_size=2, recent_size=7)
+states = {}
+for i in range(len(ids)):
+    carry = extend(model.module, model.params, carry, ids[i : i + 1], np.int32(1))
+    states[i + 1] = carry.state.copy()  # a call consumes the state it is given
+
+ring_picture.steps({i: states[i] for i in (1, 2, 3, 6, 9, 10, 11, 14, 17, 18, 19)}, lambda i: tokenizer.decode([i]))
+
+# %% [markdown]
+# Between two calls the slot of the next token is dead: what it holds is evicted already. Which slots are live
+# follows from their age alone, so that eviction is one smaller number:
+
+# %%
+state = states[14]
+smaller = kv_state.evict_for_space(state, num_coming=4)
+ring_picture.steps({"14": state, "14, room\nfor 4": smaller}, lambda i: tokenizer.decode([i]))
+
+# %% [markdown]
+# ## The state
+#
+# The whole of it, with shapes. `A` is the number of slots rounded up to a multiple of 128, since odd sizes make
+# XLA copy the cache on a GPU and a TPU; the tail stays unused.
+
+# %%
+Table(
+    ("array", "shape", "dtype"),
+    [(jax.tree_util.keystr(path), str(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree.leaves_with_path(state)],
+)
+
+# %% [markdown]
+# ## Three rotations of the query
+#
+# Rotary embeddings turn a key and a query by their positions; only the difference counts. A key is rotated once,
+# when it is written, by the number of its slot, and cache positions shift at every step. So the *query* is
+# rotated, in three ways: for sinks by its cache position, for window slots of this lap of the ring by its own
+# slot, and for slots that still hold the lap before by its slot plus the size of the window. The slot alone
+# decides which of the three a key meets.
+#
+# The figure above each bar is the difference: the distance of the two tokens in cache positions.
+
+# %%
+ring_picture.rotations(state)
+
+# %% [markdown]
+# Is that so in numbers? A query and the keys of one layer and head, scored as the library does it, and by
+# rotating everything by its cache position, as the paper's code does at every step:
+
+# %%
+planned = plan(state, 1, jnp.int32(1))
+numbers, way = query_rotations(state, planned)
+angles = kv_state.angle_table(model.config.rope, state.start_size, state.recent_size)
+query = jax.random.normal(jax.random.key(0), (1, model.config.head_dim))
+
+order = kv_state.cache_order(state)
+keys = state.k[0][0].T[order]  # [9, D], of layer 0 and head 0, rotated by their slots
+ours = jnp.stack(
+    [rotate(query, angles(numbers[way[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
+)
+
+unrotated = kv_state.read(state, jnp.arange(state.cache_size), model.config.rope)[0][0][0]  # [9, D]
+papers = rotate(unrotated, angles(jnp.arange(state.cache_size))) @ rotate(query, angles(planned.position))[0]
+
+Table(
+    ("cache position", "slot", "score here", "score the paper's way"),
+    [(i, int(order[i]), float(ours[i]), float(papers[i])) for i in range(state.cache_size)],
+)
+
+# %%
+assert np.allclose(ours, papers, atol=1e-4)
+print(f"largest difference: {abs(ours - papers).max():.1e}")
+
+# %% [markdown]
+# ## Any chunking gives the same result
+#
+# A token's window is the same tokens however the stream is cut into calls. So a prompt is read in chunks of any
+# length, also longer than the whole cache, with the result of single tokens. The model reads its own text, cut in
+# five ways:
+
+# %%
+stream = sllm_jax.Stream(model, tokenizer, seed=5)
+long = encode(tokenizer, "".join(stream.generate(max_tokens=300, ignore_eos=True, temperature=0.9)), start=True)[:300]
+
+found = {}
+for size in (1, 7, 64, 128, 300):
+    carry = init_carry(model.module, start_size=4, recent_size=59)
+    for start in range(0, len(long), size):
+        chunk = long[start : start + size]
+        padded = np.pad(chunk, (0, size - len(chunk)))
+        carry = extend(model.module, model.params, carry, padded, np.int32(len(chunk)))
+    found[size] = carry
+
+# %%
+one = found[1]
+rows = []
+for size, carry in found.items():
+    same_tokens = bool((kv_state.visible_token_ids(carry.state) == kv_state.visible_token_ids(one.state)).all())
+    keys_off = max(float(abs(a - b).max()) for a, b in zip(carry.state.k, one.state.k, strict=True))
+    rows.append((size, same_tokens, keys_off, float(abs(carry.logits - one.logits).max())))
+    assert same_tokens
+    assert np.allclose(carry.logits, one.logits, atol=1e-4)
+Table(("chunk", "same tokens visible", "keys differ by at most", "logits differ by at most"), rows)
+
+# %% [markdown]
+# ## One program
+#
+# A stream of any length runs the same compiled program: the shapes never change, and every number in a state
+# stays below twice the number of slots. Reading 20,000 more tokens compiles nothing:
+
+# %%
+carry = read(model.module, model.params, carry, long)
+before = extend._cache_size()
+carry = read(model.module, model.params, carry, np.tile(long, 67))
+print(
+    f"{extend._cache_size() - before} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}"
+)
+
+# %% [markdown]
+# Where to read on: `sllm_jax/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),
+# `decode.py` (the two jitted programs), and in `tests/reference.py` the paper's list, which all of it is tested
+# against.

@@ -1,0 +1,94 @@
+"""Every page besides the README: its code runs, its commands are understood, its links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+from pages import ROOT, commands, prepare, snippets, text_of
+
+from sllm_jax.cli import app
+
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "sllm_jax/bundled/*/*.md")
+    for path in ROOT.glob(pattern)
+)
+WITH_COMMANDS = [page for page in PAGES if page != "README.md" and not re.match(r"docs/report/.+/", page)]
+GATE = ("pip install -e '.[dev]'", "bash .ci/run")
+SHRUNK = {r"--(steps|warmup-steps) \d+": r"--\1 2", r"--rounds \d+": "--rounds 1", r"--old \d+": "--old 1500"}
+RUN = [
+    (page, command)
+    for page in WITH_COMMANDS
+    for language in ("bash", "")
+    for command in commands(page, language)
+    if command.startswith(("sllm-jax ", "python tests/measure"))
+]
+
+
+@pytest.fixture(scope="module")
+def anywhere(data, tmp_path_factory):
+    """A folder with all that pages name, and an environment."""
+    folder = tmp_path_factory.mktemp("docs")
+    return folder, prepare(folder, data / "tiny-llama")
+
+
+@pytest.mark.parametrize(("page", "command"), RUN)
+def test_commands_run(anywhere, page, command):
+    """Those that take long do less; `reproduce all` is run by its own test."""
+    folder, environment = anywhere
+    for pattern, less in SHRUNK.items():
+        command = re.sub(pattern, less, command)
+    if "reproduce all" in command:
+        command = command.replace("reproduce all", "reproduce fig2").partition(" --questions")[0] + " --out all"
+    done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_COMMANDS if snippets(page, "python")])
+def test_python_runs_from_the_first_block_to_the_last(anywhere, page):
+    folder, environment = anywhere
+    program = "\n".join(snippets(page, "python"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_other_commands_of_contributing_are_those_of_the_tests():
+    """What is not run here is the gate itself, tests, a notebook and a release, which have tests of their own."""
+    others = [command for command in commands("CONTRIBUTING.md") if ("CONTRIBUTING.md", command) not in RUN]
+    assert tuple(others[:2]) == GATE
+    assert [command.split()[0] for command in others[2:]] == ["pytest", "pytest", "python", "python", "twine"]
+    gate = (ROOT / ".ci/run").read_text()
+    assert "pip install --quiet -e '.[dev]'" in gate
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_understood(page):
+    """Wherever one stands, also inside a line: every option exists, and every script and test that is named."""
+    text = text_of(page).replace("\\\n", " ")
+    found = [*commands(page), *commands(page, ""), *re.findall(r"`([^`\n]+)`", text)]
+    for command in found:
+        words = shlex.split(command.replace("...", "").rpartition("&& ")[2]) if "'" not in command else command.split()
+        if words[:1] == ["sllm-jax"] and len(words) > 1:
+            _parse(words[1:])
+        for word in words if words and words[0] in ("python", "pytest") else []:
+            assert not re.fullmatch(r"(tests|docs|notebooks)/.*\.py", word) or (ROOT / word).exists(), command
+
+
+def _parse(words: list[str]) -> None:
+    """Raises for an option or a command that is not there."""
+    if "COMMAND" in words:
+        return
+    group = typer.main.get_command(app)
+    command = group.commands[words[0]]
+    known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+    for word in words:
+        assert not word.startswith("--") or word.partition("=")[0] in {*known, "--help"}, words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link

@@ -1,0 +1,65 @@
+"""The notebooks run from the first cell to the last, their two forms agree, and what they showed is committed."""
+
+import re
+
+import jupytext
+import nbformat
+import pytest
+from make_notebooks import FOLDER, NAMES, execute
+from pages import make_cache
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(params=NAMES)
+def notebook(request):
+    return nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_four_and_each_in_two_forms():
+    assert NAMES == ["attention_sinks", "inside_the_cache", "quickstart", "speed"]
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_say_the_same(name):
+    text, notebook = jupytext.read(FOLDER / f"{name}.py"), nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    assert [(cell.cell_type, cell.source) for cell in text.cells] == [
+        (cell.cell_type, cell.source) for cell in notebook.cells
+    ]
+
+
+def test_what_it_showed_is_kept(notebook):
+    cells = code_of(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert outputs
+
+
+def test_it_installs_from_one_variable_and_defines_nothing(notebook):
+    first, *rest = (cell.source for cell in code_of(notebook))
+    assert re.fullmatch(r'SOURCE = "sllm-jax\[plot\]"  # [^\n]+\n%pip install --quiet "\{SOURCE\}"', first)
+    assert not re.search(r"^ *(def|class) |lambda.*\n.*lambda|/work|/home", "\n".join(rest), re.MULTILINE)
+
+
+def test_it_runs(notebook):
+    execute(notebook)
+
+
+def test_quickstart_runs_with_a_hugging_face_name(data, tmp_path, monkeypatch):
+    """The cell that says so, on a small model under that name."""
+    for name, value in make_cache(tmp_path, HUB_NAME, data / "tiny-llama").items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(FOLDER / "quickstart.ipynb", as_version=4)
+    [cell] = (cell for cell in code_of(notebook) if "NAME =" in cell.source)
+    cell.source = "import sllm_jax\n" + cell.source.replace("bundled:gpt-neox", HUB_NAME)
+    assert f'NAME = "{HUB_NAME}"' in cell.source
+    notebook.cells = [cell]
+    execute(notebook)
+    assert "MODEL:" in cell.outputs[0].text
