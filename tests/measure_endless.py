@@ -1,6 +1,6 @@
 """Speed and memory of a stream that grows old: figures for people, not a test.
 
-    python tests/measure_endless.py CHECKPOINT [--start-size 4] [--recent-size 252] [--old 100000]
+    python tests/measure_endless.py CHECKPOINT [--start-size 4] [--recent-size 252] [--old 100000] [--pairs 40]
 
 Two copies of one stream, the first 1,000 tokens old and the second as old as asked for, take turns in blocks of tokens;
 the median of the ratios of their times is robust against a noisy machine.
@@ -17,7 +17,7 @@ from sllm_jax import load
 from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
 from sllm_jax.sampling import sampling
 
-BLOCK, PAIRS, YOUNG = 500, 40, 1000
+BLOCK, YOUNG = 500, 1000
 NO_EOS = np.array([NO_TOKEN], np.int32)
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     options.add_argument("--start-size", type=int, default=4)
     options.add_argument("--recent-size", type=int, default=252)
     options.add_argument("--old", type=int, default=100_000)
+    options.add_argument("--pairs", type=int, default=40)
     asked = options.parse_args()
     model, _ = load(asked.checkpoint)
 
@@ -42,7 +43,7 @@ def main() -> None:
     old = write(old, asked.old - YOUNG)
     print(f"resident memory: {before:.1f} MB at {YOUNG} tokens, {resident_megabytes():.1f} MB at {asked.old}")
     streams, times = {"young": young, "old": old}, {"young": [], "old": []}
-    for pair in range(PAIRS):
+    for pair in range(asked.pairs):
         for name in sorted(streams, reverse=pair % 2 == 0):  # each goes first in every other pair
             begin = time.perf_counter()
             streams[name] = write(streams[name], BLOCK)
@@ -50,7 +51,7 @@ def main() -> None:
     ratio = np.median(np.divide(times["old"], times["young"]))
     print(f"{1e3 * np.median(times['young']) / BLOCK:.4f} ms a token, young")
     print(f"{1e3 * np.median(times['old']) / BLOCK:.4f} ms a token, old")
-    print(f"ratio old/young {ratio:.3f}, median of {PAIRS} pairs of blocks of {BLOCK} tokens")
+    print(f"ratio old/young {ratio:.3f}, median of {asked.pairs} pairs of blocks of {BLOCK} tokens")
 
 
 if __name__ == "__main__":

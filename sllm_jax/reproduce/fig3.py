@@ -119,7 +119,7 @@ def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
         _draw_curves(axes, nll, end)
         axes.axvline(context, color="0.35", linewidth=1, label=f"trained context: {context}")
         axes.set(xlim=(0, end), xlabel="Tokens read")
-    panels[0].set(ylabel="Log perplexity (nats)", ylim=(0, None))
+    panels[0].set(ylabel="Log perplexity (nats)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
 
 
