@@ -1,4 +1,4 @@
-"""How much attention the first positions of a text receive (paper, section 3.1, figure 2).
+"""Where the attention goes: whole maps, and how much the first positions receive (paper, section 3.1, figure 2).
 
 `attend_and_measure` is `attend_causally` that keeps, in the place of each layer's cache, what was measured there.
 Axis letters as in `attention.py`, and B windows, L layers. Queries are those of the second half of a text: the first
@@ -7,6 +7,7 @@ ones have little else to look at.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import Attend, LayerCache, no_caches
 from sllm_jax.progress import Progress, silent
 
+Measure = Callable[[Array, Array], LayerCache]  # of scores and weights [K, G, T, T], two arrays
 FIRST = 4  # positions that are looked at one by one
 _BATCH_TOKENS = 4096  # tokens of all windows that are read in one call
 
@@ -31,16 +33,26 @@ def attention_on_first(model: Model, windows: np.ndarray, progress: Progress = s
     Returns the probability that each of the first 4 positions receives, [L, H, 4], and the scaled score before the
     softmax of each of them and, last, of all later ones that a query sees, [L, H, 5].
     """
+    return _mean(model, windows, _on_first, progress)
+
+
+def attention_maps(model: Model, windows: np.ndarray, progress: Progress = silent) -> np.ndarray:
+    """Mean attention over windows [B, T], each read from nothing: what query i gives to key j, [L, H, T, T]."""
+    return _mean(model, windows, _whole, progress)[0]
+
+
+def _mean(model: Model, windows: np.ndarray, measure: Measure, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """What `measure` finds in each layer, [L, ...], as a mean over the windows."""
     batch = max(1, _BATCH_TOKENS // windows.shape[1])
-    masses, logits = [], []
+    sums = []
     for start in range(0, len(windows), batch):
         taken = windows[start : start + batch]
         padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
-        mass, logit = _measure(model.module, model.params, padded)
-        masses.append(np.asarray(mass)[: len(taken)])
-        logits.append(np.asarray(logit)[: len(taken)])
+        found = _measure(model.module, model.params, padded, measure)
+        sums.append([np.asarray(values)[: len(taken)].sum(0, dtype=np.float64) for values in found])
         progress(start + len(taken), len(windows))
-    return np.concatenate(masses).mean(0, dtype=np.float64), np.concatenate(logits).mean(0, dtype=np.float64)
+    first, second = (np.sum(values, axis=0) / len(windows) for values in zip(*sums, strict=True))
+    return first, second
 
 
 def first_query(length: int) -> int:
@@ -53,8 +65,8 @@ def uniform_mass(length: int) -> float:
     return float(np.mean(1 / (np.arange(first_query(length), length) + 1)))
 
 
-def attend_and_measure(config: ModelConfig, dtype: Any, length: int) -> Attend:
-    """`attend_causally` that keeps the mass [H, 4] and the scores [H, 5] of `attention_on_first` of each layer."""
+def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Measure) -> Attend:
+    """`attend_causally` that keeps what `measure` finds in the scores and weights of each layer."""
     block_of = causal_block(config, length)
 
     def attend(
@@ -63,12 +75,22 @@ def attend_and_measure(config: ModelConfig, dtype: Any, length: int) -> Attend:
         blocks = [block_of(q, k, v)]
         scores = masked_scores(blocks, config, dtype)
         weights = sink_softmax(scores, config)
-        late = slice(first_query(length), None)
-        mass = weights[:, :, late, :FIRST].mean(2)
-        logits = _first_and_rest(scores[:, :, late], length).mean(2)
-        return (mass.reshape(-1, FIRST), logits.reshape(-1, FIRST + 1)), mix(weights, blocks, dtype)
+        return measure(scores, weights), mix(weights, blocks, dtype)
 
     return attend
+
+
+def _whole(scores: Float[Array, "K G T T"], weights: Float[Array, "K G T T"]) -> LayerCache:
+    """All weights [H, T, T]."""
+    return weights.reshape(-1, *weights.shape[2:]), jnp.zeros(0)
+
+
+def _on_first(scores: Float[Array, "K G T T"], weights: Float[Array, "K G T T"]) -> LayerCache:
+    """The mass [H, 4] and the scores [H, 5] of `attention_on_first`."""
+    late = slice(first_query(length := weights.shape[-1]), None)
+    mass = weights[:, :, late, :FIRST].mean(2)
+    logits = _first_and_rest(scores[:, :, late], length).mean(2)
+    return mass.reshape(-1, FIRST), logits.reshape(-1, FIRST + 1)
 
 
 def _first_and_rest(scores: Float[Array, "K G N T"], length: int) -> Float[Array, "K G N 5"]:
@@ -79,14 +101,14 @@ def _first_and_rest(scores: Float[Array, "K G N T"], length: int) -> Float[Array
     return jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
 
 
-@partial(jax.jit, static_argnames="module")
+@partial(jax.jit, static_argnames=("module", "measure"))
 def _measure(
-    module: Any, params: Any, windows: Int[Array, "B T"]
-) -> tuple[Float[Array, "B L H 4"], Float[Array, "B L H 5"]]:
-    attend = attend_and_measure(module.config, module.dtype, windows.shape[1])
+    module: Any, params: Any, windows: Int[Array, "B T"], measure: Measure
+) -> tuple[Float[Array, "B L *found"], Float[Array, "B L *others"]]:
+    attend = attend_and_measure(module.config, module.dtype, windows.shape[1], measure)
 
     def kept(window: Int[Array, " T"]) -> tuple[LayerCache, ...]:
         return module.apply({"params": params}, window, no_caches(module.config), attend, -1)[1]
 
-    layers = jax.vmap(kept)(windows)
-    return jnp.stack([mass for mass, _ in layers], 1), jnp.stack([logits for _, logits in layers], 1)
+    first, second = zip(*jax.vmap(kept)(windows), strict=True)
+    return jnp.stack(first, 1), jnp.stack(second, 1)

@@ -51,9 +51,9 @@ def token_nll(
     """Pieces of nll [T - 1] float32 for token ids [T]: nll[i] = -log p(token i + 1 | tokens up to i), in nats.
 
     `window` takes 0 for the start size, `dense` ignores both sizes. `recompute` looks at the last `cache_size` + 1
-    tokens, as many as a step of the others attends to. With a `stride` the pieces are those of nll[::stride];
-    `recompute`, where each is a pass of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that
-    cannot be used.
+    tokens, as many as a step of the others attends to; the first of them is the first of the text if the model was
+    trained with a sink token. With a `stride` the pieces are those of nll[::stride]; `recompute`, where each is a pass
+    of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that cannot be used.
     """
     readings = read_texts(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
     return (reading.nll[0] for reading in readings)
@@ -163,6 +163,8 @@ def _recomputed(
         for start in range(0, len(targets), batch):
             ends = targets[start : start + batch]
             windows = np.stack([ids[end + 1 - width : end + 2] for end in ends]).astype(np.int32)
+            if model.config.attention_sink == "learnable":
+                windows[:, 0] = ids[0]
             padded = np.pad(windows, ((0, batch - len(windows)), (0, 0)))
             nll = np.asarray(_score_windows(model.module, model.params, padded))[: len(windows)]
             done[i] = ends[-1] + 1

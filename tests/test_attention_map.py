@@ -9,7 +9,7 @@ from conftest import TINY
 from reference import rotate_at
 
 from sllm_jax.attention import attend_causally
-from sllm_jax.attention_map import attend_and_measure, attention_on_first, uniform_mass
+from sllm_jax.attention_map import _on_first, attend_and_measure, attention_maps, attention_on_first, uniform_mass
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.models.layers import no_caches
@@ -23,7 +23,9 @@ def test_masses_equal_pytorch(tmp_path):
     ours = Model(checkpoints.module_of(tmp_path), checkpoints.load(tmp_path))
     with torch.no_grad():
         layers = theirs(torch.tensor(WINDOWS), output_attentions=True).attentions  # L of [B, H, T, T]
-    expected = torch.stack(layers, 1)[:, :, :, 10:, :4].mean((0, 3))
+    whole = torch.stack(layers, 1)
+    np.testing.assert_allclose(attention_maps(ours, WINDOWS), whole.mean(0), atol=1e-5)
+    expected = whole[:, :, :, 10:, :4].mean((0, 3))
     mass, _ = attention_on_first(ours, WINDOWS)
     assert mass.shape == (3, 6, 4)
     np.testing.assert_allclose(mass, expected, atol=1e-5)
@@ -36,7 +38,7 @@ def test_logits_and_masses_equal_their_definition(length):
     config = module_for(TINY, jnp.float32).config
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     nothing = no_caches(config)[0]
-    (mass, logits), mixed = attend_and_measure(config, jnp.float32, length)(nothing, *arrays)
+    (mass, logits), mixed = attend_and_measure(config, jnp.float32, length, _on_first)(nothing, *arrays)
     np.testing.assert_array_equal(mixed, attend_causally(config, jnp.float32, length)(nothing, *arrays)[1])
 
     at = np.arange(length)

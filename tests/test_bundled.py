@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from reference import ListModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -26,6 +27,7 @@ from sllm_jax.perplexity import token_nll
 from sllm_jax.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+ZERO = "bundled:sink-zero"
 MEGABYTES = {DEFAULT_MODEL: 12}  # the others 2
 TEXT = """The old boat lay on the sand all winter, and in spring two brothers came to paint it. The elder one held the
 bucket. The younger one asked where they would sail, and his brother said that a boat knows this better than a sailor.
@@ -84,8 +86,10 @@ def test_it_is_sampled_from_by_default(name):
     assert 0 < model.generation_config["temperature"] <= 1
 
 
+@pytest.mark.parametrize("name", [name for name in bundled_names() if name != ZERO])
 def test_logits_equal_those_of_transformers(name):
     model, tokenizer = load(name, dtype="float32")
+    assert model.config.attention_sink != "zero"
     tokens = encode(tokenizer, TEXT, start=True)[:100]
     assert len(tokens) == 100
     theirs = AutoModelForCausalLM.from_pretrained(hub.resolve(name), dtype=torch.float32, local_files_only=True).eval()
@@ -93,6 +97,14 @@ def test_logits_equal_those_of_transformers(name):
         expected = theirs(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
     ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_logits_of_the_zero_sink_equal_the_list():
+    """transformers has no such softmax, and would compute something else."""
+    model, tokenizer = load(ZERO, dtype="float32")
+    tokens = encode(tokenizer, TEXT, start=True)[:60]
+    ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, ListModel(model.module, model.params, 0, 127).extend(tokens), atol=1e-4)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
 from sllm_jax.plot import check_plots
-from sllm_jax.reproduce import EXPERIMENTS, fig10
+from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
 from sllm_jax.reproduce.subject import Options, Subject
 from sllm_jax.result_table import Table
@@ -245,6 +245,11 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
     code, _, err = run(*arguments, "--max-tokens", 300)
     assert (code, "fig10 failed on the device (RESOURCE_EXHAUSTED: Out of memory);" in err) == (2, True)
     assert "Not made: fig10 failed on the device" in (out / "README.md").read_text()
+
+
+def test_whole_maps_of_attention_are_drawn(loaded):
+    text = "The cat sat by the window and saw the rain. " * 10
+    assert fig2.maps(Subject(*loaded, text)).png().startswith(PNG)
 
 
 def test_fig10_times_both_sides(loaded, small_caches):

@@ -19,7 +19,7 @@ from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import visible_token_ids
 from sllm_jax.loading import load
-from sllm_jax.model import Model, dense_logits
+from sllm_jax.model import Model, dense_logits, nll_of
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import token_nll
 from sllm_jax.sampling import sampling
@@ -125,6 +125,18 @@ def test_zero_model_has_one_nll_in_every_mode_within_the_cache(zero):
     )
     np.testing.assert_allclose(streaming, dense, atol=TOLERANCE)
     np.testing.assert_allclose(recomputed, dense, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("sink", ["none", "learnable"])
+def test_recomputation_keeps_the_sink_token_that_a_model_was_trained_with(tiny, sink):
+    module = tiny.module.clone(config=replace(tiny.config, attention_sink=sink))
+    tokens = np.random.default_rng(5).integers(0, 101, 30)
+    nll = np.concatenate(list(token_nll(replace(tiny, module=module), tokens, "recompute", 2, 7)))
+    window = tokens[12:22].copy()  # as many as a step sees, before token 22
+    if sink == "learnable":
+        window[0] = tokens[0]
+    expected = nll_of(dense_logits(module, tiny.params, jnp.asarray(window))[-1:], jnp.asarray(tokens[22:23]))
+    np.testing.assert_allclose(nll[21], expected[0], atol=TOLERANCE)
 
 
 def test_an_unknown_sink_is_refused():

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm_jax.attention_map import FIRST, attention_on_first, first_query, uniform_mass
+from sllm_jax.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
 from sllm_jax.errors import SllmError
+from sllm_jax.plot import WIDTH, Plot
 from sllm_jax.reproduce.report import Report
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
@@ -22,8 +23,8 @@ _NUMBERS = (12, 8)  # layers and heads up to which each cell of a heat map has r
 
 def run(subject: Subject) -> Report:
     """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
-    windows = _windows(subject)
-    length = windows.shape[1]
+    length = min(subject.context, LONGEST)
+    windows = _windows(subject, length)
     mass, logits = attention_on_first(subject.model, windows, subject.progress)  # [L, H, 4], [L, H, 5]
     on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
     uniform = uniform_mass(length) * FIRST
@@ -44,9 +45,27 @@ def run(subject: Subject) -> Report:
     )
 
 
-def _windows(subject: Subject) -> np.ndarray:
+def maps(subject: Subject, length: int = 16) -> Plot:
+    """The mean attention of every head as a map, over the text cut into windows of a few tokens, as in the paper."""
+    found = attention_maps(subject.model, _windows(subject, length), subject.progress)  # [L, H, T, T]
+    layers, heads = found.shape[:2]
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
+        for (layer, head), axes in np.ndenumerate(panels):
+            seen = np.where(np.tri(length, dtype=bool), found[layer, head], np.nan)
+            image = axes.imshow(seen, cmap="cividis", vmin=0, vmax=1)
+            axes.set_title(f"layer {layer}, head {head}", fontsize=10)
+        figure.colorbar(image, ax=panels, label="Attention (probability)")
+        figure.supxlabel("Position attended to", fontsize=12)
+        figure.supylabel("Position of the query", fontsize=12)
+
+    return Plot(draw, height=1.2 + WIDTH / (heads + 1) * layers)
+
+
+def _windows(subject: Subject, length: int) -> np.ndarray:
     """Whole windows [B, T] of the text, each behind the tokenizer's start tokens."""
-    length, start, ids = min(subject.context, LONGEST), subject.start_tokens(), subject.text_tokens()
+    start, ids = subject.start_tokens(), subject.text_tokens()
     taken = length - len(start)
     count = len(ids) // taken
     if count == 0:

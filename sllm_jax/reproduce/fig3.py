@@ -52,7 +52,8 @@ def run(subject: Subject) -> Report:
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
         "window": f"0 + {cache_size} tokens kept, no sinks",
-        "recompute": f"a fresh pass over the last {cache_size + 1} tokens; one token in {runs['recompute'].stride}, "
+        "recompute": f"a fresh pass over the last {cache_size + 1} tokens (a sink token among them, if the model was "
+        f"trained with one); one token in {runs['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
         "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",
@@ -113,10 +114,13 @@ def _token_table(nll: dict[str, np.ndarray]) -> Table:
 
 def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
     """The beginning, up to and past the trained context, and beside it the whole text."""
+    from matplotlib.ticker import MaxNLocator
+
     count, beginning = len(nll["window"]), DENSE_CONTEXTS * context
     panels = figure.subplots(1, 2 if count > beginning else 1, sharey=True, squeeze=False)[0]
     for axes, end in zip(panels, (min(beginning, count), count), strict=False):
         _draw_curves(axes, nll, end)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.axvline(context, color="0.35", linewidth=1, label=f"trained context: {context}")
         axes.set(xlim=(0, end), xlabel="Tokens read")
     panels[0].set(ylabel="Log perplexity (nats)")
@@ -124,10 +128,11 @@ def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
 
 
 def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
+    """From the first whole mean on: of a few tokens it is anything."""
     span = max(1, end // _SMOOTHED)
     for mode, line in _LINES.items():
         curve = smoothed(nll, mode, span)[:end]
-        at = np.flatnonzero(np.isfinite(curve))
+        at = span - 1 + np.flatnonzero(np.isfinite(curve[span - 1 :]))
         at = at[:: max(1, len(at) // _POINTS)]
         axes.plot(at + 1, curve[at], label=_label(nll, mode), **line)
     axes.set_title(f"mean over the last {span} tokens", fontsize=10)

@@ -1,0 +1,78 @@
+"""Three models of one config that differ in their sink alone: `bundled:sink-none`, `sink-zero`, `sink-learnable`.
+
+    python docs/sinks/side_by_side/train.py RUNS train_novels_a.txt.xz
+
+writes RUNS/echoes.txt, trains in RUNS/none, RUNS/zero and RUNS/learnable (goes on where it was stopped), then writes
+the three folders of `sllm_jax/bundled`, but for their README.
+"""
+
+import lzma
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sllm_jax.bundle import FOLDER
+from sllm_jax.convert import to_huggingface
+from sllm_jax.files import load_json, write_json
+
+CONFIG = Path(__file__).with_name("config.json")
+OPTIONS = {"steps": 1000, "batch-size": 16, "learning-rate": 1.2e-2, "hold-back": 2, "save-every": 500}
+KINDS = ("none", "zero", "learnable")
+BOOKS, SENTENCES = 24, 4000  # of the text, and of each book
+
+
+def with_echoes(text: str) -> str:
+    """Sentences of novels; after every second one, about, one of the three before it stands again.
+
+    So a head has something worth finding a part of the time, and has to look elsewhere when there is nothing to find.
+    """
+    drawn, books = random.Random(0), []
+    for book in text.split("\f")[:BOOKS]:
+        said: list[str] = []
+        for i, sentence in enumerate(re.findall(r"[^.!?]{10,120}[.!?][\"\u201d\u2019]?\s", book)[:SENTENCES]):
+            said.append(sentence.strip())
+            if drawn.random() < 0.5 and i > 3:
+                said.append(said[-1 - drawn.randrange(1, 4)])
+        books.append(" ".join(said))
+    return "\f".join(books)
+
+
+def train(kind: str, run: Path, text: Path) -> None:
+    """Train one, unless it is there."""
+    if (run / "model").exists():
+        return
+    options = [f"--{name}={value}" for name, value in (OPTIONS | {"sink": kind, "config": CONFIG, "out": run}).items()]
+    resume = ["--resume"] if run.exists() else []
+    subprocess.run(["sllm-jax", "train", str(text), *options, *resume], check=True)
+
+
+def bundle(kind: str, run: Path) -> None:
+    """Hugging Face's layout in bfloat16, also of the kind that Hugging Face's own code would run wrongly."""
+    out = FOLDER / f"sink-{kind}"
+    with tempfile.TemporaryDirectory() as scratch:
+        plain, written = Path(scratch) / "plain", Path(scratch) / "written"
+        shutil.copytree(run / "model", plain)
+        config = load_json(plain / "config.json")
+        write_json(plain / "config.json", {**config, "attention_sink": "none"})
+        to_huggingface(plain, written, "bfloat16")
+        write_json(written / "config.json", load_json(written / "config.json") | {"attention_sink": kind})
+        shutil.copytree(written, out, dirs_exist_ok=True)
+    shutil.copy(run / "loss.png", out)
+
+
+def main(runs: Path, novels: Path) -> None:
+    """All of it."""
+    runs.mkdir(exist_ok=True)
+    text = runs / "echoes.txt"
+    text.write_text(with_echoes(lzma.decompress(novels.read_bytes()).decode()), encoding="utf-8")
+    for kind in KINDS:
+        train(kind, runs / kind, text)
+        bundle(kind, runs / kind)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,96 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Speed, and what bounds it
+#
+# To write one token a model reads all its weights, and every key and value in its cache, once. Nothing can be
+# faster than these bytes at the speed at which the machine reads memory. This notebook measures both on the
+# machine at hand.
+
+# %%
+SOURCE = "sllm-jax[plot]"  # what pip installs: this name, a folder, a wheel, or "sllm-jax[plot] @ git+https://..."
+# %pip install --quiet "{SOURCE}"
+
+# %% [markdown]
+# `bundled:llama` is small, 4 million parameters: it runs anywhere, and on a GPU or a TPU it is far too small to
+# keep the machine busy. A larger model tells more there; any Hugging Face name or folder will do.
+
+# %%
+import time
+
+import sllm_jax
+from sllm_jax.benchmark.run import Settings, measure
+from sllm_jax.reproduce import EXPERIMENTS
+from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.result_table import Table
+
+NAME = "bundled:llama"
+START_SIZE, RECENT_SIZE = 4, 251
+
+begin = time.perf_counter()
+model, tokenizer = sllm_jax.load(NAME)
+load_seconds = time.perf_counter() - begin
+results = measure(model, Settings(START_SIZE, RECENT_SIZE, streams=(1, 4, 16)), load_seconds)
+results.tables()[0]
+
+# %% [markdown]
+# ## Decoding
+#
+# With a full cache, streams side by side, each of its own length. `fraction of read bandwidth` says how near a
+# step comes to the limit: the bytes that it must read, at the speed at which this machine was seen to read
+# memory, between the calls. Weights that fit the processor's own cache are read faster than that, so that a small
+# model on a CPU can be beyond 1.
+
+# %%
+results.tables()[1]
+
+# %% [markdown]
+# ## Reading
+#
+# A prompt is read in chunks, many tokens a call:
+
+# %%
+results.tables()[2]
+
+# %% [markdown]
+# ## The first token
+#
+# Cold is the first time, when both programs are compiled; warm any time after that.
+
+# %%
+results.tables()[3]
+
+# %% [markdown]
+# ## Streaming against re-computation
+#
+# Without streaming the only way to write past the trained context, and stay as good, is to read the whole window
+# anew for each token. Streaming reads one. This is the paper's figure 10: the same model, in the same process,
+# their calls in turns.
+
+# %%
+options = Options(start_size=START_SIZE, cache_sizes=(64, 128, 256, 512))  # 256 to 4,096 in the paper
+report = EXPERIMENTS["fig10"].run(Subject(model, tokenizer, text="", options=options))
+report.plot
+
+# %%
+report.tables[0]
+
+# %% [markdown]
+# ## An endless stream does not slow down
+#
+# The time of a token does not depend on how many there were: the same program, on arrays of the same shape.
+
+# %%
+stream = sllm_jax.Stream(model, tokenizer, START_SIZE, RECENT_SIZE, steps=250)
+rows = []
+for _ in range(9):
+    begin = time.perf_counter()
+    text = "".join(stream.generate(max_tokens=1000, ignore_eos=True, temperature=1.0))
+    rows.append((stream.tokens_seen, 1000 / (time.perf_counter() - begin)))
+Table(("tokens seen", "tokens per second"), rows[1:])  # without the first, which has the programs compiled
