@@ -5,31 +5,65 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import sllm_jax
+
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+END = ("-py3-none-any.whl", ".tar.gz")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+VERSION = sllm_jax.__version__
 BUNDLED = {str(path.relative_to(ROOT)) for path in (ROOT / "sllm_jax/bundled").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the sources, without the network."""
-    sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
-    copy_sources(sources)
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--wheel-dir", out]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, sources], check=True)
-    return next(out.glob("*.whl"))
+def release(tmp_path_factory):
+    """What `python -m build` makes of a copy of the sources, without the network, and what it says."""
+    sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist")
+    for name in ("sllm_jax", "convert", "pyproject.toml", "MANIFEST.in", *PAGES, "LICENSE", "tests"):
+        subprocess.run(["cp", "-r", ROOT / name, sources], check=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, sources]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # it warns
+    return out, subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
 
 
-def copy_sources(folder):
-    """Copy what the package is built from."""
-    for name in ("sllm_jax", "convert", "pyproject.toml", "README.md", "LICENSE"):
-        subprocess.run(["cp", "-r", ROOT / name, folder], check=True)
+@pytest.fixture(scope="module")
+def wheel(release):
+    return next(release[0].glob("*.whl"))
+
+
+def test_the_release_builds_clean_and_passes_twine(release):
+    out, said = release
+    assert {path.name for path in out.iterdir()} == {f"sllm_jax-{VERSION}{end}" for end in END}
+    assert not re.search("warning|deprecat|would be ignored", said.stdout + said.stderr, re.IGNORECASE)
+    check = [sys.executable, "-m", "twine", "check", "--strict", *out.iterdir()]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("PASSED")) == (0, 2), done.stdout
+
+
+def test_the_version_stands_in_one_place():
+    named = [path for path in (*ROOT.glob("*.toml"), *ROOT.glob("sllm_jax/**/*.py")) if VERSION in path.read_text()]
+    assert named == [ROOT / "sllm_jax/version.py"]
+    assert f"\n## {VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_metadata_is_complete(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = message_from_bytes(archive.read(f"sllm_jax-{VERSION}.dist-info/METADATA"))
+    for name in ("Summary", "Author", "License-Expression", "Keywords", "Requires-Python", "Project-URL"):
+        assert metadata[name], name
+    assert metadata["Version"] == VERSION
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert set(metadata.get_all("Provides-Extra")) == set(EXTRAS)
+    assert not [link for link in metadata.get_all("Project-URL") if "https://" not in link]
 
 
 def test_the_wheel_holds_one_package_with_convert_inside(wheel):
@@ -42,14 +76,11 @@ def test_the_wheel_holds_one_package_with_convert_inside(wheel):
     assert {name for name in names if name.startswith("sllm_jax/bundled/")} == BUNDLED != set()
 
 
-def test_the_source_distribution_holds_the_bundled_models(tmp_path):
-    copy_sources(tmp_path)
-    build = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
-    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+def test_the_source_distribution_holds_all_that_it_is_built_from_and_no_tests(release):
+    with tarfile.open(next(release[0].glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names >= BUNDLED
-    assert "Package would be ignored" not in done.stderr
+    assert names >= BUNDLED | set(PAGES) | {"LICENSE", "sllm_jax/py.typed", "convert/table.py"}
+    assert not [name for name in names if name.startswith("tests")]
 
 
 def test_an_installation_that_nobody_may_write_to(wheel, tmp_path):
