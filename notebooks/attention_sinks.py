@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,11 +16,11 @@
 # token is what every other token sees. Evict it, and the model goes wrong
 # ([StreamingLLM](https://arxiv.org/abs/2309.17453), sections 3.1 and 3.3).
 #
-# This notebook looks at it on models small enough for two CPU cores. Put a name of your own in their place: what
-# the paper shows of 7 billion parameters shows there.
+# This notebook looks at it on models small enough for two CPU cores. Put names of your own among `MODELS`: what
+# the paper shows of billions of parameters shows there.
 
 # %%
-SOURCE = "sllm-jax[plot]"  # what pip installs: this name, a folder, a wheel, or "sllm-jax[plot] @ git+https://..."
+SOURCE = "sllm-jax[plot]"  # from PyPI; or a folder, a wheel, "sllm-jax[plot] @ git+https://..."
 # %pip install --quiet "{SOURCE}"
 
 # %%
@@ -46,59 +48,65 @@ else:
 print(f"{len(text)} characters: {text[:300]} ...")
 
 # %% [markdown]
-# Three models, each half a million parameters, trained on the same text in the same order, and alike but for one
+# Three models of 0.67 million parameters each, trained on the same text in the same order, and alike but for one
 # thing. `none` is an ordinary transformer. In `zero` every softmax has one more logit, fixed at 0, so that a head
 # can attend to nothing (softmax-off-by-one). `learnable` has a token of its own before every sample, whose only
 # use is to be attended to.
 
 # %%
-KINDS = ("none", "zero", "learnable")
+MODELS = {"none": "bundled:sink-none", "zero": "bundled:sink-zero", "learnable": "bundled:sink-learnable"}
+CHOSEN = "learnable"  # the one whose curves are drawn
 
-subjects = {}
-for kind in KINDS:
-    model, tokenizer = sllm_jax.load(f"bundled:sink-{kind}")
-    subjects[kind] = Subject(model, tokenizer, text, Options(max_tokens=6000, dense_tokens=6000, recompute_every=10))
+options = Options(max_tokens=6000, dense_tokens=6000, recompute_every=10)
+subjects = {name: Subject(*sllm_jax.load(model), text, options) for name, model in MODELS.items()}
 
 # %% [markdown]
 # ## Where the attention goes
 #
-# The text is cut into windows of 16 tokens, each read from nothing, and the attention of every head averaged over
-# them: the figure 2 of the paper. A bright first column is a sink: wherever the query stands, it looks at
-# position 0.
+# The text is cut into windows of 48 tokens, each read from nothing, and the attention of every head is averaged
+# over them. The model with a sink token first. Look at the first column of layer 0: however far down the query
+# stands, it gives some of its attention to position 0, and more than a third of it in head 3. (Layer 2, head 3
+# fades with the distance: it looks at all it sees, and that is little at first.)
 
 # %%
-fig2.maps(subjects["learnable"])
+fig2.maps(subjects[CHOSEN], length=48)
 
 # %% [markdown]
-# How much is it over a whole trained context? Windows as long as that: how much of its attention does each head
-# pay to the first four positions? If it looked at all alike, it would be 4%.
+# And the ordinary one, which has no such column:
 
 # %%
-maps = {kind: EXPERIMENTS["fig2"].run(subject) for kind, subject in subjects.items()}
-maps["learnable"].plot
-
-# %%
-maps["learnable"].tables[0]
+fig2.maps(subjects["none"], length=48)
 
 # %% [markdown]
-# Layer by layer, for all three. The model with a sink token has learned to put attention there; the other two,
-# small and briefly trained, have not grown a sink by themselves. In models of billions of parameters the ordinary
-# kind does, on whatever tokens happen to be first.
+# How much is it over a whole trained context? The share of its attention that each head pays to the first four
+# positions (4% if it were spread evenly), and how far the logit of position 0 stands out:
 
 # %%
-rows = [(kind, *row[:5]) for kind, report in maps.items() for row in report.tables[0].rows]
-Table(("trained with", *maps["none"].tables[0].columns[:5]), rows)
+maps = {name: EXPERIMENTS["fig2"].run(subject) for name, subject in subjects.items()}
+maps[CHOSEN].plot
+
+# %% [markdown]
+# Layer by layer, for all. The model with a sink token has learned to put attention there, in its first layer. The
+# others, small and briefly trained, have not grown a sink by themselves; models of billions of parameters do, on
+# whatever tokens happen to be first.
+
+# %%
+rows = [(name, *row[:5]) for name, report in maps.items() for row in report.tables[0].rows]
+Table(("trained with", *maps[CHOSEN].tables[0].columns[:5]), rows)
 
 # %% [markdown]
 # ## Four curves
 #
-# The same text in one stream, far past the trained context of 128 tokens, and the same size of cache for all:
-# `dense` keeps everything, `window` the last tokens, `streaming` a few sinks and the last tokens, and `recompute`
-# reads the last tokens anew for each token, which is as good as it gets, and slow.
+# The same text in one stream, far past the trained context of 128 tokens. `dense` keeps everything. The others
+# have one size: `window` keeps the last tokens, `streaming` a few sinks and the last tokens, and `recompute`
+# reads the sink token and the last tokens anew for each token, which is as good as it gets, and slow.
 
 # %%
-curves = EXPERIMENTS["fig3"].run(subjects["learnable"])
+curves = EXPERIMENTS["fig3"].run(subjects[CHOSEN])
 curves.plot
+
+# %% [markdown]
+# On the same tokens, one in ten of the text:
 
 # %%
 curves.tables[1]
@@ -109,11 +117,11 @@ curves.tables[1]
 # One cache size, and 0, 1, 2, 4 or 8 of its places for the first tokens of the stream. Perplexity:
 
 # %%
-found = {kind: EXPERIMENTS["table2"].run(subject).figures for kind, subject in subjects.items()}
-sinks = [f"{row[0]} sinks" for row in found["none"].rows]
-Table(("trained with", *sinks), [(kind, *(row[2] for row in table.rows)) for kind, table in found.items()])
+found = {name: EXPERIMENTS["table2"].run(subject).figures for name, subject in subjects.items()}
+counts = [f"sinks: {row[0]}" for row in found[CHOSEN].rows]
+Table(("trained with", *counts), [(name, *(row[2] for row in table.rows)) for name, table in found.items()])
 
 # %% [markdown]
-# One sink is as good as eight, as in the paper's table 3 for a model trained with one. Without it the heads that
-# rely on it have to put their attention on words, and perplexity jumps at the first eviction, and stays there for
-# as long as the stream goes on.
+# One sink is as good as four, as in the paper's table 3 for a model trained with one. Without it the heads that
+# rely on it spread their attention over words instead: perplexity jumps at the first eviction, and stays there
+# for as long as the stream goes on. The other two models lose nothing, for they have no sink to lose.

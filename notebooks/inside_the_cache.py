@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -13,7 +15,7 @@
 # arrays of fixed shape, made once, updated in place for ever.
 
 # %%
-SOURCE = "sllm-jax[plot]"  # what pip installs: this name, a folder, a wheel, or "sllm-jax[plot] @ git+https://..."
+SOURCE = "sllm-jax[plot]"  # from PyPI; or a folder, a wheel, "sllm-jax[plot] @ git+https://..."
 # %pip install --quiet "{SOURCE}"
 
 # %%
@@ -29,7 +31,8 @@ from sllm_jax.position import rotate
 from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
 
-model, tokenizer = sllm_jax.load("bundled:llama")
+jax.config.update("jax_default_matmul_precision", "highest")  # of this notebook's products, which a TPU would round
+model, tokenizer = sllm_jax.load("bundled:llama", dtype="float32")  # so that small differences show
 text = "the cat sat by the window and saw the rain come down on the hill and in the old garden"
 ids = encode(tokenizer, text, start=True)
 
@@ -41,7 +44,9 @@ ids = encode(tokenizer, text, start=True)
 # token takes the slot of the oldest one. Nothing is ever moved.
 #
 # The number below a token is its *cache position*: its place in the list that the paper's code keeps, sinks
-# first, then the window, oldest first. It follows from the slot and two counters, `next_slot` and `filled`.
+# first, then the window, oldest first. It follows from the slot and two counters, `next_slot` and `filled`. Laps
+# are counted from the next token: as soon as the ring is full and that goes to the beginning of the window, all
+# that is in it is of the lap before.
 
 # %%
 carry = init_carry(model.module, start_size=2, recent_size=7)
@@ -150,7 +155,8 @@ Table(("chunk", "same tokens visible", "keys differ by at most", "logits differ 
 # ## One program
 #
 # A stream of any length runs the same compiled program: the shapes never change, and every number in a state
-# stays below twice the number of slots. Reading 20,000 more tokens compiles nothing:
+# stays below twice the number of slots. Reading 20,000 more tokens compiles nothing (`_cache_size` is JAX's own
+# count of the programs of a jitted function):
 
 # %%
 carry = read(model.module, model.params, carry, long)

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -16,7 +18,7 @@
 # Runs on a CPU, a GPU or a TPU, whichever JAX finds. In Colab a GPU or a TPU is chosen under *Runtime*.
 
 # %%
-SOURCE = "sllm-jax[plot]"  # what pip installs: this name, a folder, a wheel, or "sllm-jax[plot] @ git+https://..."
+SOURCE = "sllm-jax[plot]"  # from PyPI; or a folder, a wheel, "sllm-jax[plot] @ git+https://..."
 # %pip install --quiet "{SOURCE}"
 
 # %% [markdown]

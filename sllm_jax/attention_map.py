@@ -22,7 +22,7 @@ from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import Attend, LayerCache, no_caches
 from sllm_jax.progress import Progress, silent
 
-Measure = Callable[[Array, Array], LayerCache]  # of scores and weights [K, G, T, T], two arrays
+Measure = Callable[[Array, Array], LayerCache]  # of scores and weights [K, G, T, T]; two arrays, as a layer's cache is
 FIRST = 4  # positions that are looked at one by one
 _BATCH_TOKENS = 4096  # tokens of all windows that are read in one call
 

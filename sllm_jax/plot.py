@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ _DPI_SHOWN = 100  # of a notebook's page
 class Plot:
     """What draws on an empty figure, and how high that is in inches."""
 
-    draw: Callable[[Figure], None]
+    draw: Callable[[Figure], None] = field(repr=False)
     height: float = 3.8
 
     def png(self) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Named columns, and rows of text, numbers, or None for nothing."""
 
@@ -22,7 +22,7 @@ class Table:
         lines = ["| " + " | ".join(_short(cell) for cell in row) + " |" for row in (self.columns, *self.rows)]
         return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
-    _repr_markdown_ = markdown  # what a notebook shows
+    _repr_markdown_ = __repr__ = markdown  # what a notebook shows, and a terminal
 
 
 def _short(cell: Any) -> str:

@@ -12,7 +12,7 @@ from training import CONFIG, documents
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_NAME = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def text_of(page: str) -> str:
@@ -21,7 +21,7 @@ def text_of(page: str) -> str:
 
 def snippets(page: str, language: str) -> list[str]:
     """The fenced blocks of a page in this language; "" for those that name none."""
-    return [code for found, code in _FENCE.findall(text_of(page)) if found == language]
+    return [code for found, code in FENCE.findall(text_of(page)) if found == language]
 
 
 def commands(page: str, language: str = "bash") -> list[str]:

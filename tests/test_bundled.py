@@ -24,6 +24,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
+from sllm_jax.stream import Stream
 from sllm_jax.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -105,6 +106,31 @@ def test_logits_of_the_zero_sink_equal_the_list():
     tokens = encode(tokenizer, TEXT, start=True)[:60]
     ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, ListModel(model.module, model.params, 0, 127).extend(tokens), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def prose():
+    """What the largest of the models writes."""
+    stream = Stream(*load(dtype="float32"), seed=3, steps=250)
+    return "".join(stream.generate(max_tokens=1500, ignore_eos=True, temperature=0.9))
+
+
+@pytest.mark.parametrize(("sink", "loss"), [("none", (0.99, 1.01)), ("zero", (0.99, 1.01)), ("learnable", (1.1, 1.4))])
+def test_only_the_model_with_a_sink_token_needs_its_sink(prose, sink, loss):
+    """What README, notebooks and cards say."""
+    model, tokenizer = load(f"bundled:sink-{sink}", dtype="float32")
+    tokens = encode(tokenizer, prose, start=True)
+    without, with_one = (np.concatenate(list(token_nll(model, tokens, "streaming", s, 127 - s)))[128:] for s in (0, 1))
+    assert loss[0] < np.exp(np.mean(without) - np.mean(with_one)) < loss[1]
+
+
+def test_streaming_is_as_good_as_recomputation_where_a_sink_is_needed(prose):
+    model, tokenizer = load("bundled:sink-learnable", dtype="float32")
+    tokens = encode(tokenizer, prose[:3000], start=True)
+    streaming, recomputed = (
+        np.concatenate(list(token_nll(model, tokens, m, 1, 126))) for m in ("streaming", "recompute")
+    )
+    assert np.mean(streaming) == pytest.approx(np.mean(recomputed), rel=0.01)
 
 
 @pytest.mark.slow

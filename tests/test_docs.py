@@ -8,9 +8,10 @@ from functools import cache
 
 import pytest
 import typer
-from pages import ROOT, commands, prepare, snippets, text_of
+from pages import FENCE, ROOT, commands, prepare, snippets, text_of
 
 from sllm_jax.cli import app
+from sllm_jax.reproduce import EXPERIMENTS
 
 PAGES = sorted(
     str(path.relative_to(ROOT))
@@ -21,6 +22,7 @@ WITH_COMMANDS = [page for page in PAGES if page != "README.md" and not re.match(
 GATE = ("pip install -e '.[dev]'", "bash .ci/run")
 SHRUNK = {  # what would take long, or all of the machine's memory
     r"--steps \d+": "--steps 3",
+    r"--max-tokens 2000$": "--max-tokens 200",
     r"--(warmup-steps|pairs) \d+": r"--\1 2",
     r"(--streams \d+ *)+": "--streams 2 ",
     r"--rounds \d+": "--rounds 1",
@@ -82,8 +84,10 @@ def test_the_other_commands_of_contributing_are_those_of_the_tests():
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_understood(page):
     """Wherever one stands, also inside a line: every option exists, and every script and test that is named."""
-    text = text_of(page).replace("\\\n", " ")
-    found = [*commands(page), *commands(page, ""), *re.findall(r"`([^`\n]+)`", text)]
+    prose = FENCE.sub("", text_of(page))
+    paragraphs = [" ".join(lines.split()) for lines in re.split(r"\n\n|\n(?=[|-] ?)", prose)]
+    inline = [code for paragraph in paragraphs for code in re.findall(r"`([^`]+)`", paragraph)]
+    found = [*commands(page), *commands(page, ""), *inline]
     for command in found:
         words = shlex.split(command.replace("...", "").rpartition("&& ")[2]) if "'" not in command else command.split()
         if words[:1] == ["sllm-jax"] and len(words) > 1:
@@ -96,8 +100,9 @@ def _parse(words: list[str]) -> None:
     """Raises for an option or a command that is not there."""
     if "COMMAND" in words:
         return
-    group = typer.main.get_command(app)
-    command = group.commands[words[0]]
+    command = typer.main.get_command(app).commands[words[0]]
+    if words[0] == "reproduce" and len(words) > 1:
+        assert words[1] in {*EXPERIMENTS, "all", "EXPERIMENT"}, words
     known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
     for word in words:
         assert not word.startswith("--") or word.partition("=")[0] in {*known, "--help"}, words

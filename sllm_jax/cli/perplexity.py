@@ -37,7 +37,7 @@ def perplexity(
         str,
         Option(
             help="streaming: sinks and window. window: no sinks. dense: everything. recompute: a fresh forward pass "
-            "over the last cache_size + 1 tokens for each token.",
+            "over the last cache_size + 1 tokens for each token, with the sink token that a model was trained with.",
             rich_help_panel=o.CACHE,
         ),
     ] = "streaming",

@@ -27,7 +27,7 @@ ROUNDS = 5  # calls of each side that are timed, in turns
 def run(subject: Subject) -> Report:
     """The median time a token takes on either side, for each size of the cache."""
     model, start_size, seed = subject.model, subject.options.start_size, subject.options.seed
-    caches = sorted(subject.options.cache_sizes or CACHES)
+    caches = sorted(set(subject.options.cache_sizes or CACHES))
     if start_size >= caches[0]:
         raise SllmError(f"fig10 needs a start_size below its smallest cache, {caches[0]} tokens; got {start_size}")
     rows = []

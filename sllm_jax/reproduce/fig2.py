@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
+_MAPS, _BRIGHTEST = 8, 0.5  # layers and heads that are drawn at most, and the probability at which a map is brightest
 _NUMBERS = (12, 8)  # layers and heads up to which each cell of a heat map has room for its number
 
 
@@ -46,27 +48,37 @@ def run(subject: Subject) -> Report:
 
 
 def maps(subject: Subject, length: int = 16) -> Plot:
-    """The mean attention of every head as a map, over the text cut into windows of a few tokens, as in the paper."""
+    """The mean attention of the heads as maps, over the text cut into windows of `length` tokens.
+
+    The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken.
+    """
     found = attention_maps(subject.model, _windows(subject, length), subject.progress)  # [L, H, T, T]
-    layers, heads = found.shape[:2]
+    layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
-        for (layer, head), axes in np.ndenumerate(panels):
+        panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
+        for axes, (layer, head) in zip(panels.flat, product(layers, heads), strict=True):
             seen = np.where(np.tri(length, dtype=bool), found[layer, head], np.nan)
-            image = axes.imshow(seen, cmap="cividis", vmin=0, vmax=1)
-            axes.set_title(f"layer {layer}, head {head}", fontsize=10)
-        figure.colorbar(image, ax=panels, label="Attention (probability)")
+            image = axes.imshow(seen, cmap="cividis", vmin=0, vmax=_BRIGHTEST)
+            axes.set_title(f"layer {layer}, head {head}", fontsize=10 if len(heads) <= 4 else 7)
+        figure.colorbar(image, ax=panels, label="Attention (probability)", extend="max")
         figure.supxlabel("Position attended to", fontsize=12)
         figure.supylabel("Position of the query", fontsize=12)
 
-    return Plot(draw, height=1.2 + WIDTH / (heads + 1) * layers)
+    return Plot(draw, height=1.2 + WIDTH / (len(heads) + 1) * len(layers))
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, the first and the last among them."""
+    return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most))})
 
 
 def _windows(subject: Subject, length: int) -> np.ndarray:
     """Whole windows [B, T] of the text, each behind the tokenizer's start tokens."""
     start, ids = subject.start_tokens(), subject.text_tokens()
     taken = length - len(start)
+    if taken < 1 or length > subject.context:
+        raise SllmError(f"a window must have {len(start) + 1} to {subject.context} tokens; got {length}")
     count = len(ids) // taken
     if count == 0:
         raise SllmError(f"fig2 needs a text of at least one window, {taken} tokens; got {len(ids)}")

@@ -12,7 +12,7 @@ import numpy as np
 from sllm_jax.errors import SllmError
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.reproduce.report import Report
-from sllm_jax.reproduce.runs import Run, measure, perplexity_of, recompute_stride
+from sllm_jax.reproduce.runs import Run, fresh_pass, measure, perplexity_of, recompute_stride
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 from sllm_jax.stream import fit_sizes
@@ -52,8 +52,7 @@ def run(subject: Subject) -> Report:
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
         "window": f"0 + {cache_size} tokens kept, no sinks",
-        "recompute": f"a fresh pass over the last {cache_size + 1} tokens (a sink token among them, if the model was "
-        f"trained with one); one token in {runs['recompute'].stride}, "
+        "recompute": f"{fresh_pass(cache_size)}; one token in {runs['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
         "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",

@@ -56,6 +56,14 @@ def perplexity_of(nll: np.ndarray) -> float | None:
     return perplexity(evaluated) if len(evaluated) else None
 
 
+def fresh_pass(cache_size: int) -> str:
+    """What re-computation looks at, in words."""
+    return (
+        f"a fresh pass over the last {cache_size + 1} tokens, "
+        "the first of them the sink token if the model was trained with one"
+    )
+
+
 def recompute_stride(options: Options, count: int) -> int:
     """Every how many of `count` tokens are re-computed: as asked for, or so that about `RECOMPUTED` are."""
     return options.recompute_every or -(-count // RECOMPUTED)

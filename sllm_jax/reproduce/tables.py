@@ -12,7 +12,15 @@ import numpy as np
 
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report
-from sllm_jax.reproduce.runs import Run, check_longer, measure, perplexity_of, recompute_stride, total_cache
+from sllm_jax.reproduce.runs import (
+    Run,
+    check_longer,
+    fresh_pass,
+    measure,
+    perplexity_of,
+    recompute_stride,
+    total_cache,
+)
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
@@ -48,7 +56,7 @@ def table1(subject: Subject) -> Report:
         settings=_settings(subject, text)
         | {
             "line breaks": f"{start_size} line-break tokens stand before the text, in the place of its start tokens",
-            "re-computation": f"a fresh pass over the last {total + 1} tokens, for one token in {stride}",
+            "re-computation": f"{fresh_pass(total)}, for one token in {stride}",
         },
         figures=Table(("cache", "tokens", "perplexity", "perplexity_on_recomputed"), rows),
         draw=lambda figure: _draw(figure, {row[0]: row[3] for row in rows}, "Perplexity on the re-computed tokens"),

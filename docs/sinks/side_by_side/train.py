@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sllm_jax.bundle import FOLDER
 from sllm_jax.convert import to_huggingface
 from sllm_jax.files import load_json, write_json
 
+FOLDER = Path(__file__).parents[3] / "sllm_jax/bundled"
 CONFIG = Path(__file__).with_name("config.json")
 OPTIONS = {"steps": 1000, "batch-size": 16, "learning-rate": 1.2e-2, "hold-back": 2, "save-every": 500}
 KINDS = ("none", "zero", "learnable")
