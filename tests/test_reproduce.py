@@ -250,6 +250,9 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
 def test_whole_maps_of_attention_are_drawn(loaded):
     text = "The cat sat by the window and saw the rain. " * 10
     assert fig2.maps(Subject(*loaded, text)).png().startswith(PNG)
+    for length in (1, 129):  # a start token alone; more than the trained context
+        with pytest.raises(SllmError, match=f"a window must have 2 to 128 tokens; got {length}"):
+            fig2.maps(Subject(*loaded, text), length)
 
 
 def test_fig10_times_both_sides(loaded, small_caches):
