@@ -38,7 +38,7 @@ START_SIZE, RECENT_SIZE = 4, 251
 begin = time.perf_counter()
 model, tokenizer = sllm_jax.load(NAME)
 load_seconds = time.perf_counter() - begin
-results = measure(model, Settings(START_SIZE, RECENT_SIZE, streams=(1, 4, 16)), load_seconds)
+results = measure(model, Settings(START_SIZE, RECENT_SIZE, streams=(1, 16), rounds=5), load_seconds)
 results.tables()[0]
 
 # %% [markdown]
@@ -76,7 +76,7 @@ results.tables()[3]
 # their calls in turns.
 
 # %%
-options = Options(start_size=START_SIZE, cache_sizes=(64, 128, 256, 512))  # 256 to 4,096 in the paper
+options = Options(start_size=START_SIZE, cache_sizes=(64, 128, 256))  # 256 to 4,096 in the paper
 report = EXPERIMENTS["fig10"].run(Subject(model, tokenizer, text="", options=options))
 report.plot
 
@@ -91,7 +91,7 @@ report.tables[0]
 # %%
 stream = sllm_jax.Stream(model, tokenizer, START_SIZE, RECENT_SIZE, steps=250)
 rows = []
-for _ in range(9):
+for _ in range(6):
     begin = time.perf_counter()
     text = "".join(stream.generate(max_tokens=1000, ignore_eos=True, temperature=1.0))
     rows.append((stream.tokens_seen, 1000 / (time.perf_counter() - begin)))

@@ -48,6 +48,8 @@ def prepare(folder: Path, model: Path) -> dict[str, str]:
         (folder / name).write_bytes(lzma.compress(text.encode()))
     small = json.dumps(CONFIG | {"vocab_size": 270})
     (folder / "config.json").write_text(small)
+    (folder / "docs/sinks").mkdir(parents=True)
+    (folder / "docs/sinks/config.json").write_text(small)
     (folder / "questions.jsonl").write_text('{"turns": ["Who is there?", "And now?"]}\n')
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("test_*", "__pycache__", "tiny-*"))
     for config in (folder / "tests/data").glob("*.json"):

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from pages import ROOT, commands, prepare, snippets, text_of
@@ -36,6 +37,18 @@ def test_commands_run(anywhere, command):
 def test_python_runs(anywhere, snippet):
     folder, environment = anywhere
     subprocess.run([sys.executable, "-c", snippet], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def test_devices_are_listed_as_it_says(anywhere):
+    folder, environment = anywhere
+    [command] = (command for command in commands("README.md", "") if command.startswith("python "))
+    done = subprocess.run(shlex.split(command), cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    assert "Device" in done.stdout
+
+
+def test_extras_are_there():
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= set(extras)
 
 
 def test_the_gate_runs_the_test_command():

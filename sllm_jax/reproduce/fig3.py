@@ -52,7 +52,7 @@ def run(subject: Subject) -> Report:
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
         "window": f"0 + {cache_size} tokens kept, no sinks",
-        "recompute": f"{fresh_pass(cache_size)}; one token in {runs['recompute'].stride}, "
+        "recompute": f"{fresh_pass(subject, cache_size)}; one token in {runs['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
         "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",
@@ -127,12 +127,11 @@ def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
 
 
 def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
-    """From the first whole mean on: of a few tokens it is anything."""
+    """From the first whole mean on, for of a few tokens it is anything; with gaps where a mode was not evaluated."""
     span = max(1, end // _SMOOTHED)
     for mode, line in _LINES.items():
         curve = smoothed(nll, mode, span)[:end]
-        at = span - 1 + np.flatnonzero(np.isfinite(curve[span - 1 :]))
-        at = at[:: max(1, len(at) // _POINTS)]
+        at = np.arange(span - 1, len(curve), max(1, len(curve) // _POINTS))
         axes.plot(at + 1, curve[at], label=_label(nll, mode), **line)
     axes.set_title(f"mean over the last {span} tokens", fontsize=10)
 

@@ -56,12 +56,10 @@ def perplexity_of(nll: np.ndarray) -> float | None:
     return perplexity(evaluated) if len(evaluated) else None
 
 
-def fresh_pass(cache_size: int) -> str:
+def fresh_pass(subject: Subject, cache_size: int) -> str:
     """What re-computation looks at, in words."""
-    return (
-        f"a fresh pass over the last {cache_size + 1} tokens, "
-        "the first of them the sink token if the model was trained with one"
-    )
+    has_sink = subject.model.config.attention_sink == "learnable"
+    return f"a fresh pass over {'the sink token and ' * has_sink}the last {cache_size + 1 - has_sink} tokens"
 
 
 def recompute_stride(options: Options, count: int) -> int:

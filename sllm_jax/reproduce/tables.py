@@ -56,7 +56,7 @@ def table1(subject: Subject) -> Report:
         settings=_settings(subject, text)
         | {
             "line breaks": f"{start_size} line-break tokens stand before the text, in the place of its start tokens",
-            "re-computation": f"{fresh_pass(total)}, for one token in {stride}",
+            "re-computation": f"{fresh_pass(subject, total)}, for one token in {stride}",
         },
         figures=Table(("cache", "tokens", "perplexity", "perplexity_on_recomputed"), rows),
         draw=lambda figure: _draw(figure, {row[0]: row[3] for row in rows}, "Perplexity on the re-computed tokens"),

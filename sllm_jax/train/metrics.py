@@ -58,11 +58,11 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        learned = [row.tokens for row in rows], [row.loss for row in rows]
+        learned = [row.tokens / 1e6 for row in rows], [row.loss for row in rows]
         axes.plot(*learned, color="0.6", linewidth=1, label="learned text")
-        held = [(row.tokens, row.held_back_nll) for row in rows if row.held_back_nll is not None]
+        held = [(row.tokens / 1e6, row.held_back_nll) for row in rows if row.held_back_nll is not None]
         axes.plot([x for x, _ in held], [y for _, y in held], "o-", color="#00487A", label="held back")
-        axes.set(xlabel="Tokens learned from", ylabel="Negative log-likelihood\n(nats per token)")
+        axes.set(xlabel="Tokens learned from (millions)", ylabel="Negative log-likelihood\n(nats per token)")
         axes.legend()
         axes.grid(alpha=0.3)
 
