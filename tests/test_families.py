@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import assert_same_tensors, tensors_of
 from families import CASES, ONE_OF_EACH, VOCABULARY, random_model
-from reference import ListModel
+from reference import ListModel, dense_logits
 from safetensors.torch import save_file
 from transformers import FalconForCausalLM
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
@@ -22,7 +22,7 @@ from sllm_jax import convert
 from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.files import load_config, write_json
 from sllm_jax.loading import load
-from sllm_jax.model import dense_logits, init_params
+from sllm_jax.model import init_params
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import token_nll
 from sllm_jax.sampling import sampling

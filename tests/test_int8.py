@@ -1,12 +1,14 @@
 """int8 weights: the rounding, every family against the same weights as floats, what it costs, and on disk."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import llama, rewrite, save_llama
 from conftest import TINY
-from families import FAMILIES, random_model
+from families import CASES, ONE_OF_EACH, random_model
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,11 @@ from sllm_jax.perplexity import perplexity
 from sllm_jax.tokenizer import encode
 
 NOT_FASTER = pytest.mark.filterwarnings(f"ignore:{loading.SLOW_INT8}")
-MODELS = [(name, variant) for name, family in FAMILIES.items() for variant in family.variants]
+POSITIONS = re.compile("rope|rotates$|ALiBi|window|theta|power of two|scale|tanh")  # options that no weight knows of
+MODELS = [
+    pytest.param(*case, marks=pytest.mark.slow if case not in ONE_OF_EACH and POSITIONS.search(case[1]) else ())
+    for case in CASES
+]
 
 
 @settings(max_examples=50, deadline=None)
