@@ -75,7 +75,8 @@ def rotations(state: KVState) -> Plot:
     numbers, way = query_rotations(state, plan(state, 1, jnp.int32(1)))
     query = np.asarray(numbers[way])[: state.slots]
     kind = slots(state).kind
-    kind[int(state.next_slot)] = THIS_LAP  # the token itself
+    itself = int(state.next_slot)
+    kind[itself] = SINK if itself < state.start_size else THIS_LAP
     shown = np.flatnonzero(kind)
 
     def draw(figure: Figure) -> None:
