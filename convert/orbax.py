@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -26,7 +28,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def save(folder: Path, params: Any) -> None:
-    """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails."""
+    """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails, and leaves nothing there."""
     ocp = _orbax()
     heard, sys.unraisablehook = sys.unraisablehook, _without_late_writes(sys.unraisablehook)
     logged = logging.root.manager.disable
@@ -34,7 +36,11 @@ def save(folder: Path, params: Any) -> None:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute() / PARAMS, params)
-    except Exception as error:  # whatever TensorStore meets on a full or broken disk
+    except BaseException as error:  # whatever TensorStore meets on a full or broken disk, and Ctrl-C
+        _remove_late_writes(folder)
+        logging.getLogger("asyncio").addFilter(_is_no_late_write)
+        if not isinstance(error, Exception):
+            raise
         raise SllmError(f"the checkpoint could not be written: {str(error).partition(chr(10))[0]}") from error
     finally:
         logging.disable(logged)
@@ -44,7 +50,7 @@ def save(folder: Path, params: Any) -> None:
 def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`hook` but for the writes that end after the first has failed and Orbax has given up: it needs no trace of each.
 
-    They may end long after, so that the hook stays in place after a failure.
+    They may end long after, so that the hook stays in place after a failure, as does the filter below.
     """
 
     def hear(unraisable: Any) -> None:
@@ -52,6 +58,25 @@ def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
             hook(unraisable)
 
     return hear
+
+
+def _is_no_late_write(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not ("exception was never retrieved" in message and "orbax" in message)
+
+
+def _remove_late_writes(folder: Path) -> None:
+    """Remove what a failed write leaves, until it stays away: Orbax does not wait for the writes it has given up.
+
+    TensorStore makes a folder that is missing, so that each of them may bring it back.
+    """
+    quiet, deadline = 0, time.monotonic() + 5
+    while quiet < 10 and time.monotonic() < deadline:
+        left = list(folder.glob(f"{PARAMS}*"))
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        quiet = 0 if left else quiet + 1
+        time.sleep(0.02)
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:

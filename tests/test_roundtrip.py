@@ -1,9 +1,13 @@
 """The converted checkpoint, and the way back to a Hugging Face folder."""
 
 import json
+import sys
+import threading
+import time
 
 import checkpoints
 import jax
+import numpy as np
 import pytest
 import torch
 from checkpoints import Q_PROJ, VARIANTS, assert_same, assert_same_tensors, load, module_of, problems
@@ -112,6 +116,26 @@ def test_a_crash_leaves_nothing_behind(tmp_path, folder, write, error, monkeypat
     with pytest.raises(error):
         write(folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [ValueError("no space left"), KeyboardInterrupt()])
+def test_writes_that_orbax_has_given_up_leave_nothing_behind(tmp_path, error, monkeypatch):
+    def write_late(path):
+        for _ in range(5):
+            time.sleep(0.02)
+            (path / "ocdbt.process_0").mkdir(parents=True, exist_ok=True)
+
+    def save(self, path, params):
+        threading.Thread(target=write_late, args=(path.with_name("params.orbax-checkpoint-tmp"),)).start()
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.save", save)
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)  # a failure changes it
+    expected = SllmError if isinstance(error, Exception) else KeyboardInterrupt
+    with pytest.raises(expected), new_folder(tmp_path / "out") as unfinished:
+        orbax.save(unfinished, {"a": np.zeros(3)})
+    time.sleep(0.2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
