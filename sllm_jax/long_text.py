@@ -29,14 +29,14 @@ class Tokens(NamedTuple):
     ends: np.ndarray
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """Some of a text's tokens, and the characters that they stand for."""
 
     text: str
     tokens: Tokens
 
 
-def encode_blocks(tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP) -> Iterator[Block]:
+def encode_blocks(tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP) -> Iterator[TextBlock]:
     """The tokens of a text that comes in blocks, those of `encode` without `start`."""
     window, begin = next(text, ""), 0  # of the window's characters those before `begin` are done
     tokens = _tokens(tokenizer, window)
@@ -127,13 +127,13 @@ def _tokens(tokenizer: Any, text: str) -> Tokens:
     return Tokens(np.array(encoding["input_ids"], np.int32), offsets[:, 0], offsets[:, 1])
 
 
-def _cut(text: str, tokens: Tokens, begin: int, end: int) -> Block:
+def _cut(text: str, tokens: Tokens, begin: int, end: int) -> TextBlock:
     """The part of a text from character `begin` to `end`."""
     i, j = np.searchsorted(tokens.starts, (begin, end))
     if end == len(text):
         j = len(tokens.starts)
     ids, starts, ends = (values[i:j] for values in tokens)
-    return Block(text[begin:end], Tokens(ids, starts - begin, ends - begin))
+    return TextBlock(text[begin:end], Tokens(ids, starts - begin, ends - begin))
 
 
 def _joint(one: Tokens, other: Tokens, shift: int, low: int, high: int) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +13,10 @@ from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, progress
+from sllm_jax.cli.console import Bar, leave_at_once_on_ctrl_c, note, progress
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
-    from sllm_jax.reproduce.subject import Subject
 
 ALL = "all"
 _EVERYWHERE = ("model", "revision", "tokenizer", "dtype", "weights")
@@ -107,9 +106,10 @@ def reproduce(
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
     from sllm_jax.plot import check_plots
-    from sllm_jax.reproduce import EXPERIMENTS, subject
+    from sllm_jax.reproduce import EXPERIMENTS, making
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files
+    from sllm_jax.reproduce.subject import Options, Subject
 
     out = out.expanduser()
     given = {"text": text, "questions": questions}
@@ -121,7 +121,7 @@ def reproduce(
             if one.needs(option) and not value:
                 raise SllmError(f"{name} needs {'a text' if option == 'text' else option}; give --{option} FILE")
     check_plots()
-    options = subject.Options(
+    options = Options(
         max_tokens=max_tokens,
         start_size=start_size,
         recent_size=recent_size,
@@ -138,65 +138,24 @@ def reproduce(
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
-    maker = _Maker(asked, subject.Subject(loaded, loaded_tokenizer, content, options, names))
+    subject = Subject(loaded, loaded_tokenizer, content, options, names)
     if experiment != ALL:
-        print(maker.make(experiment, chosen[experiment], out), end="")
+        one = chosen[experiment]
+        print(making.make(experiment, one, subject, out, _command(asked, experiment, one, out), _watch), end="")
     else:
-        maker.make_all(chosen, out)
+        commands = {name: _command(asked, name, one, out / name) for name, one in chosen.items()}
+        making.make_all(chosen, subject, out, commands, _watch, tell=note)
     note(f"wrote {out}")
 
 
-class _Maker:
-    """Makes experiments on one model and one text."""
+@contextmanager
+def _watch(name: str, out: Path) -> Iterator[Bar]:
+    """While an experiment is made: its progress, and a Ctrl-C that leaves nothing unfinished."""
+    from sllm_jax.files import remove_unfinished
 
-    def __init__(self, asked: Mapping[str, object], subject: Subject) -> None:
-        """`asked` are the options that were given, by name."""
-        self._asked, self._subject = asked, subject
-
-    def make(self, name: str, experiment: Experiment, out: Path) -> str:
-        """Write the folder of one experiment, whole or not at all; its tables."""
-        from jax.errors import JaxRuntimeError
-
-        from sllm_jax.errors import SllmError
-        from sllm_jax.files import new_folder, remove_unfinished
-        from sllm_jax.reproduce.page import COMMAND
-
-        names = dict(self._subject.names)
-        if not experiment.needs("text"):
-            names.pop("text", None)
-        names[COMMAND] = _command(self._asked, name, experiment, out)
-        leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
-        with new_folder(out) as folder, progress(name) as bar:
-            try:
-                report = experiment.run(replace(self._subject, names=names, progress=bar))
-            except JaxRuntimeError as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise SllmError(
-                    f"{name} failed on the device ({reason}); a smaller cache or model takes less"
-                ) from error
-            report.write(folder, name)
-        return report.markdown()
-
-    def make_all(self, experiments: dict[str, Experiment], out: Path) -> None:
-        """A folder in `out` for each, unless it is there already, and the page; what cannot be made says why."""
-        from sllm_jax.errors import SllmError
-        from sllm_jax.reproduce.page import PAGE, is_made, prepare, write_page
-
-        prepare(out, experiments)
-        commands = {name: _command(self._asked, name, one, out / name) for name, one in experiments.items()}
-        made = {name: is_made(out, name, command) for name, command in commands.items()}
-        failed = {}
-        for name, experiment in experiments.items():
-            try:
-                if not made[name]:
-                    self.make(name, experiment, out / name)
-                    note(f"made {name}")
-            except SllmError as error:
-                failed[name] = str(error)
-                note(f"{name}: {error}")
-        write_page(out, self._subject.names["model"], commands, failed)
-        if failed:
-            raise SllmError(f"{', '.join(failed)} could not be made; {out / PAGE} says why, and has the others")
+    leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
+    with progress(name) as bar:
+        yield bar
 
 
 def _default(option: str) -> object:
