@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +87,19 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
     }
 
 
-@pytest.mark.parametrize(("room", "numbers"), [(0, [1]), (3.9, [1, 2]), (4, [1, 2, 4])])
-def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, numbers):
-    """`room`: for how many streams there is memory, five times what each carries."""
-    carried = sum(leaf.nbytes for leaf in jax.tree.leaves(init_carry(tiny.module, 4, 50)))
-    monkeypatch.setattr(running, "free_memory", lambda: 5 * room * carried)
-    monkeypatch.setattr(running, "streaming", lambda *arguments: arguments[3])
-    assert list(running._numbers_of_streams(tiny, Settings(4, 50, None))) == [(n, n) for n in numbers]
+@pytest.mark.parametrize(
+    ("room", "buffers", "numbers"),
+    [(0, 0, [1]), (19.9, 0, [1, 2]), (20, 0, [1, 2, 4]), (20, 1, [1, 2]), (24, 1, [1, 2, 4])],
+)
+def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, buffers, numbers):
+    """A stream takes five times what it carries, and what its program takes in buffers; there is memory for `room`."""
+    carried, weights = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (init_carry(tiny.module, 4, 50), tiny.params)
+    )
+    programs = {n: SimpleNamespace(memory=weights + n * (1 + buffers) * carried) for n in (1, 2, 4)}
+    monkeypatch.setattr(running, "free_memory", lambda: room * carried)
+    monkeypatch.setattr(running, "streaming", lambda *arguments: programs[arguments[3]])
+    assert list(running._numbers_of_streams(tiny, Settings(4, 50, None))) == [(n, programs[n]) for n in numbers]
 
 
 def test_too_many_streams_are_one_sentence(tiny, monkeypatch):

@@ -24,7 +24,7 @@ from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
 from sllm_jax.version import __version__
 
-_COPIES = 5  # of all states: three at once while a program is prepared, and room for what it needs beside them
+_COPIES = 4  # of all states: three at once while a program is prepared, and one to spare
 PROMPT = 128  # tokens that are read before the first one is written
 
 
@@ -90,17 +90,23 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
 def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
     """Each number of streams and its program; None ends where so many would not fit."""
     sizes = settings.start_size, settings.recent_size
-    one = jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1))
-    needed = _COPIES * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+    carried = _bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1)))
+    needed = 0
     for streams in settings.streams or (2**i for i in itertools.count()):
-        if settings.streams is None and streams > 1 and streams * needed > free_memory():
+        if settings.streams is None and needed > free_memory():
             return
         try:
             program = streaming(model, *sizes, streams, settings.seed)
         except jax.errors.JaxRuntimeError as error:
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
+        own = max(program.memory - _bytes_of(model.params), 0)
+        needed = 2 * (_COPIES * streams * carried + own)  # by twice as many
         del program
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def decode_figures(
