@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,30 +30,36 @@ def is_converted(folder: Path) -> bool:
 
 def save(folder: Path, params: Any) -> None:
     """Write a tree of NumPy arrays into `folder`; raises `SllmError` if that fails, and leaves nothing there."""
-    ocp = _orbax()
-    heard, sys.unraisablehook = sys.unraisablehook, _without_late_writes(sys.unraisablehook)
-    logged = logging.root.manager.disable
-    logging.disable()  # Orbax logs the traceback of each thread that fails; what matters is raised
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _without_late_writes(folder), _orbax().PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute() / PARAMS, params)
-    except BaseException as error:  # whatever TensorStore meets on a full or broken disk, and Ctrl-C
-        _remove_late_writes(folder)
-        logging.getLogger("asyncio").addFilter(_is_no_late_write)
-        if not isinstance(error, Exception):
-            raise
+    except Exception as error:  # whatever TensorStore meets on a full or broken disk
         raise SllmError(f"the checkpoint could not be written: {str(error).partition(chr(10))[0]}") from error
+
+
+@contextmanager
+def _without_late_writes(folder: Path) -> Iterator[None]:
+    """When a write fails, Orbax gives up the others without waiting for them; here they leave no trace.
+
+    Each would bring back the folder that was removed, for TensorStore makes one that is missing, and give a traceback
+    of its own: Orbax logs them, Python writes them where nobody hears. Some come so late that the silence goes on after
+    a failure.
+    """
+    heard, sys.unraisablehook = sys.unraisablehook, _deaf_to_late_writes(sys.unraisablehook)
+    logged = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+        sys.unraisablehook = heard
+    except BaseException:
+        _remove_until_it_stays_away(folder)
+        logging.getLogger("asyncio").addFilter(_is_no_late_write)
+        raise
     finally:
         logging.disable(logged)
-    sys.unraisablehook = heard
 
 
-def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`hook` but for the writes that end after the first has failed and Orbax has given up: it needs no trace of each.
-
-    They may end long after, so that the hook stays in place after a failure, as does the filter below.
-    """
-
+def _deaf_to_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def hear(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
@@ -65,11 +72,8 @@ def _is_no_late_write(record: logging.LogRecord) -> bool:
     return not ("exception was never retrieved" in message and "orbax" in message)
 
 
-def _remove_late_writes(folder: Path) -> None:
-    """Remove what a failed write leaves, until it stays away: Orbax does not wait for the writes it has given up.
-
-    TensorStore makes a folder that is missing, so that each of them may bring it back.
-    """
+def _remove_until_it_stays_away(folder: Path) -> None:
+    """Remove what Orbax wrote into `folder`, until there was nothing for 0.2 s; 5 s at most."""
     quiet, deadline = 0, time.monotonic() + 5
     while quiet < 10 and time.monotonic() < deadline:
         left = list(folder.glob(f"{PARAMS}*"))

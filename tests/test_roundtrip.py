@@ -2,8 +2,6 @@
 
 import json
 import sys
-import threading
-import time
 
 import checkpoints
 import jax
@@ -120,13 +118,14 @@ def test_a_crash_leaves_nothing_behind(tmp_path, folder, write, error, monkeypat
 
 @pytest.mark.parametrize("error", [ValueError("no space left"), KeyboardInterrupt()])
 def test_writes_that_orbax_has_given_up_leave_nothing_behind(tmp_path, error, monkeypatch):
-    def write_late(path):
-        for _ in range(5):
-            time.sleep(0.02)
-            (path / "ocdbt.process_0").mkdir(parents=True, exist_ok=True)
+    writes = iter([True, False, True, *[False] * 8, True])  # one of them, or none, in each wait
 
     def save(self, path, params):
-        threading.Thread(target=write_late, args=(path.with_name("params.orbax-checkpoint-tmp"),)).start()
+        def sleep(seconds):
+            if next(writes, False):
+                (path.with_name("params.orbax-checkpoint-tmp") / "d").mkdir(parents=True)
+
+        monkeypatch.setattr("time.sleep", sleep)
         raise error
 
     monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.save", save)
@@ -134,7 +133,7 @@ def test_writes_that_orbax_has_given_up_leave_nothing_behind(tmp_path, error, mo
     expected = SllmError if isinstance(error, Exception) else KeyboardInterrupt
     with pytest.raises(expected), new_folder(tmp_path / "out") as unfinished:
         orbax.save(unfinished, {"a": np.zeros(3)})
-    time.sleep(0.2)
+    assert list(writes) == []
     assert not list(tmp_path.iterdir())
 
 
