@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
     The table of input embeddings counts only where it gives the logits too.
     """
     config, itemsize = model.config, np.dtype(model.dtype).itemsize
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    weights = bytes_of(model.params)
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size * itemsize
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (cache_size + 1) * itemsize
@@ -53,6 +54,11 @@ def probes() -> list[Program]:
         Program(copy, matrix.copy(), 2 * _STEPS, memory=0, compile_seconds=0),
         Program(read, matrix, _STEPS, memory=0, compile_seconds=0),
     ]
+
+
+def bytes_of(tree: Any) -> int:
+    """Of all arrays in a tree, or of those that `jax.eval_shape` speaks of."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def free_memory() -> int:

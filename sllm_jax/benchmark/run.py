@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, free_memory, probes
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_of, bytes_per_step, free_memory, probes
 from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.errors import SllmError
@@ -64,7 +64,7 @@ class Results:
 
     def tables(self) -> list[Table]:
         """For people: about the run, decoding, reading, and the start."""
-        about = [(name.replace("_", " "), _text(value)) for name, value in self.about.items()]
+        about = [(name.replace("_", " "), value) for name, value in self.about.items()]
         return [Table(("about", "value"), about), _rows(self.decode), _rows(self.prefill), _rows([self.start])]
 
 
@@ -90,7 +90,7 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
 def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
     """Each number of streams and its program; None ends where so many would not fit."""
     sizes = settings.start_size, settings.recent_size
-    carried = _bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1)))
+    carried = bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1)))
     needed = 0
     for streams in settings.streams or (2**i for i in itertools.count()):
         if settings.streams is None and needed > free_memory():
@@ -100,13 +100,9 @@ def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int,
         except jax.errors.JaxRuntimeError as error:
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
-        own = max(program.memory - _bytes_of(model.params), 0)
+        own = max(program.memory - bytes_of(model.params), 0)
         needed = 2 * (_COPIES * streams * carried + own)  # by twice as many
         del program
-
-
-def _bytes_of(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def decode_figures(
@@ -192,7 +188,3 @@ def _peak_memory() -> int:
 
 def _rows(figures: Sequence[dict[str, float]]) -> Table:
     return Table([name.replace("_", " ") for name in figures[0]], [list(row.values()) for row in figures])
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
