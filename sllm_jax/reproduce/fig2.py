@@ -50,7 +50,8 @@ def run(subject: Subject) -> Report:
 def maps(subject: Subject, length: int = 16) -> Plot:
     """The mean attention of the heads as maps, over the text cut into windows of `length` tokens.
 
-    The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken.
+    The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken. Raises
+    `SllmError` for a length beyond the trained context, or a text that is shorter.
     """
     found = attention_maps(subject.model, _windows(subject, length), subject.progress)  # [L, H, T, T]
     layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
