@@ -1,12 +1,17 @@
 """Fixtures that many tests share: a small random model whose sizes all differ, and folders of data."""
 
+import io
 import os
+import signal
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from sllm_jax import cli
+from sllm_jax.loading import load
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 
@@ -63,3 +68,35 @@ def _scaled(attention: dict, by: float) -> dict:
 def data() -> Path:
     """What the tests need from the repository itself."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def model(data) -> Path:
+    """The folder of a small random Llama with a tokenizer and a trained context of 128 tokens."""
+    return data / "tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def loaded(model) -> tuple:
+    """That model, and its tokenizer."""
+    return load(model)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a command in this process: (exit code, standard output, standard error), libraries in C++ included."""
+
+    def run(*arguments, stdin=""):
+        interrupted = signal.getsignal(signal.SIGINT)
+        monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as leaving:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
+        output = capfd.readouterr()
+        return leaving.value.code or 0, output.out, output.err
+
+    return run

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
-from test_cli import assert_refused, model, run  # noqa: F401
+from test_cli import assert_refused
 from test_compiled import decode_arguments
 
 from sllm_jax.benchmark import programs
@@ -115,7 +115,7 @@ def test_free_memory_is_some_of_the_machine():
     assert 2**20 < free_memory() < 2**50
 
 
-def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path, monkeypatch):  # noqa: F811
+def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "CHUNK_SIZES", (16,))
     arguments = ("--model", model, "--recent-size", 30, "--streams", 1, "--streams", 2, "--rounds", 1)
     code, out, _ = run("benchmark", *arguments, "--out", tmp_path / "all.json")
@@ -133,7 +133,7 @@ def test_the_command_prints_tables_and_writes_them_as_json(run, model, tmp_path,
     assert re.search(r"^\| streams \| ms per step \|", out, re.MULTILINE)
 
 
-def test_random_weights_of_a_config_and_a_trace(run, tmp_path, monkeypatch):  # noqa: F811
+def test_random_weights_of_a_config_and_a_trace(run, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "CHUNK_SIZES", (16,))
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     arguments = ("--config", tmp_path / "config.json", "--recent-size", 30, "--rounds", 1, "--dtype", "bfloat16")
@@ -153,7 +153,7 @@ def test_the_parts_of_a_step_have_names():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
-def test_against_others_ends_with_the_ratios(run, tmp_path):  # noqa: F811
+def test_against_others_ends_with_the_ratios(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     arguments = ("--config", tmp_path / "config.json", "--recent-size", 40, "--rounds", 2)
     others = ("--against", "recompute", "--against", "hf")
@@ -165,7 +165,7 @@ def test_against_others_ends_with_the_ratios(run, tmp_path):  # noqa: F811
     assert out.splitlines()[-1] == lines[-1]
 
 
-def test_bad_input_is_one_sentence(run, model, tmp_path):  # noqa: F811
+def test_bad_input_is_one_sentence(run, model, tmp_path):
     def refuses(message, *options):
         assert_refused(run("benchmark", "--model", model, *options), message)
 

@@ -1,11 +1,9 @@
 """The command line: what goes to which output, exit codes, and one sentence for each kind of bad input."""
 
-import io
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -14,33 +12,10 @@ import torch
 from checkpoints import rewrite, tensors_of
 from safetensors.torch import save_file
 
-from sllm_jax import cli
 from sllm_jax.models import KINDS
 from sllm_jax.version import __version__
 
 SUMMARY = re.compile(r"(\d+) tokens(, [\d.]+ tokens/s)?, cache (\d+) of (\d+) tokens, (\d+) tokens seen")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        output = capsys.readouterr()
-        return leaving.value.code or 0, output.out, output.err
-
-    interrupted = signal.getsignal(signal.SIGINT)
-    yield run
-    signal.signal(signal.SIGINT, interrupted)
-
-
-@pytest.fixture
-def model(data):
-    return data / "tiny-llama"
 
 
 def test_version_and_help(run):

@@ -7,13 +7,7 @@ import subprocess
 import sys
 import time
 
-import pytest
 from test_cli import SUMMARY
-
-
-@pytest.fixture
-def model(data):
-    return data / "tiny-llama"
 
 
 def endless(model):

@@ -12,7 +12,7 @@ from families import CASES, ONE_OF_EACH, random_model
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import assert_refused, run  # noqa: F401
+from test_cli import assert_refused
 from test_compiled import EOS, LIMIT, OPTIONS
 
 import sllm_jax
@@ -137,7 +137,7 @@ def test_what_is_missing_or_misshapen_is_named_once(tmp_path):
     assert str(missing.value) == "missing tensor model.layers.1.mlp.up_proj.weight of shape (44, 24)"
 
 
-def test_the_command_line_refuses_in_one_sentence(tmp_path, run):  # noqa: F811
+def test_the_command_line_refuses_in_one_sentence(tmp_path, run):
     refused = run("convert", "bundled:llama", tmp_path / "out", "--weights", "int8", "--to", "huggingface")
     assert_refused(refused, "--weights int8 is for --to orbax")
     assert_refused(run("generate", "--weights", "int3"), "weights must be int8 or left out; got 'int3'")

@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_cli import assert_refused, model, run  # noqa: F401
+from test_cli import assert_refused
 
 from sllm_jax.cli.console import CtrlC
 from sllm_jax.evaluation import Evaluation
@@ -15,7 +15,7 @@ from sllm_jax.tokenizer import decode, encode, load_tokenizer
 
 
 @pytest.mark.parametrize("mode", ["streaming", "window", "dense", "recompute"])
-def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):  # noqa: F811
+def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):
     tokens = np.random.default_rng(0).integers(3, 420, 60)
     np.save(tmp_path / "tokens.npy", tokens)
     nll_out = tmp_path / "nll.npy"
@@ -35,7 +35,7 @@ def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):  # noqa: 
     assert float(re.search(r"([\d.]+) bits per byte\n", err)[1]) == pytest.approx(bits, abs=1e-4)
 
 
-def test_several_texts_are_measured_side_by_side(run, model, tmp_path):  # noqa: F811
+def test_several_texts_are_measured_side_by_side(run, model, tmp_path):
     arguments, curve = ("--model", model, "--recent-size", 20), tmp_path / "curve.csv"
     for name, copies in (("a.txt", 5), ("b.txt", 2)):
         (tmp_path / name).write_text("The cat sat by the window and saw the rain. " * copies)
@@ -61,7 +61,7 @@ def test_several_texts_are_measured_side_by_side(run, model, tmp_path):  # noqa:
     assert float(mean) == pytest.approx(alone[1].mean(dtype=np.float64), abs=1e-5)
 
 
-def test_dense_past_the_trained_context_is_labelled(run, model, tmp_path):  # noqa: F811
+def test_dense_past_the_trained_context_is_labelled(run, model, tmp_path):
     np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(3, 420, 200))
     arguments = ("--model", model, "--mode", "dense", "--tokens", tmp_path / "tokens.npy")
     _, _, err = run("perplexity", *arguments, "--nll-out", tmp_path / "nll.npy")
@@ -71,7 +71,7 @@ def test_dense_past_the_trained_context_is_labelled(run, model, tmp_path):  # no
     assert err.splitlines()[1] == f"within the trained context of 128 tokens: perplexity {within}; past it: {past}"
 
 
-def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeypatch):
     np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(3, 420, 100))
     arguments = ("--model", model, "--recent-size", 20, "--chunk-size", 7, "--tokens", tmp_path / "tokens.npy")
     arguments += ("--nll-out", tmp_path / "nll.npy")
@@ -103,7 +103,7 @@ def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "nll.npy"])
-def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_path, name):  # noqa: F811
+def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_path, name):
     np.save(tmp_path / "tokens.npy", np.arange(30))
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -117,7 +117,7 @@ def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens"])
-def test_a_pipe_is_read_once_and_whole(run, model, tmp_path, kind):  # noqa: F811
+def test_a_pipe_is_read_once_and_whole(run, model, tmp_path, kind):
     content = "The cat sat by the window and saw the rain. " * 30
     (tmp_path / "text").write_text(content)
     np.save(tmp_path / "tokens.npy", np.arange(90))
@@ -141,7 +141,7 @@ def count_steps(monkeypatch):
     return done
 
 
-def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):  # noqa: F811
+def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     np.save(tmp_path / "tokens.npy", np.arange(30))
@@ -151,7 +151,7 @@ def test_perplexity_of_tokens_needs_no_tokenizer(run, model, tmp_path):  # noqa:
     assert run("generate", "--model", bare, "--max-tokens", 3, "--tokenizer", model / "tokenizer.json")[0] == 0
 
 
-def test_perplexity_refuses(run, model, tmp_path):  # noqa: F811
+def test_perplexity_refuses(run, model, tmp_path):
     def refuses(message, *arguments):
         assert_refused(run("perplexity", "--model", model, *arguments), message)
 
@@ -180,7 +180,7 @@ def test_perplexity_refuses(run, model, tmp_path):  # noqa: F811
     refuses("could not be written", *saved(np.arange(9)), "--resume", tmp_path / "not.npy")
 
 
-def test_the_result_goes_where_it_is_sent(run, model, tmp_path):  # noqa: F811
+def test_the_result_goes_where_it_is_sent(run, model, tmp_path):
     np.save(tmp_path / "tokens.npy", np.arange(9))
     (tmp_path / "link.npy").symlink_to(tmp_path / "file.npy")
     for out in (tmp_path / "link.npy", "/dev/null"):

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli import assert_refused, run  # noqa: F401
+from test_cli import assert_refused
 
 from sllm_jax.benchmark import programs
 from sllm_jax.errors import SllmError
-from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
 from sllm_jax.plot import check_plots
@@ -29,16 +28,6 @@ from sllm_jax.tokenizer import encode
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXT = "The cat sat by the window and saw the rain. "
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    return data / "tiny-llama"  # trained context: 128
-
-
-@pytest.fixture(scope="module")
-def loaded(model):
-    return load(model)
 
 
 @pytest.fixture
@@ -53,7 +42,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_text_is_asked_for_where_one_is_needed(run, model, tmp_path):  # noqa: F811
+def test_a_text_is_asked_for_where_one_is_needed(run, model, tmp_path):
     assert_refused(
         run("reproduce", "fig3", "--model", model, "--out", tmp_path / "out"), "fig3 needs a text; give --te"
     )
@@ -75,7 +64,7 @@ def small_caches(monkeypatch):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_three_files_and_the_table(run, model, text, questions, small_caches, tmp_path, name):  # noqa: F811
+def test_three_files_and_the_table(run, model, text, questions, small_caches, tmp_path, name):
     out, options = tmp_path / "new" / "out", ("--max-tokens", 300, "--lines", 22)
     code, table, err = run(
         "reproduce", name, "--model", model, "--text", text, "--questions", questions, "--out", out, *options
@@ -184,7 +173,7 @@ def test_tables_2_and_6_hold_the_perplexity_of_each_cache(loaded, name, caches):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_all_is_a_page_of_each_with_the_command_that_makes_it(run, model, text, small_caches, tmp_path):  # noqa: F811
+def test_all_is_a_page_of_each_with_the_command_that_makes_it(run, model, text, small_caches, tmp_path):
     out, options = tmp_path / "all", ("--max-tokens", 300, "--lines", 22)
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, *options)
     code, printed, err = run(*arguments)
@@ -203,7 +192,7 @@ def test_all_is_a_page_of_each_with_the_command_that_makes_it(run, model, text, 
     assert (tmp_path / "again/table2.csv").read_text() == (out / "table2/table2.csv").read_text()
 
 
-def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_path):  # noqa: F811
+def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_path):
     out = tmp_path / "all"
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     assert run(*arguments, "--max-tokens", 300)[0] == 0
@@ -214,7 +203,7 @@ def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_pa
     assert_refused(run(*arguments, "--max-tokens", 290), "fig2 was made by another command; name a new folder")
 
 
-def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):  # noqa: F811
+def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):
     out = tmp_path / "all"
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     code, _, err = run(*arguments, "--max-tokens", 130, "--recent-size", 10)
@@ -225,7 +214,7 @@ def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "notes.txt"])
-def test_all_touches_no_folder_of_somebody_else(run, model, text, tmp_path, name):  # noqa: F811
+def test_all_touches_no_folder_of_somebody_else(run, model, text, tmp_path, name):
     out = tmp_path / "mine"
     out.mkdir()
     (out / name).write_text("precious")
@@ -235,7 +224,7 @@ def test_all_touches_no_folder_of_somebody_else(run, model, text, tmp_path, name
     assert_refused(run(*arguments[:-1], text / "out"), "could not be written: Not a directory")
 
 
-def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tmp_path, monkeypatch):  # noqa: F811
+def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tmp_path, monkeypatch):
     def runs_out(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more")
 
@@ -322,7 +311,7 @@ def test_a_table_in_markdown():
     ]
 
 
-def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
+def test_bad_input_is_one_sentence(run, model, text, tmp_path):
     def refuses(message, name, *options, at=tmp_path / "out"):
         assert_refused(run("reproduce", name, "--model", model, "--text", text, "--out", at, *options), message)
 
@@ -351,7 +340,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):  # noqa: F811
     assert sorted(os.listdir(tmp_path)) == ["text.txt"]
 
 
-def test_a_model_without_a_tokenizer_is_refused(run, model, text, tmp_path):  # noqa: F811
+def test_a_model_without_a_tokenizer_is_refused(run, model, text, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     result = run("reproduce", "fig2", "--model", bare, "--text", text, "--out", tmp_path / "out")

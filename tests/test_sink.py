@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 from reference import ListModel
-from test_cli import assert_refused, run  # noqa: F401  a fixture
+from test_cli import assert_refused
 from training import done, prepared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -152,7 +152,7 @@ def test_the_sink_is_recorded_and_honoured_by_loading_and_converting(trained, tm
     assert load(tmp_path / "copy")[0].config.attention_sink == sink
 
 
-def test_zero_cannot_go_to_hugging_face(run, trained, zero, tmp_path):  # noqa: F811
+def test_zero_cannot_go_to_hugging_face(run, trained, zero, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(SllmError, match="cannot go to Hugging Face, which has no such softmax"):
         to_huggingface(zero, out)
@@ -193,7 +193,7 @@ def test_a_stream_begins_with_the_sink_token_and_keeps_it(trained):
 
 
 @pytest.mark.parametrize(("sink", "more"), [("none", 0), ("learnable", 1)])
-def test_perplexity_of_a_text_begins_with_the_sink_token(run, trained, tmp_path, sink, more):  # noqa: F811
+def test_perplexity_of_a_text_begins_with_the_sink_token(run, trained, tmp_path, sink, more):
     (tmp_path / "text.txt").write_text(TEXT)
     _, tokenizer = load(trained(sink))
     count = len(tokenizer.encode(TEXT, add_special_tokens=False))

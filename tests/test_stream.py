@@ -10,16 +10,10 @@ import pytest
 
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import visible_token_ids
-from sllm_jax.loading import load
 from sllm_jax.stream import Stream, eos_ids, fit_sizes
 from sllm_jax.tokenizer import decode, encode, load_tokenizer
 
 PROMPT = "The cat sat by the window. "
-
-
-@pytest.fixture(scope="module")
-def loaded(data):
-    return load(data / "tiny-llama")
 
 
 @pytest.fixture

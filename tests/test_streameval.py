@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from test_reproduce import loaded, model  # noqa: F401
 
 from sllm_jax.errors import SllmError
 from sllm_jax.reproduce import EXPERIMENTS, streameval
@@ -68,7 +67,7 @@ def test_no_questions_have_no_accuracy():
     assert accuracy([]) is None
 
 
-def test_the_report_counts_by_distance_and_by_length(loaded, monkeypatch):  # noqa: F811
+def test_the_report_counts_by_distance_and_by_length(loaded, monkeypatch):
     monkeypatch.setattr(streameval, "Stream", lambda *_: Reading())
     report = EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=200)))
     by_distance, by_length, _ = report.tables
@@ -82,12 +81,12 @@ class Reading(Knowing):
     cache_size, tokens_seen = 127, 0
 
 
-def test_a_model_reads_the_whole_stream(loaded):  # noqa: F811
+def test_a_model_reads_the_whole_stream(loaded):
     report = EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=22, recent_size=60)))
     assert [row[:2] for row in report.figures.rows] == [(20, 20)]
     assert report.settings["cache"] == "4 + 60 tokens kept"
 
 
-def test_too_few_lines(loaded):  # noqa: F811
+def test_too_few_lines(loaded):
     with pytest.raises(SllmError, match="streameval needs more than 20 lines; got 20"):
         EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=20)))

@@ -7,7 +7,6 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_reproduce import loaded, model  # noqa: F401
 
 from sllm_jax.decode import init_carry, read
 from sllm_jax.errors import SllmError
@@ -22,7 +21,7 @@ QUESTIONS = [ArcQuestion(f"What is {i}?", ("red", "blue", "a cat"), i % 3) for i
 
 
 @pytest.fixture
-def subject(loaded):  # noqa: F811
+def subject(loaded):
     return Subject(*loaded, "", Options())
 
 
@@ -52,7 +51,7 @@ def test_the_likeliest_letter_counts(likeliest, likely):
     assert Outcome(1, QUESTIONS[1], "", likeliest).likely is likely
 
 
-def test_the_few_shot_format(loaded):  # noqa: F811
+def test_the_few_shot_format(loaded):
     form, tokenizer = Format(loaded[1], "few-shot"), loaded[1]
     first, later = form.prompt(QUESTIONS[1], []), form.prompt(QUESTIONS[1], [5])
     text = "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
@@ -63,7 +62,7 @@ def test_the_few_shot_format(loaded):  # noqa: F811
     assert decode(tokenizer, [*later, *form.answer("B")]) == f"{text} B"
 
 
-def test_the_chat_format_has_turns(loaded):  # noqa: F811
+def test_the_chat_format_has_turns(loaded):
     form = Format(loaded[1], "chat")
     assert form.examples == 0
     text = decode(loaded[1], form.prompt(QUESTIONS[0], []))
@@ -81,7 +80,7 @@ INST = (
 
 
 @pytest.mark.parametrize("template", [CHATML, INST, None])
-def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template):  # noqa: F811
+def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template):
     tokenizer = copy.deepcopy(loaded[1])
     tokenizer.chat_template = template
     form, ids = Format(tokenizer, "chat"), []
@@ -100,7 +99,7 @@ def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template
     assert re.sub(r"\s+", "", found) == re.sub(r"\s+", "", expected)  # SentencePiece puts spaces of its own
 
 
-def test_one_shot_sees_its_whole_stream(loaded, path):  # noqa: F811
+def test_one_shot_sees_its_whole_stream(loaded, path):
     """A cache too small for a question evicts on the stream alone."""
     options = Options(questions=read_files([path]), recent_size=8)
     rows = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", options)).figures.rows
@@ -109,7 +108,7 @@ def test_one_shot_sees_its_whole_stream(loaded, path):  # noqa: F811
     assert rows[:5] == expected[:5]
 
 
-def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):  # noqa: F811
+def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):
     chosen, _ = loaded
     before, options = np.arange(10, 60, dtype=np.int32), np.array([[7, 0, 0], [8, 9, 0], [3, 4, 5]], np.int32)
     counts = np.array([1, 2, 3], np.int32)
@@ -161,7 +160,7 @@ def reads_of(subject, mode, monkeypatch):
     return seen
 
 
-def test_who_answers_right_scores_all(loaded, path, monkeypatch):  # noqa: F811
+def test_who_answers_right_scores_all(loaded, path, monkeypatch):
     def knowing(subject, form, questions, mode):
         for number, question in enumerate(questions[1:], 2):
             yield Outcome(number, question, question.labels[question.right], question.right)
@@ -172,7 +171,7 @@ def test_who_answers_right_scores_all(loaded, path, monkeypatch):  # noqa: F811
     assert report.tables[0].rows[3] == ["chance", pytest.approx(100 / 3), pytest.approx(100 / 3)]
 
 
-def test_a_model_answers_every_question_in_every_mode(loaded, path):  # noqa: F811
+def test_a_model_answers_every_question_in_every_mode(loaded, path):
     report = EXPERIMENTS["streamqa"].run(
         Subject(*loaded, "", Options(questions=read_files([path]), max_questions=4, recent_size=100))
     )
@@ -183,7 +182,7 @@ def test_a_model_answers_every_question_in_every_mode(loaded, path):  # noqa: F8
     assert one_shot[0] == (*streaming[0][:1], "one-shot", *streaming[0][2:]), "the first question has the same stream"
 
 
-def test_too_few_questions_and_another_format(loaded, path):  # noqa: F811
+def test_too_few_questions_and_another_format(loaded, path):
     with pytest.raises(SllmError, match="arc needs 2 questions or more; got 1"):
         EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=read_files([path]), max_questions=1)))
     with pytest.raises(SllmError, match="qa-format 'quiz' is not one of few-shot, chat"):

@@ -1,7 +1,6 @@
 """`sllm-jax train`: what it prints, how it is interrupted and taken up again, and what it refuses."""
 
 import csv
-import io
 import json
 import lzma
 import re
@@ -16,7 +15,6 @@ import pytest
 from checkpoints import assert_same
 from training import CONFIG, write_text
 
-from sllm_jax import cli
 from sllm_jax.cli import train as command
 from sllm_jax.loading import load
 from sllm_jax.train.run import Run
@@ -74,29 +72,14 @@ def place(tmp_path):
     return place_in(tmp_path)
 
 
-def in_this_process(arguments, monkeypatch, captured):
-    """(exit code, standard output, standard error), what libraries in C++ write included."""
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "argv", ["sllm-jax", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    captured.readouterr()
-    try:
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    output = captured.readouterr()
-    return leaving.value.code or 0, output.out, output.err
-
-
 def in_a_process(arguments):
     return subprocess.run([sys.executable, "-m", "sllm_jax", *arguments], capture_output=True, text=True)
 
 
 @pytest.fixture
-def train(place, monkeypatch, capfd):
+def train(place, run):
     def train(*more, **changes):
-        return in_this_process(place.arguments(*more, **changes), monkeypatch, capfd)
+        return run(*place.arguments(*more, **changes))
 
     return train
 
@@ -148,10 +131,9 @@ def test_a_run_prints_its_result_alone(whole):
     assert {int(row["step"]) for row in place.measures()} == {*range(3, STEPS + 1, 3), 10, 20}
 
 
-def test_a_finished_run_is_taken_up_in_vain(whole, monkeypatch, capfd):
+def test_a_finished_run_is_taken_up_in_vain(whole, run):
     place, process = whole
-    again = in_this_process(place.arguments("--resume"), monkeypatch, capfd)
-    assert again == (0, process.stdout, process.stderr)
+    assert run(*place.arguments("--resume")) == (0, process.stdout, process.stderr)
 
 
 def test_a_killed_run_ends_as_one_left_alone(train, place, whole):

@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_cli import run  # noqa: F401  a fixture
 from training import CONFIG, done, prepared, write_text
 
 from sllm_jax.train import run as runs
@@ -24,7 +23,7 @@ def whole(tmp_path_factory):
     return done(prepared(folder, steps=24, save_every=12))
 
 
-def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypatch):  # noqa: F811
+def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     monkeypatch.setenv("HOME", str(tmp_path))
     arguments = ["train", write_text(tmp_path), "--config", tmp_path / "config.json", "--out=~/run", "--steps", 24]
