@@ -10,7 +10,7 @@ import pytest
 import typer
 from pages import FENCE, ROOT, commands, prepare, snippets, text_of
 
-from sllm_jax.cli import app
+from sllm_jax.cli.app import app
 from sllm_jax.reproduce import EXPERIMENTS
 
 PAGES = sorted(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import sys
 
-from sllm_jax.cli.app import app
-from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, print_warnings
-from sllm_jax.errors import SllmError
+from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 
 
 def main() -> None:
     """Run a command. Bad input is one sentence and exit code 2, never a traceback."""
-    print_warnings()
     leave_at_once_on_ctrl_c()
+    from sllm_jax.cli.app import app  # typer and rich, which take a moment
+    from sllm_jax.cli.console import note, print_warnings
+    from sllm_jax.errors import SllmError
+
+    print_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:

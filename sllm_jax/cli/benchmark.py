@@ -12,7 +12,8 @@ from typer import Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import leave_at_once_on_ctrl_c, note, progress
+from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
 
 if TYPE_CHECKING:

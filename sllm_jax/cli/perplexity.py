@@ -13,7 +13,8 @@ from typer import Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import CtrlC, note, progress
+from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.ctrl_c import CtrlC
 from sllm_jax.errors import SllmError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import Bar, leave_at_once_on_ctrl_c, note, progress
+from sllm_jax.cli.console import Bar, note, progress
+from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment

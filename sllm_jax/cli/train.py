@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from sllm_jax.cli.console import INTERRUPTED, CtrlC, leave_at_once_on_ctrl_c, note, progress
+from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.ctrl_c import INTERRUPTED, CtrlC, leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
 
 if TYPE_CHECKING:
