@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_cli import assert_refused
 
-from sllm_jax.cli.console import CtrlC
+from sllm_jax.cli.ctrl_c import CtrlC
 from sllm_jax.evaluation import Evaluation
 from sllm_jax.tokenizer import decode, encode, load_tokenizer
 
