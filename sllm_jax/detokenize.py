@@ -1,7 +1,8 @@
-"""Token ids to text while they are made: every piece as soon as it is certain, never part of a character.
+"""Token ids to text as they are generated: each piece as soon as it is certain, never part of a character.
 
-A character may be spread over several tokens, so the text of a token can depend on the next ones. The pieces joined are
-what decoding all the ids at once gives. Memory and work per token are constant, whatever the tokens are.
+A character may be spread over several tokens. Its bytes are held back until the last of them arrives, so at most three
+bytes are held at any time, and memory and work per token are constant. Bytes that are not UTF-8 become U+FFFD; the text
+around them is not affected.
 """
 
 from __future__ import annotations
@@ -15,23 +16,20 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 
-# A run of byte tokens is decoded as a whole: one broken byte at its end turns every byte of it into U+FFFD. So a run is
-# held back until it ends or breaks, or until this many bytes of it are held back, some 300 characters of a rare script.
-MAX_HELD_BYTES = 1024
-
 
 class Detokenizer:
-    """Joined, the pieces that `add` returns and the rest that `flush` returns are the text of the ids after a context.
+    """Turns the tokens after a context into pieces of text.
 
-    That is `decode(context + ids)[len(decode(context)):]`, whatever the ids. What is added after a `flush` begins a new
-    character.
+    Joined, the pieces that `add` and `flush` return are the text of the tokens after the context. A character that
+    begins in the context and ends after it is returned whole, with its last token: no character is lost where a text is
+    cut. What is added after a `flush` begins a new character.
     """
 
     def __init__(self, tokenizer: Any, context: Sequence[SupportsIndex] | np.ndarray = ()) -> None:
-        """Begin behind a context: the tokens before the first one that is added, as many as are at hand.
+        """`context`: the tokens before the first one that is added, as many as are at hand.
 
-        With it the text goes on with its leading space, which SentencePiece tokenizers leave out where a text starts.
-        Raises `SllmError` if the tokenizer is not one of the fast ones of `transformers`.
+        A SentencePiece tokenizer drops the leading space of a text, but not behind a context. Raises `SllmError` if the
+        tokenizer is not one of the fast ones of `transformers`.
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -41,30 +39,37 @@ class Detokenizer:
             )
         self._backend = backend
         self._special = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._text = _Bytes() if "ByteLevel" in str(backend.decoder) else _Runs(backend, self._special)
-        self._skip = 0  # characters to come that the text of the context holds already, as replacement characters
+        self._text = _Bytes() if "ByteLevel" in str(backend.decoder) else _ByteFallback(backend, self._special)
         self.add(context)
-        self._skip = len(self._text.rest())
 
     def add(self, ids: Iterable[SupportsIndex] | np.ndarray) -> str:
-        """The text that has become certain with some more ids."""
+        """The text that becomes certain with these ids. Special tokens have no text."""
         tokens = ((int(i), self._backend.id_to_token(int(i))) for i in ids if int(i) not in self._special)
-        return self._new("".join(self._text.add(i, token) for i, token in tokens if token is not None))
+        return "".join(self._text.add(i, token) for i, token in tokens if token is not None)
 
     def flush(self) -> str:
-        """The text that was held back, an unfinished character as U+FFFD."""
+        """The text that was held back: an unfinished character, as U+FFFD."""
         rest = self._text.rest()
         self._text.end()
-        return self._new(rest)
+        return rest
 
-    def _new(self, text: str) -> str:
-        skipped = min(self._skip, len(text))
-        self._skip -= skipped
-        return text[skipped:]
+    @property
+    def held(self) -> str:
+        """What `flush` would return."""
+        return self._text.rest()
+
+
+def text_lengths(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """How many characters the first 0, 1, ..., N of N tokens stand for, an unfinished one included."""
+    detokenizer, shown, lengths = Detokenizer(tokenizer), 0, [0]
+    for token_id in ids:
+        shown += len(detokenizer.add([token_id]))
+        lengths.append(shown + len(detokenizer.held))
+    return lengths
 
 
 class _Bytes:
-    """Byte-level BPE: the tokens are bytes, and all of them together are UTF-8."""
+    """Byte-level BPE: tokens are bytes, and all of them together are UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -80,56 +85,50 @@ class _Bytes:
         self._utf8.reset()
 
 
-class _Runs:
-    """Tokens of whole characters, between them runs of byte tokens if the tokenizer falls back to bytes.
+class _ByteFallback:
+    """Tokens of whole characters; a character that has no token is spelled in byte tokens, if the tokenizer has them.
 
-    A run is UTF-8 as a whole, or each of its bytes is U+FFFD. The text of a token is what it adds behind another one.
+    The tokenizer's own decoder turns tokens into text, one whole character of byte tokens at a time.
     """
 
     def __init__(self, backend: Any, special: frozenset[int]) -> None:
         self._backend = backend
         self._byte_tokens = re.compile("<0x([0-9A-Fa-f]{2})>" if "ByteFallback" in str(backend.decoder) else "(?!)")
         self._word = self._find_word(special)
-        self._before: list[int] = []  # empty at the start of the text, then the word
-        self._run: list[int] = []  # byte tokens held back
-        self._broken = False  # whether the run is broken, and so not held back any more
+        self._before: list[int] = []  # decoded before each token: nothing at the start of the text, then the word
+        self._pending: list[int] = []  # byte tokens of an unfinished character
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
 
     def add(self, token_id: int, token: str) -> str:
         if byte := self._byte_tokens.fullmatch(token):
             return self._add_byte(token_id, bytes.fromhex(byte[1]))
-        ended = self.rest()
-        self.end()
-        return ended + self._release([token_id])
+        return self._broken() + self._decoded([token_id])
 
     def rest(self) -> str:
-        return self._behind(self._run)
+        return self._behind(self._pending)
 
     def end(self) -> None:
-        self._release(self._run)
-        self._run = []
-        self._broken = False
-        self._utf8.reset()
+        self._broken()
 
     def _add_byte(self, token_id: int, byte: bytes) -> str:
-        if self._broken:
-            return "\ufffd"
-        self._run.append(token_id)
         try:
-            self._utf8.decode(byte)
+            finished = self._utf8.decode(byte)
         except UnicodeDecodeError:
-            self._broken = True
-            unfinished = 0
-        else:
-            if len(self._run) < MAX_HELD_BYTES:
-                return ""
-            unfinished = len(self._utf8.getstate()[0])
-        certain = len(self._run) - unfinished
-        text = self._release(self._run[:certain])
-        self._run = self._run[certain:]
+            # Either the byte breaks the character before it and begins anew, or it begins no character at all.
+            return self._broken() + self._add_byte(token_id, byte) if self._pending else self._decoded([token_id])
+        self._pending.append(token_id)
+        return self._finished() if finished else ""
+
+    def _finished(self) -> str:
+        text, self._pending = self._decoded(self._pending), []
         return text
 
-    def _release(self, ids: list[int]) -> str:
+    def _broken(self) -> str:
+        """The bytes of an unfinished character, each as U+FFFD."""
+        self._utf8.reset()
+        return self._finished()
+
+    def _decoded(self, ids: list[int]) -> str:
         text = self._behind(ids)
         if ids:
             self._before = self._word
@@ -141,7 +140,7 @@ class _Runs:
         return self._backend.decode(self._before + ids)[len(self._backend.decode(self._before)) :]
 
     def _find_word(self, special: frozenset[int]) -> list[int]:
-        """Some token that makes text, to put before others."""
+        """Some token that has text, to decode others behind it."""
         for token_id in range(self._backend.get_vocab_size()):
             token = self._backend.id_to_token(token_id)
             if token is None or token_id in special or self._byte_tokens.fullmatch(token):
