@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import causal_block, masked_scores, mix, sink_softmax
-from sllm_jax.model import Model
+from sllm_jax.model import Model, check_finite
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import Attend, LayerCache, no_caches
 from sllm_jax.progress import Progress, silent
@@ -49,6 +49,7 @@ def _mean(model: Model, windows: np.ndarray, measure: Measure, progress: Progres
         taken = windows[start : start + batch]
         padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
         found = _measure(model.module, model.params, padded, measure)
+        check_finite(model, found[0], f"in windows {start} to {start + len(taken) - 1} of {len(windows)}")
         sums.append([np.asarray(values)[: len(taken)].sum(0, dtype=np.float64) for values in found])
         progress(start + len(taken), len(windows))
     first, second = (np.sum(values, axis=0) / len(windows) for values in zip(*sums, strict=True))

@@ -23,6 +23,7 @@ from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
 NO_TOKEN = -1  # what a frozen stream writes
+NOT_FINITE = -2  # what a stream writes whose logits are not numbers
 
 
 class Carry(struct.PyTreeNode):
@@ -86,11 +87,14 @@ def decode(
     """Write up to `steps` tokens, at most `limit`: sample one, feed it back, and so on, without a word to the host.
 
     A stream that has written one of `eos_ids` stands still, as do all once `limit` tokens are written: frozen streams
-    write `NO_TOKEN`. Returns the carry and the tokens.
+    write `NO_TOKEN`. A stream whose logits hold a NaN or an infinity stands still too, and writes `NOT_FINITE`. Returns
+    the carry and the tokens.
     """
 
     def write(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Int[Array, ""]]:
-        frozen = carry.done | (i >= limit)
+        ended = carry.done | (i >= limit)
+        finite = jnp.isfinite(carry.logits.max())  # a NaN and an infinity are the largest of any numbers
+        frozen = ended | ~finite
         greedy = options.temperature is None
         next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
         state = carry.state
@@ -104,7 +108,7 @@ def decode(
             done=carry.done | (~frozen & jnp.isin(token, eos_ids)),
             key=jnp.where(frozen, carry.key, next_key),
         )
-        return written, jnp.where(frozen, NO_TOKEN, token)
+        return written, jnp.where(ended, NO_TOKEN, jnp.where(finite, token, NOT_FINITE))
 
     step = over_streams(write, carry.state, in_axes=(0, None))
     carry, tokens = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.int32))

@@ -18,8 +18,8 @@ def foreign(what: str, remedy: str) -> Iterator[None]:
     """Turn any exception of the block into one `SllmError`: "{what} cannot be read (reason); {remedy}".
 
     Parsers raise more than `ValueError` on bad input: `RecursionError`, `OverflowError`, `MemoryError`, errors of their
-    own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. An `SllmError` passes
-    through, and so do Ctrl-C and the end of the process.
+    own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. An `SllmError`
+    passes through, and so do Ctrl-C and the end of the process.
     """
     try:
         yield

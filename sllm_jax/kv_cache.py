@@ -18,6 +18,8 @@ from sllm_jax.model import Model
 from sllm_jax.models import supported
 from sllm_jax.models.config import ModelConfig
 
+MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state stay below twice the slots, and are int32
+
 
 def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> StartRecentKVCache:
     """The cache with which `model` streams: `start_size` sinks and `recent_size` recent tokens.
@@ -82,10 +84,12 @@ class StartRecentKVCache:
 
 
 def check_sizes(start_size: int, recent_size: int) -> None:
-    """Raises `SllmError` unless both sizes are integers of 0 or more."""
+    """Raises `SllmError` unless both sizes are integers of 0 or more, and `MAX_CACHE_SIZE` together at most."""
     for name, size in (("start_size", start_size), ("recent_size", recent_size)):
         if not isinstance(size, int | np.integer) or size < 0:
             raise SllmError(f"{name} must be an integer of 0 or more; got {size!r}")
+    if start_size + recent_size > MAX_CACHE_SIZE:
+        raise SllmError(f"a cache holds {MAX_CACHE_SIZE} tokens at most; got {start_size} + {recent_size}")
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

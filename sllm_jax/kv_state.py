@@ -20,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sllm_jax.errors import SllmError
+from sllm_jax.memory import bytes_of, free_memory, gigabytes
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import LayerCache
 from sllm_jax.position import AngleTable, Rope, rotate
@@ -67,25 +68,40 @@ class KVState(struct.PyTreeNode):
 def init_state(
     config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
 ) -> KVState:
-    """An empty state for one stream, or for `streams` side by side; raises `SllmError` if there is no memory for it."""
+    """An empty state for one stream, or for `streams` side by side.
+
+    Raises `SllmError` if it does not fit into the memory that is free; nothing is allocated then.
+    """
+    shapes = state_shapes(config, start_size, recent_size, dtype, streams)
+    needed, free = bytes_of(shapes), free_memory()
+    if needed > free:
+        of_streams = "" if streams in (None, 1) else f" for {streams} streams"
+        raise SllmError(
+            f"a cache of {start_size} + {recent_size} tokens{of_streams} takes "
+            f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free; give a smaller recent_size, or in "
+            "dense mode a shorter text"
+        )
+    # Each array its own: one that two fields share cannot be donated.
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def state_shapes(
+    config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
+) -> KVState:
+    """The state of `init_state` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
     batch = () if streams is None else (streams,)
     allocated = _round_up(start_size + recent_size + 1)
-    heads, dim = config.num_key_value_heads, config.head_dim
+    heads, dim, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
 
-    def per_layer(*shape: int) -> tuple[Array, ...]:  # each array its own: one shared by two fields cannot be donated
-        try:
-            return tuple(jnp.zeros((*batch, *shape), dtype) for _ in range(config.num_hidden_layers))
-        except (jax.errors.JaxRuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
-            raise SllmError(
-                f"no memory for a cache of {start_size + recent_size} tokens; give a smaller recent_size"
-            ) from error
+    def array(dtype: jax.typing.DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*batch, *shape), dtype)
 
     return KVState(
-        k=per_layer(heads, dim, allocated),
-        v=per_layer(heads, allocated, dim),
-        token_ids=jnp.zeros((*batch, allocated), jnp.int32),
-        next_slot=jnp.zeros(batch, jnp.int32),
-        filled=jnp.zeros(batch, jnp.int32),
+        k=(array(dtype, heads, dim, allocated),) * layers,
+        v=(array(dtype, heads, allocated, dim),) * layers,
+        token_ids=array(jnp.int32, allocated),
+        next_slot=array(jnp.int32),
+        filled=array(jnp.int32),
         start_size=start_size,
         recent_size=recent_size,
     )

@@ -36,17 +36,19 @@ class TextBlock(NamedTuple):
     tokens: Tokens
 
 
-def encode_blocks(tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP) -> Iterator[TextBlock]:
+def encode_blocks(
+    tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP, control_tokens: bool = False
+) -> Iterator[TextBlock]:
     """The tokens of a text that comes in blocks, those of `encode` without `start`."""
     window, begin = next(text, ""), 0  # of the window's characters those before `begin` are done
-    tokens = _tokens(tokenizer, window)
+    tokens = _tokens(tokenizer, window, control_tokens)
     for block in text:
         shift = max(begin, len(window) - overlap)
-        following = _tokens(tokenizer, window[shift:] + block)
+        following = _tokens(tokenizer, window[shift:] + block, control_tokens)
         joint = _joint(tokens, following, shift, max(begin, shift + overlap // 4), len(window) - overlap // 4)
         if joint is None:  # nothing in common: both in one go
             window += block
-            tokens = _tokens(tokenizer, window)
+            tokens = _tokens(tokenizer, window, control_tokens)
             continue
         yield _cut(window, tokens, begin, joint)
         window, tokens, begin = window[shift:] + block, following, joint - shift
@@ -92,17 +94,19 @@ def tokenize_file(
     target: Path,
     max_tokens: int | None = None,
     progress: Progress = silent,
+    control_tokens: bool = False,
 ) -> TokenFile:
     """Write the token ids of a text file, behind the tokenizer's start tokens, to `target`; `max_tokens` at most.
 
-    `progress` hears how many bytes of the file are read. Raises `SllmError` for what is no text.
+    `progress` is called with the bytes read and the bytes of the file. `control_tokens` as in `encode`. Raises
+    `SllmError` for what is no text.
     """
     start = encode(tokenizer, "", start=True)
     count, read, used, first = len(start), 0, 0, 0  # tokens; bytes: read, of the tokens, of the first one
     size = path.stat().st_size if path.is_file() else 0
     with target.open("wb") as file:
         file.write(start.tobytes())
-        for block in encode_blocks(tokenizer, file_blocks(path)):
+        for block in encode_blocks(tokenizer, file_blocks(path), control_tokens=control_tokens):
             left = None if max_tokens is None else max_tokens - count
             ids = block.tokens.ids[:left]
             if count == 0 and len(ids):
@@ -121,8 +125,14 @@ def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def _tokens(tokenizer: Any, text: str) -> Tokens:
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _tokens(tokenizer: Any, text: str, control_tokens: bool) -> Tokens:
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+        split_special_tokens=not control_tokens,
+    )
     offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2)
     return Tokens(np.array(encoding["input_ids"], np.int32), offsets[:, 0], offsets[:, 1])
 

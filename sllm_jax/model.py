@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_causally
+from sllm_jax.errors import SllmError
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import LayerCache, no_caches
 
@@ -63,3 +65,15 @@ def nll_of(logits: Float[Array, "*t V"], token_ids: Int[Array, "*t"]) -> Float[A
     """Negative log-likelihood of each token, in nats, under the logits before it."""
     chosen = jnp.take_along_axis(logits, token_ids[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def check_finite(model: Model, values: Any, where: str) -> None:
+    """Raises `SllmError` unless every value that the model computed is a finite number; `where` says at which token."""
+    if np.isfinite(np.asarray(values)).all():
+        return
+    dtype = jnp.dtype(model.dtype).name
+    remedy = {
+        "float16": "many models overflow float16; choose bfloat16 or float32 (--dtype)",
+        "bfloat16": "the weights may be damaged: fetch the checkpoint again, or try float32 (--dtype)",
+    }.get(dtype, "the weights may be damaged: fetch the checkpoint again")
+    raise SllmError(f"the model computed numbers that are not finite (NaN or infinity) {where}, in {dtype}; {remedy}")

@@ -22,7 +22,7 @@ from sllm_jax.decode import forward
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
 from sllm_jax.kv_state import KVState, advance, init_state, over_streams
-from sllm_jax.model import Model, dense_logits, nll_of
+from sllm_jax.model import Model, check_finite, dense_logits, nll_of
 
 MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
@@ -69,7 +69,10 @@ def read_texts(
     stride: int = 1,
     since: Reading | None = None,
 ) -> Iterator[Reading]:
-    """`token_nll` of B texts side by side, each a stream of its own; goes on from an earlier reading, if given one."""
+    """`token_nll` of B texts side by side, each a stream of its own; goes on from an earlier reading, if given one.
+
+    Raises `SllmError` at the first nll that is not a number.
+    """
     if not texts:
         raise SllmError("there is no text to predict; give one")
     texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
@@ -81,8 +84,19 @@ def read_texts(
     since = since or begin(model, texts, mode, start_size, recent_size)
     chunk_size = min(chunk_size, max(map(len, texts)) - 1)
     if since.state is None:
-        return _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
-    return _in_chunks(model, texts, chunk_size, stride, since)
+        readings = _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
+    else:
+        readings = _in_chunks(model, texts, chunk_size, stride, since)
+    return _checked(model, readings, since.done)
+
+
+def _checked(model: Model, readings: Iterator[Reading], done: Sequence[int]) -> Iterator[Reading]:
+    """Pass readings on as long as all their nll are numbers."""
+    for reading in readings:
+        for found, before, after in zip(reading.nll, done, reading.done, strict=True):
+            check_finite(model, found, f"between tokens {before} and {after} of the text")
+        done = reading.done
+        yield reading
 
 
 def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:

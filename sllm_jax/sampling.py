@@ -7,7 +7,8 @@ The order is that of `transformers`: repetition penalty, temperature, top-k, top
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -16,6 +17,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from sllm_jax.errors import SllmError
+from sllm_jax.generation_config import FILE
 from sllm_jax.kv_state import Leaf
 
 
@@ -38,15 +40,13 @@ def sampling(
 ) -> Sampling:
     """Check the options and leave out those that change nothing. Temperature 0 is greedy.
 
-    `top_k`: keep the k most probable tokens; 0 keeps all. `top_p`: keep the fewest tokens whose probabilities add up to
-    p. `min_p`: keep tokens at least p times as probable as the most probable one. `repetition_penalty`: divide positive
-    logits of tokens that are still in the cache by this, multiply negative ones. Raises `SllmError` out of range.
+    `top_k`: keep the k most probable tokens; 0 and -1 keep all. `top_p`: keep the fewest tokens whose probabilities add
+    up to p. `min_p`: keep tokens at least p times as probable as the most probable one. `repetition_penalty`: divide
+    positive logits of tokens that are still in the cache by this, multiply negative ones. Raises `SllmError` for what
+    is not a number or out of range.
     """
-    _require(0 <= temperature < math.inf, "temperature", "0 (greedy) or more", temperature)
-    _require(top_k >= 0, "top-k", "0 (off) or more", top_k)
-    _require(0 < top_p <= 1, "top-p", "above 0 and at most 1 (off)", top_p)
-    _require(0 <= min_p <= 1, "min-p", "from 0 (off) to 1", min_p)
-    _require(0 < repetition_penalty < math.inf, "repetition-penalty", "above 0 (1 is off)", repetition_penalty)
+    given = (temperature, top_k, top_p, min_p, repetition_penalty)
+    _check(dict(zip(_RANGES, given, strict=True)))
     greedy = temperature == 0
 
     def number(value: float, off: bool) -> Array | None:
@@ -54,7 +54,7 @@ def sampling(
 
     return Sampling(
         temperature=number(temperature, greedy),
-        top_k=None if greedy or top_k == 0 else jnp.int32(min(top_k, 2**31 - 1)),
+        top_k=None if greedy or top_k <= 0 else jnp.int32(min(top_k, 2**31 - 1)),
         top_p=number(top_p, greedy or top_p == 1),
         min_p=number(min_p, greedy or min_p == 0),
         repetition_penalty=number(repetition_penalty, repetition_penalty == 1),
@@ -74,22 +74,44 @@ class SamplingOptions(TypedDict, total=False):
 def sampling_for(generation_config: Mapping[str, Any], **options: Unpack[SamplingOptions]) -> Sampling:
     """The options that are given, on top of those of the model's `generation_config.json`.
 
-    A model that does not ask to be sampled from is greedy, unless an option is given that only sampling has.
+    A model that does not ask to be sampled from is greedy, unless an option is given that only sampling has. Raises
+    `SllmError` for an unknown option and for a value that cannot be used, with the file's name if it comes from there.
     """
+    known = SamplingOptions.__annotations__
+    if unknown := [name for name in options if name not in known]:
+        raise SllmError(f"there is no sampling option {', '.join(unknown)}; expected one of {', '.join(known)}")
     given = {name: value for name, value in options.items() if value is not None}
-    own = {name: generation_config.get(name) for name in SamplingOptions.__annotations__}
-    if wrong := {name: value for name, value in own.items() if not isinstance(value, int | float | None)}:
-        raise SllmError(f"the model's generation_config.json must have numbers for sampling; got {wrong}")
-    chosen = {name: value for name, value in own.items() if value is not None} | given
-    sampled = generation_config.get("do_sample") or given.keys() & {"top_k", "top_p", "min_p"}
+    own = {name: generation_config[name] for name in known if generation_config.get(name) is not None}
+    do_sample = generation_config.get("do_sample")
+    try:
+        if not isinstance(do_sample, bool | None):
+            raise SllmError(f"do_sample must be true or false; got {do_sample!r}")
+        _check(own)
+    except SllmError as error:
+        raise SllmError(f"{FILE} cannot be used: {error}") from error
+    _check(given)
+    chosen = own | given
     if "temperature" not in given:
+        sampled = do_sample or given.keys() & {"top_k", "top_p", "min_p"}
         chosen["temperature"] = chosen.get("temperature", 1.0) if sampled else 0.0
     return sampling(**chosen)
 
 
-def _require(holds: bool, name: str, expected: str, value: float) -> None:
-    if not holds:
-        raise SllmError(f"{name} must be {expected}; got {value}")
+_RANGES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "temperature": (Real, lambda value: 0 <= value < math.inf, "0 (greedy) or more"),
+    "top_k": (Integral, lambda value: value >= -1, "1 or more, or 0 or -1 (off)"),
+    "top_p": (Real, lambda value: 0 < value <= 1, "above 0 and at most 1 (off)"),
+    "min_p": (Real, lambda value: 0 <= value <= 1, "from 0 (off) to 1"),
+    "repetition_penalty": (Real, lambda value: 0 < value < math.inf, "above 0 (1 is off)"),
+}
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises `SllmError` unless each option is a number of its kind and in its range."""
+    for name, value in options.items():
+        kind, holds, expected = _RANGES[name]
+        if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+            raise SllmError(f"{name} must be {expected}; got {value!r}")
 
 
 def sample(

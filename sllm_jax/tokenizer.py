@@ -59,19 +59,30 @@ def load_tokenizer(source: Path) -> Any:
             ) from error
 
 
-def encode(tokenizer: Any, text: str, start: bool) -> np.ndarray:
+def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False) -> np.ndarray:
     """Token ids [N] of a text, int32.
 
     With `start` they begin with the special tokens that the tokenizer puts before a text (BOS, if any); what it would
     put behind the text is left out, since a stream goes on. Without `start` there are none, but a SentencePiece
-    tokenizer still puts its own space before the text, as it does before every text.
+    tokenizer still puts its own space before the text, as it does before every text. A text that spells a control token
+    (`<|im_end|>`) is encoded letter by letter, unless `control_tokens` lets it stand for the token itself.
     """
+    check_unicode(text)
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False, split_special_tokens=not control_tokens)
+    return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
+
+
+def check_unicode(text: str) -> None:
+    """Raises `SllmError` for a text that UTF-8 cannot hold: it has half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise SllmError(f"the text is not Unicode: {error}; give UTF-8") from error
-    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
+
+
+def control_token_ids(tokenizer: Any) -> dict[str, int]:
+    """The tokens that have no text of their own, such as BOS, EOS and those of chat templates, by their spelling."""
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:

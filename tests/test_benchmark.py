@@ -14,11 +14,12 @@ from test_compiled import decode_arguments
 
 from sllm_jax.benchmark import programs
 from sllm_jax.benchmark import run as running
-from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, free_memory, probes
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
 from sllm_jax.benchmark.programs import Program, seconds_per_step, streaming
 from sllm_jax.benchmark.run import Settings, decode_figures
 from sllm_jax.decode import decode, init_carry
 from sllm_jax.errors import SllmError
+from sllm_jax.memory import free_memory
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 

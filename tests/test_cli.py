@@ -136,7 +136,7 @@ BAD_GENERATE = {
     "nothing kept": (["--start-size", "0", "--recent-size", "0"], "a cache of 0 tokens keeps nothing"),
     "no tokens": (["--max-tokens", "0"], "max-tokens must be 1 or more; got 0"),
     "negative temperature": (["--temperature", "-1"], "temperature must be 0"),
-    "top-p of 0": (["--top-p", "0"], "top-p must be above 0"),
+    "top-p of 0": (["--top-p", "0"], "top_p must be above 0"),
     "no such seed": (["--seed", "99999999999999999999"], "seed must be from 0 to 4294967295"),
     "text that is not Unicode": (["--prompt", "\udcff"], "the text is not Unicode"),
     "no such bundled model": (["--model", "bundled:nothing"], "there is no model 'bundled:nothing' in this package"),

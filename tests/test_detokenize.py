@@ -193,15 +193,19 @@ def tokenizer(request):
 
 def after(tokenizer, ids, context):
     """The text of ids behind a context; a character that the context leaves unfinished belongs to the ids."""
-    decoder = codecs.getincrementaldecoder("utf-8")("byte by byte" if tokenizer is SPM else "replace")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace" if byte_level(tokenizer) else "byte by byte")
     decoder.decode(utf8(tokenizer, context))
     text = decoder.decode(utf8(tokenizer, ids), final=True)
     started = any(utf8(tokenizer, [token]) for token in context)
-    return text.removeprefix(" ") if tokenizer is SPM and not started else text
+    return text if started or byte_level(tokenizer) else text.removeprefix(" ")
 
 
 def joined(tokenizer, ids):
     return after(tokenizer, ids, [])
+
+
+def byte_level(tokenizer):
+    return "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
 
 
 def utf8(tokenizer, ids):
@@ -212,7 +216,7 @@ def utf8(tokenizer, ids):
 
 
 def as_bytes(tokenizer, token):
-    if tokenizer is SPM:
+    if not byte_level(tokenizer):
         byte = re.fullmatch("<0x(..)>", token)
         return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
     alphabet = {letter: byte for byte, letter in alphabet_letters().items()}

@@ -43,10 +43,10 @@ def blocks_of(text, size):
     return (text[i : i + size] for i in range(0, len(text), size))
 
 
-def assert_as_in_one_go(tokenizer, text, size, overlap):
-    blocks = list(encode_blocks(tokenizer, blocks_of(text, size), overlap))
+def assert_as_in_one_go(tokenizer, text, size, overlap, control_tokens=False):
+    blocks = list(encode_blocks(tokenizer, blocks_of(text, size), overlap, control_tokens))
     np.testing.assert_array_equal(
-        np.concatenate([block.tokens.ids for block in blocks]), encode(tokenizer, text, False)
+        np.concatenate([block.tokens.ids for block in blocks]), encode(tokenizer, text, False, control_tokens)
     )
     assert "".join(block.text for block in blocks) == text
     for block in blocks:
@@ -58,6 +58,17 @@ def assert_as_in_one_go(tokenizer, text, size, overlap):
 @pytest.fixture(scope="module", params=OURS)
 def tokenizer(request, data):
     return load_tokenizer(data / request.param)
+
+
+@pytest.mark.parametrize("control_tokens", [False, True])
+def test_control_tokens_in_a_file_are_text_unless_they_are_let_through(tokenizer, tmp_path, control_tokens):
+    special = str(tokenizer.added_tokens_decoder[tokenizer.eos_token_id])
+    text = text_of(300) + special + text_of(300)
+    assert_as_in_one_go(tokenizer, text, 500, 100, control_tokens)
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    found = tokenize_file(tokenizer, path, tmp_path / "ids", control_tokens=control_tokens)
+    assert (tokenizer.eos_token_id in found.ids[1:]) == control_tokens
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(1000, 1000), (3000, 400), (20000, 4096)])

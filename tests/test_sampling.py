@@ -140,10 +140,10 @@ def test_low_temperature_sharpens():
         ({"temperature": -1.0}, "temperature must be 0 .greedy. or more; got -1.0"),
         ({"temperature": float("inf")}, "temperature must be 0 .greedy. or more; got inf"),
         ({"temperature": float("nan")}, "temperature must be 0 .greedy. or more; got nan"),
-        ({"top_k": -1}, "top-k must be 0 .off. or more; got -1"),
-        ({"top_p": 0.0}, "top-p must be above 0 and at most 1 .off.; got 0.0"),
-        ({"min_p": 1.5}, "min-p must be from 0 .off. to 1; got 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition-penalty must be above 0 .1 is off.; got 0.0"),
+        ({"top_k": -2}, "top_k must be 1 or more, or 0 or -1 .off.; got -2"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1 .off.; got 0.0"),
+        ({"min_p": 1.5}, "min_p must be from 0 .off. to 1; got 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0 .1 is off.; got 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(option, message):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sllm_jax.detokenize import Detokenizer
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import visible_token_ids
 from sllm_jax.stream import Stream, eos_ids, fit_sizes
@@ -28,6 +29,11 @@ def text_of(pieces) -> str:
     return "".join(pieces)
 
 
+def shown_of(tokenizer, ids) -> str:
+    detokenizer = Detokenizer(tokenizer)
+    return detokenizer.add(ids) + detokenizer.flush()
+
+
 def visible(stream: Stream) -> list[int]:
     ids = visible_token_ids(stream._carry.state)
     return ids[ids >= 0].tolist()
@@ -39,7 +45,7 @@ def test_pieces_join_to_the_decode_of_all_tokens(new_stream):
     text = text_of(stream.generate(40, ignore_eos=True, temperature=1.0))
     ids = visible(stream)
     assert stream.tokens_written == 40
-    assert decode(stream.tokenizer, ids) == PROMPT + text
+    assert shown_of(stream.tokenizer, ids) == PROMPT + text
 
 
 def test_steps_of_a_call_change_nothing(new_stream):
@@ -124,7 +130,7 @@ def test_a_stop_text_is_neither_shown_nor_kept(new_stream, steps):
     stream.feed(PROMPT)
     shown = text_of(stream.generate(40, [stop], ignore_eos=True, temperature=1.0))
     assert shown == text[: text.index(stop)]
-    kept = decode(stream.tokenizer, visible(stream))
+    kept = shown_of(stream.tokenizer, visible(stream))
     assert (PROMPT + shown).startswith(kept)
     assert len(kept) > len(PROMPT + shown) - 12, "only the token that the stop text cuts in two may be missing"
     assert stream.tokens_written == stream.tokens_seen - len(encode(stream.tokenizer, PROMPT, start=True))
@@ -203,7 +209,7 @@ def test_ctrl_c_while_reading_keeps_what_was_read(new_stream):
 
 def test_a_refused_option_leaves_the_stream_alone(new_stream):
     stream = new_stream()
-    with pytest.raises(SllmError, match="top-p"):
+    with pytest.raises(SllmError, match="top_p"):
         stream.chat("Hello", top_p=5.0)
     assert stream.tokens_seen == 0
 
@@ -220,7 +226,9 @@ def test_it_stops_at_the_end_of_text_and_goes_on_after_more_is_fed(new_stream, l
     text_of(stream.generate(20, temperature=1.0))
     assert visible(stream)[-1] == end
     assert stream.tokens_written <= 11
+    assert stream.end_reason == "eos"
     assert text_of(stream.generate(20, temperature=1.0)) == "", "the end of text is the end until more is read"
+    assert stream.end_reason == "eos"
     stream.feed("So")
     assert text_of(stream.generate(3, ignore_eos=True, temperature=1.0))
 
@@ -303,11 +311,22 @@ def test_sizes_fit_the_models_own_sliding_window(loaded):
         (lambda make: make().feed(""), "the text to read is empty"),
         (lambda make: make().generate(0), "max-tokens must be 1 or more; got 0"),
         (lambda make: make().generate(1, [""]), "a stop text is empty"),
-        (lambda make: make().generate(1, top_p=2.0), "top-p must be above 0"),
+        (lambda make: make().generate(1, top_p=2.0), "top_p must be above 0"),
         (lambda make: make().chat("  "), "the message is empty"),
         (lambda make: make(mode="sparse"), "mode 'sparse' is not one of streaming, dense"),
         (lambda make: make(start_size=-1), "start_size must be an integer of 0 or more; got -1"),
         (lambda make: make(start_size=0, recent_size=0), "a cache of 0 tokens keeps nothing"),
+        (lambda make: make(steps=0), "steps must be 1 or more; got 0"),
+        (
+            lambda make: make(start_size=120, recent_size=None),
+            "a start_size of 120 leaves 7 recent tokens of the trained",
+        ),
+        (
+            lambda make: make(start_size=500, recent_size=None),
+            "a start_size of 500 leaves 0 recent tokens of the trained",
+        ),
+        (lambda make: make(recent_size=2**31), "a cache holds 1073741822 tokens at most; got 2 [+] 2147483648"),
+        (lambda make: make().generate(1, temperature="hot"), "temperature must be 0 .greedy. or more; got 'hot'"),
         (lambda make: make(seed=-1), "seed must be from 0 to 4294967295; got -1"),
     ],
 )

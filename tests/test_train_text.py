@@ -95,6 +95,12 @@ def test_only_a_learnable_sink_puts_its_token_first(tokenizers, tmp_path):
         assert ours.eos_token == END_OF_TEXT
 
 
+def test_a_document_that_spells_the_end_of_text_is_one_document(tokenizers):
+    tokenizer = tokenizers["none"]
+    row = pack(tokenizer, [f"one{tokenizer.eos_token}two"])
+    assert row.tolist().count(tokenizer.eos_token_id) == 2
+
+
 def test_end_of_text_stands_around_every_document(tokenizers):
     tokenizer, texts = tokenizers["learnable"], ["the cat", "a mat", "rain"]
     heard = []

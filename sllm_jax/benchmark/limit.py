@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sllm_jax.benchmark.programs import Program
+from sllm_jax.memory import bytes_of
 from sllm_jax.model import Model
 
 PROBE_BYTES = 2**29  # of the arrays that are read and copied, far more than any processor caches
@@ -54,19 +53,6 @@ def probes() -> list[Program]:
         Program(copy, matrix.copy(), 2 * _STEPS, memory=0, compile_seconds=0),
         Program(read, matrix, _STEPS, memory=0, compile_seconds=0),
     ]
-
-
-def bytes_of(tree: Any) -> int:
-    """Of all arrays in a tree, or of those that `jax.eval_shape` speaks of."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def free_memory() -> int:
-    """Bytes: of the device, or where it has no memory of its own of the machine."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics is not None:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @partial(jax.jit, donate_argnums=0)

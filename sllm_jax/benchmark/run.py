@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_of, bytes_per_step, free_memory, probes
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
 from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.errors import SllmError
-from sllm_jax.model import Model
+from sllm_jax.memory import bytes_of, free_memory
+from sllm_jax.model import Model, check_finite
 from sllm_jax.progress import Progress, silent
 from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
@@ -134,9 +135,11 @@ def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, f
         begin = time.perf_counter()
         carry = init_carry(model.module, settings.start_size, settings.recent_size)
         carry = read(model.module, model.params, carry, prompt)
-        _, tokens = decode(model.module, model.params, carry, sampling(), eos, np.int32(1), 1)
+        carry, tokens = decode(model.module, model.params, carry, sampling(), eos, np.int32(1), 1)
         np.asarray(tokens)
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        check_finite(model, carry.logits, f"after {PROMPT} tokens")
+        return seconds
 
     cold, *warm = (first_token() for _ in range(1 + settings.rounds))
     return {

@@ -23,7 +23,7 @@ from sllm_jax.attention import attend_chunk
 from sllm_jax.chat import render_answer, render_turn
 from sllm_jax.decode import NO_TOKEN, Carry, decode, forward, init_carry, read
 from sllm_jax.errors import SllmError
-from sllm_jax.model import nll_of
+from sllm_jax.model import check_finite, nll_of
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
 from sllm_jax.reproduce.report import Report
@@ -161,6 +161,7 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
         asked = read(module, params, carry if mode.one_stream else carry.copy(), prompt)
         if number > form.examples:
             nll = np.asarray(option_nll(module, params, asked, *scored))[: len(question.options)]
+            check_finite(subject.model, nll, f"at question {number}")
             reply = _reply(subject, asked.copy())
             yield Outcome(number, question, reply, int(nll.argmin()))
         if mode.one_stream or number <= form.examples:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.progress import Progress, silent
+from sllm_jax.tokenizer import encode
 
 
 def pack(tokenizer: Any, documents: Sequence[str], progress: Progress = silent) -> np.ndarray:
@@ -19,8 +20,7 @@ def pack(tokenizer: Any, documents: Sequence[str], progress: Progress = silent) 
     pieces: list[list[int]] = [[end]]
     for done, document in enumerate(documents):
         progress(done, len(documents))
-        ids = tokenizer.encode(document, add_special_tokens=False, verbose=False)
-        pieces.append([*ids, end])
+        pieces.append([*encode(tokenizer, document, start=False), end])
     return np.concatenate([np.array(piece, np.int32) for piece in pieces])
 
 
