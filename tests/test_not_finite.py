@@ -101,6 +101,7 @@ def test_the_error_names_the_dtype_and_a_remedy(loaded, dtype, remedy):
         ["reproduce", "fig2", "--text", "text.txt", "--out", "out"],
         ["reproduce", "table2", "--text", "text.txt", "--out", "out"],
         ["reproduce", "streamqa", "--questions", "arc.jsonl", "--out", "out", "--recent-size", "60"],
+        ["reproduce", "fig10", "--out", "out", "--cache-size", "20"],
         ["benchmark", "--rounds", "1", "--recent-size", "20"],
     ],
     ids=lambda command: " ".join(command[:2]),

@@ -1,6 +1,7 @@
 """Where a text ends and how a stream goes on: end-of-text tokens, turns of a chat, stop texts, abandoned generators."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from sllm_jax.models import module_for
 from sllm_jax.stream import Stream
 from sllm_jax.tokenizer import encode, load_tokenizer
 
+DATA = Path(__file__).parent / "data"
 PROMPT = "The cat sat by the window. "
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -76,12 +78,12 @@ def scripted(data, loaded, monkeypatch):
     module = module_for({**loaded[0].hf_config, "vocab_size": 430}, jnp.float32)  # there is room for the tokens
     params = init_params(module)
 
-    def make(text: str, kind: str = "spm", config: dict | None = None, control_tokens: bool = True) -> Stream:
+    def make(text: str, kind: str = "spm", config: dict | None = None, steps: int = 8) -> Stream:
         tokenizer = load_tokenizer(data / f"tiny-tokenizer-{kind}")
         tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         tokenizer.chat_template = CHATML
-        stream = Stream(Model(module, params, {}, config or {}), tokenizer, 2, 100)
-        script = encode(tokenizer, text, start=False, control_tokens=control_tokens).tolist()
+        stream = Stream(Model(module, params, {}, config or {}), tokenizer, 2, 100, steps=steps)
+        script = encode(tokenizer, text, start=False, control_tokens=True).tolist()
 
         def write(limit, _, end_ids):
             ids = script[:limit]
@@ -156,6 +158,32 @@ def test_text_after_an_abandoned_generator_begins_with_what_it_held_back(scripte
     pieces.close()
     assert not shown.endswith("four"), "held back: it may begin a stop text"
     assert (shown + text_of(stream.generate(14))).strip().startswith("one two three four five six")
+
+
+EMOJI = "So 🙂 it 日本 is 🙂🙂."
+
+
+@pytest.mark.parametrize("kind", ["spm", "bytes"])
+def test_no_character_is_eaten_between_two_calls(scripted, kind):
+    count = len(encode(load_tokenizer(DATA / f"tiny-tokenizer-{kind}"), EMOJI, start=False))
+    for cut in range(1, count):
+        stream = scripted(EMOJI, kind)
+        stream.feed(PROMPT)
+        first, second = text_of(stream.generate(cut)), text_of(stream.generate(count - cut))
+        assert first.count("\ufffd") <= 3, "the cut character, and that alone"
+        assert (first.replace("\ufffd", "") + second).strip() == EMOJI
+
+
+@pytest.mark.parametrize("kind", ["spm", "bytes"])
+def test_no_character_is_eaten_by_an_abandoned_generator(scripted, kind):
+    count = len(encode(load_tokenizer(DATA / f"tiny-tokenizer-{kind}"), EMOJI, start=False))
+    for steps in range(1, count):
+        stream = scripted(EMOJI, kind, steps=steps)
+        stream.feed(PROMPT)
+        pieces = stream.generate(count)
+        first = next(pieces)
+        pieces.close()
+        assert (first + text_of(stream.generate(count - steps))).strip() == EMOJI
 
 
 def test_what_was_held_back_is_old_once_something_is_fed(scripted):

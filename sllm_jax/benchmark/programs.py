@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
-from sllm_jax.model import Model, dense_logits
+from sllm_jax.model import Model, check_finite, dense_logits
 from sllm_jax.sampling import first_of_the_largest, sampling
 
 CALL_SECONDS = 0.5  # that a call takes, about
@@ -37,6 +37,7 @@ def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1,
     module, params = model.module, model.params
     tokens = random_tokens(model, start_size + recent_size, seed)
     carry = read(module, params, init_carry(module, start_size, recent_size, seed), tokens)
+    check_finite(model, carry.logits, f"after {len(tokens)} tokens")
     if streams > 1:
         carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)
         more = np.repeat(random_tokens(model, CHUNK_SIZES[0], seed)[None], streams, axis=0)

@@ -19,7 +19,7 @@ from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
 from sllm_jax.errors import SllmError
 from sllm_jax.memory import bytes_of, free_memory
-from sllm_jax.model import Model, check_finite
+from sllm_jax.model import Model
 from sllm_jax.progress import Progress, silent
 from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
@@ -135,11 +135,9 @@ def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, f
         begin = time.perf_counter()
         carry = init_carry(model.module, settings.start_size, settings.recent_size)
         carry = read(model.module, model.params, carry, prompt)
-        carry, tokens = decode(model.module, model.params, carry, sampling(), eos, np.int32(1), 1)
+        _, tokens = decode(model.module, model.params, carry, sampling(), eos, np.int32(1), 1)
         np.asarray(tokens)
-        seconds = time.perf_counter() - begin
-        check_finite(model, carry.logits, f"after {PROMPT} tokens")
-        return seconds
+        return time.perf_counter() - begin
 
     cold, *warm = (first_token() for _ in range(1 + settings.rounds))
     return {
