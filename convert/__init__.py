@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from sllm_jax.convert import orbax, sources
-from sllm_jax.convert.assemble import assemble, identity_table
+from sllm_jax.convert.assemble import assemble, identity_table, is_tied
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.convert.export import write_safetensors
 from sllm_jax.convert.falcon import FALCON
@@ -25,7 +26,7 @@ from sllm_jax.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 
-__all__ = ["TABLES", "convert", "load_params", "to_huggingface"]
+__all__ = ["TABLES", "convert", "load_params", "read_config", "to_huggingface"]
 
 _WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: what they are, if not floats
 TABLES: dict[str, Table] = {"llama": LLAMA, "gpt_neox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}  # by family
@@ -86,12 +87,44 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
         _write_companions(folder, source, module.config.today(hf_config), params)
 
 
+def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
+    """The `config.json` of a model's folder, and the module that it and the weights ask for.
+
+    Where the config ties the head to the embedding, but the checkpoint has two matrices that differ (a fine-tuned
+    head), the module is untied, with a warning, as in transformers. Raises `SllmError` for what is not supported.
+    """
+    hf_config = load_config(folder)
+    module = module_for(hf_config, dtype)
+    refuse_quantized(hf_config, folder)
+    table = TABLES[module.config.model_type]
+    ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
+    if ties and not is_tied(sources.tensors(folder), table):
+        warnings.warn(
+            f"{folder}: config.json ties the head to the embedding, but the checkpoint has two matrices that differ; "
+            "both are used (tie_word_embeddings is false in the config of this model)",
+            stacklevel=3,
+        )
+        hf_config = hf_config | {"tie_word_embeddings": False}
+        module = module_for(hf_config, dtype)
+    return hf_config, module
+
+
+def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
+    """Raises `SllmError`, with the method, if the weights are quantized by somebody else's."""
+    quantization = hf_config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        raise SllmError(
+            f"{folder} holds quantized weights ({method or 'bitsandbytes':.40}); give a float32, float16 or bfloat16 "
+            "checkpoint"
+        )
+
+
 def _read_folder(
     folder: Path, dtype: Any, progress: Progress, int8: bool = False
 ) -> tuple[Mapping[str, Any], Any, Any]:
     """Config, module and parameters (NumPy arrays, which take no memory on an accelerator) of a folder."""
-    hf_config = load_config(folder)
-    module = module_for(hf_config, np.float32)
+    hf_config, module = read_config(folder, np.float32)
     params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array, progress, int8)
     return hf_config, module, params
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.convert.diagnosis import looks_like, summary
+from sllm_jax.convert.dtypes import READABLE, kept_as
+from sllm_jax.convert.names import own_name
 from sllm_jax.convert.sources import Tensor
-from sllm_jax.convert.table import Rule, Shape, Table
+from sllm_jax.convert.table import Drop, Rule, Shape, Table
 from sllm_jax.errors import SllmError
 from sllm_jax.int8 import INT8, quantize, scale_of
 from sllm_jax.model import parameter_shapes
 from sllm_jax.progress import Progress, silent
 
-_SHOWN = 50  # problems of one checkpoint
+_SHOWN = 10  # problems of one checkpoint
 _BLOCK = 1 << 22  # elements looked at together
 _ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
 
@@ -46,13 +50,26 @@ def assemble(
 
     `place` gets one array at a time, which nothing else refers to. With `int8` the weights of linear layers are
     quantized, unless they are int8 already. Raises one `SllmError` for all tensors that are unknown, missing,
-    duplicate, misshapen, of another format than `FLOATS`, or not finite after the cast.
+    duplicate, misshapen, of another format than `READABLE`, or not finite after the cast.
+
+    A tensor may have what training scripts put around its name (`own_name`). Where the head is tied to the embedding,
+    the checkpoint may have either of them, or both if they are equal.
     """
     assembly = _Assembly(table, module, dtype, place, int8)
     for count, tensor in enumerate(tensors, 1):
         assembly.add(tensor)
         progress(count, max(count, len(assembly.rules)))
     return assembly.finish()
+
+
+def is_tied(tensors: Iterable[Tensor], table: Table) -> bool:
+    """Whether head and embedding are one matrix, or not both there; False for two that differ: a fine-tuned head."""
+    if table.tied is None:
+        return True
+    names = {table.tied.source, table.tied.copy_of}
+    own = ((own_name(tensor.name, names.__contains__, table.frame), tensor) for tensor in tensors)
+    found = {name: tensor for name, tensor in own if name in names}
+    return len(found) < 2 or _equal(*found.values())
 
 
 class _Assembly:
@@ -62,67 +79,100 @@ class _Assembly:
         self, table: Table, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any], int8: bool
     ) -> None:
         self.config, self.dtype, self.place, self.int8 = module.config, dtype, place, int8
-        self.shapes, self.drops = shapes_of(module, int8), table.drops
+        self.shapes, self.table = shapes_of(module, int8), table
         self.scales = {scale for path in self.shapes if (scale := scale_of(path))} if int8 else set()
         self.rules = table.rules_for(self.shapes, module.config.num_hidden_layers)
-        self.seen: set[str] = set()
+        self.seen: dict[str, Shape] = {}
         self.maker: dict[str, str] = {}  # path of a parameter -> name of the tensor that it came from
         self.params: dict[str, Any] = {}
-        self.originals: dict[str, Tensor] = {}  # what copies are compared with
-        self.copies: list[tuple[Tensor, str]] = []
-        self.problems: list[str] = []
+        self.embedding: Tensor | None = None  # that the head may be tied to
+        self.head: Tensor | None = None  # that is tied
+        self.problems: list[tuple[str, str]] = []  # the kind of each, and the whole of it
 
     def add(self, tensor: Tensor) -> None:
         """Take in one tensor."""
-        if any(tensor.name == drop.copy_of for drop in self.drops):
-            self.originals[tensor.name] = tensor
+        tensor = replace(tensor, name=own_name(tensor.name, self._is_known, self.table.frame))
+        if self.table.tied and tensor.name == self.table.tied.copy_of:
+            self.embedding = tensor
         rule = self.rules.get(tensor.name)
         if tensor.name in self.seen:
-            self.problems.append(f"duplicate tensor {tensor.name}")
+            self._problem("duplicate", f"duplicate tensor {tensor.name}")
         elif rule is None:
             self._drop(tensor)
         elif taken := [target for target in rule.targets if target in self.maker]:
-            self.problems.append(f"duplicate tensor {tensor.name}: {self.maker[taken[0]]} already gives {taken[0]}")
+            self._problem(
+                "duplicate", f"duplicate tensor {tensor.name}: {self.maker[taken[0]]} already gives {taken[0]}"
+            )
         else:
             self.maker |= dict.fromkeys(rule.targets, tensor.name)
-            if misfit := self._misfit(tensor, rule):
-                self.problems.append(misfit)
-            else:
+            if not self._misfit(tensor, rule):
                 self._make(tensor, rule)
-        self.seen.add(tensor.name)
+        self.seen[tensor.name] = tensor.shape
 
     def finish(self) -> Any:
         """The whole tree; raises the `SllmError`."""
-        for copy, name in self.copies:
-            if name in self.originals and not _equal(copy, self.originals[name]):
-                self.problems.append(f"unknown tensor {copy.name}: the config ties it to {name}, but they differ")
+        self._settle_tied_head()
         ruled = {target for rule in self.rules.values() for target in rule.targets}
         derived = self.scales - ruled  # come with their weights
         missing = {path: "no rule of the table" for path in self.shapes if path not in {*self.maker, *derived}}
         for rule in self.rules.values():
             shape = rule.source_shape(self.shapes, self.config)
             missing |= {path: f"{rule.source} of shape {shape}" for path in rule.targets if path in missing}
-        self.problems += [f"missing tensor {what}" for what in dict.fromkeys(missing.values())]
+        for what in dict.fromkeys(missing.values()):
+            self._problem("missing", f"missing tensor {what}")
         if self.problems:
-            count = f"{len(self.problems)} tensors not as the config says:\n" if len(self.problems) > 1 else ""
-            more = [f"and {len(self.problems) - _SHOWN} more"] if len(self.problems) > _SHOWN else []
-            raise SllmError(count + "\n".join([*self.problems[:_SHOWN], *more]))
+            raise SllmError(self._report())
         return unflatten_dict(self.params, sep="/")
 
-    def _drop(self, tensor: Tensor) -> None:
-        drop = next((drop for drop in self.drops if drop.matches(tensor.name)), None)
-        if drop is None:
-            self.problems.append(f"unknown tensor {tensor.name} of shape {tensor.shape}")
-        elif drop.copy_of is not None:
-            self.copies.append((tensor, drop.copy_of))
+    def _settle_tied_head(self) -> None:
+        """A head alone is the embedding too; a head beside it must be the same."""
+        if self.head is None or self.table.tied is None:
+            return
+        name = str(self.table.tied.copy_of)
+        if self.embedding is None:
+            self.add(replace(self.head, name=name))
+        elif not _equal(self.head, self.embedding):
+            self._problem("unknown", f"unknown tensor {self.head.name}: the config ties it to {name}, but they differ")
 
-    def _misfit(self, tensor: Tensor, rule: Rule) -> str | None:
+    def _is_known(self, name: str) -> bool:
+        return name in self.rules or any(drop.matches(name) for drop in self.table.drops)
+
+    def _problem(self, kind: str, line: str) -> None:
+        self.problems.append((kind, line))
+
+    def _report(self) -> str:
+        """A summary, and the first problems; one that says all by itself is the whole report."""
+        lines = [line for _, line in self.problems]
+        what = looks_like(self.seen, self._is_known, *self._embeddings(), self.config) if self.table.frame else None
+        if what is None and len(lines) == 1:
+            return lines[0]
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        kinds = Counter(kind for kind, _ in self.problems)
+        return "\n".join([f"{summary(kinds, what)}:", *lines[:_SHOWN], *more])
+
+    def _embeddings(self) -> tuple[Shape | None, Shape]:
+        """The shape of the embedding in the checkpoint, None if it has none, and the shape that the config asks for."""
+        expected = self.shapes["embed_tokens/embedding"]
+        return (self.embedding.shape if self.embedding else None), expected
+
+    def _drop(self, tensor: Tensor) -> None:
+        drop: Drop | None = next((drop for drop in self.table.drops if drop.matches(tensor.name)), None)
+        if drop is None:
+            self._problem("unknown", f"unknown tensor {tensor.name} of shape {tensor.shape}")
+        elif drop is self.table.tied:
+            self.head = tensor
+
+    def _misfit(self, tensor: Tensor, rule: Rule) -> bool:
         expected = rule.source_shape(self.shapes, self.config)
+        is_weight = self.int8 and tensor.dtype == INT8 and scale_of(tensor.name)
         if tensor.shape != expected:
-            return f"misshapen tensor {tensor.name}: expected {expected}, got {tensor.shape}"
-        if tensor.dtype not in FLOATS and not (self.int8 and tensor.dtype == INT8 and scale_of(tensor.name)):
-            return f"tensor {tensor.name} of type {tensor.dtype}: expected one of {', '.join(FLOATS)}"
-        return None
+            self._problem("misshapen", f"misshapen tensor {tensor.name}: expected {expected}, got {tensor.shape}")
+        elif tensor.dtype not in READABLE and not is_weight:
+            what = f"tensor {tensor.name} of type {tensor.dtype}: expected one of {', '.join(READABLE)}"
+            self._problem("unreadable", what)
+        else:
+            return False
+        return True
 
     def _make(self, tensor: Tensor, rule: Rule) -> None:
         for target, view in zip(rule.targets, rule.transform.forward(tensor.read(), self.config), strict=True):
@@ -130,9 +180,8 @@ class _Assembly:
                 self.maker[path] = tensor.name
                 if bad := _count_not_finite(array):
                     overflow = " after the cast" if not _count_not_finite(np.asarray(view)) else ""
-                    self.problems.append(
-                        f"tensor {tensor.name}: {bad} of {array.size} not finite in {array.dtype}{overflow}"
-                    )
+                    what = f"tensor {tensor.name}: {bad} of {array.size} not finite in {array.dtype}{overflow}"
+                    self._problem("damaged", what)
                 else:
                     self.params[path] = self.place(array)
 
@@ -140,7 +189,7 @@ class _Assembly:
         """What is kept of a part of a tensor, by path: an array, or an int8 weight and its scale."""
         scale = scale_of(target) if self.int8 else None
         if scale is None:
-            dtype = np.dtype(np.float32) if target in self.scales else self.dtype or FLOATS[tensor.dtype]
+            dtype = np.dtype(np.float32) if target in self.scales else self.dtype or kept_as(tensor.dtype)
             return {target: _owned(view, dtype)}
         if tensor.dtype == INT8:
             return {target: _owned(view, np.dtype(INT8))}
@@ -178,6 +227,6 @@ def _count_not_finite(array: np.ndarray) -> int:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not {one.dtype, other.dtype} <= FLOATS.keys():
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= READABLE.keys():
         return False
     return all(np.array_equal(a, b) for a, b in zip(_blocks(one.read()), _blocks(other.read()), strict=True))

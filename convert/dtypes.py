@@ -10,11 +10,18 @@ import numpy as np
 from sllm_jax.errors import SllmError
 
 FLOATS: dict[str, np.dtype] = {name: jnp.dtype(name) for name in ("float32", "bfloat16", "float16")}
+READABLE = FLOATS | {"float64": np.dtype(np.float64)}  # what tensors of a checkpoint may be
+
+
+def kept_as(dtype: str) -> np.dtype:
+    """The dtype in which a tensor of one of the `READABLE` dtypes is kept: its own, but float32 for float64."""
+    return FLOATS.get(dtype, FLOATS["float32"])
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """One of `FLOATS` from its name or from a NumPy or JAX dtype; raises `SllmError` for anything else."""
+    """One of `FLOATS` from its name or from a NumPy, JAX or PyTorch dtype; raises `SllmError` for anything else."""
+    name = str(dtype)
     try:
-        return FLOATS[jnp.dtype(dtype).name]
+        return FLOATS[name.removeprefix("torch.") if name.startswith("torch.") else jnp.dtype(dtype).name]
     except (TypeError, KeyError):
-        raise SllmError(f"dtype must be one of {', '.join(FLOATS)}; got {dtype!r}") from None
+        raise SllmError(f"dtype must be one of {', '.join(FLOATS)}; got {dtype!r:.80}") from None

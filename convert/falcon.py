@@ -27,4 +27,5 @@ FALCON = Table(
         Drop("transformer.rotary_emb.inv_freq", "frequencies follow from the config"),
         Drop("lm_head.weight", "tied to the embedding", copy_of="transformer.word_embeddings.weight"),
     ),
+    frame="transformer.",
 )

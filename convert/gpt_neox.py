@@ -25,4 +25,5 @@ GPT_NEOX = Table(
         Drop("gpt_neox.rotary_emb.inv_freq", "frequencies follow from the config"),
         Drop("embed_out.weight", "tied to the embedding", copy_of="gpt_neox.embed_in.weight"),
     ),
+    frame="gpt_neox.",
 )

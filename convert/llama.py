@@ -28,4 +28,5 @@ LLAMA = Table(
         Drop("model.rotary_emb.inv_freq", "frequencies follow from the config"),
         Drop("lm_head.weight", "tied to the embedding", copy_of="model.embed_tokens.weight"),
     ),
+    frame="model.",
 )

@@ -21,4 +21,5 @@ MPT = Table(
         *linear("lm_head", "lm_head"),
     ),
     drops=(Drop("lm_head.weight", "tied to the embedding", copy_of="transformer.wte.weight"),),
+    frame="transformer.",
 )

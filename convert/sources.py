@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.convert.dtypes import READABLE
 from sllm_jax.convert.table import Shape
 from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json
+from sllm_jax.files import load_json, other_format
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts keep the tensors of a model
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Tensor:
 
     name: str
     shape: Shape
-    dtype: str  # one of `FLOATS`, or the checkpoint's own word for another format, which cannot be read
+    dtype: str  # one of `READABLE`, or the checkpoint's own word for another format, which cannot be read
     read: Callable[[], np.ndarray]  # a view of the file where it can be mapped
 
 
@@ -39,8 +40,9 @@ def tensors(folder: Path) -> Iterator[Tensor]:
     """All tensors of the checkpoint in `folder`; raises `SllmError` for weights that are missing or cannot be read."""
     found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
+        instead = other_format(path.name for path in folder.iterdir())
         raise SllmError(
-            f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}, or a converted checkpoint"
+            f"{folder} has no weights{instead}; expected one of {', '.join(WEIGHT_FILES)}, or a converted checkpoint"
         )
     read = read_pickle if found.startswith(PICKLE) else read_safetensors
     paths = shards(folder / found) if found.endswith(".json") else [folder / found]
@@ -83,12 +85,14 @@ def read_safetensors(path: Path) -> Iterator[Tensor]:
 
 
 def _view(data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
-    return np.asarray(data).view(FLOATS[dtype]).reshape(shape)
+    return np.asarray(data).view(READABLE[dtype]).reshape(shape)
 
 
 def read_pickle(path: Path) -> Iterator[Tensor]:
     """The tensors of one PyTorch file; raises `SllmError` if it is corrupt, holds more, or PyTorch is not installed."""
     state = _unpickle(path)
+    if isinstance(state, dict):
+        state = next((state[name] for name in _NESTED if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise SllmError(f"{path} must hold tensors by name; got {type(state).__name__}")
     while state:
@@ -119,6 +123,6 @@ def _to_numpy(value: Any, dtype: str) -> np.ndarray:
     import torch
 
     bits = (
-        value.detach().contiguous().view({2: torch.int16, 4: torch.int32}[value.element_size()])
+        value.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()])
     )  # NumPy knows no bfloat16
-    return bits.numpy().view(FLOATS[dtype])
+    return bits.numpy().view(READABLE[dtype])

@@ -88,6 +88,12 @@ class Table:
 
     rules: tuple[Rule, ...]
     drops: tuple[Drop, ...] = ()
+    frame: str = ""  # the module around all but the head, with its dot; a checkpoint may leave it out
+
+    @property
+    def tied(self) -> Drop | None:
+        """The head where it is tied to the embedding."""
+        return next((drop for drop in self.drops if drop.copy_of is not None), None)
 
     def rules_for(self, shapes: Mapping[str, Shape], layers: int) -> dict[str, Rule]:
         """The rules that apply to a model with parameters of these `shapes`, each under the name of its tensor."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,15 @@ from uuid import uuid4
 
 from sllm_jax.errors import SllmError
 
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder of templates beside `chat_template.jinja`
+_OTHER_FORMATS = {  # by a pattern of file names
+    "*.gguf": "GGUF files, the format of llama.cpp, which is not read yet (give the original checkpoint)",
+    "adapter_config.json": "a PEFT adapter (merge it into its base model first: merge_and_unload)",
+    "consolidated.*": "the weights in the format of their publisher (give the Hugging Face version of the checkpoint)",
+    "*.msgpack": "Flax weights (give the safetensors version of the checkpoint)",
+    "*.h5": "TensorFlow weights (give the safetensors version of the checkpoint)",
+    "*.onnx": "an ONNX model (give the safetensors version of the checkpoint)",
+}
 TOKENIZER_FILES = (  # patterns
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.*"),
@@ -48,13 +58,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model's folder; raises `SllmError` if it is missing, broken, or of a quantized model."""
-    config = load_json(folder / "config.json")
-    if quantization := config.get("quantization_config"):
-        raise SllmError(
-            f"{folder} holds quantized weights ({quantization}); give a float32, float16 or bfloat16 checkpoint"
-        )
-    return config
+    """The `config.json` of a model's folder; raises `SllmError` if it is missing or broken."""
+    if not (folder / "config.json").is_file():
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        raise SllmError(f"{folder} has no config.json{other_format(names)}; give the folder of a whole checkpoint")
+    return load_json(folder / "config.json")
+
+
+def other_format(names: Iterable[str]) -> str:
+    """What a folder of these files holds instead of a checkpoint, as a part of a sentence; empty if that is unknown."""
+    names = list(names)
+    for pattern, what in _OTHER_FORMATS.items():
+        if fnmatch.filter(names, pattern):
+            return f" but {what}"
+    return ""
 
 
 def load_generation_config(folder: Path) -> dict[str, Any]:
@@ -69,6 +86,8 @@ def copy_companions(source: Path, target: Path) -> None:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
+    if (source / CHAT_TEMPLATES).is_dir():
+        shutil.copytree(source / CHAT_TEMPLATES, target / CHAT_TEMPLATES)
 
 
 def made_folder(path: Path) -> Path:

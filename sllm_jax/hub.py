@@ -15,24 +15,30 @@ from huggingface_hub import constants, errors
 from sllm_jax.bundle import PREFIX, bundled_folder
 from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
-from sllm_jax.files import TOKENIZER_FILES
+from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 
+_HOSTS = ("huggingface.co/", "www.huggingface.co/", "hf.co/")
 _TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
 
 
 def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
     """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
 
-    Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises
-    `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in
-    the cache nor within reach.
+    A Hugging Face model is named `org/model`, or by the address of its page (`https://huggingface.co/org/model`, also
+    with `/tree/REVISION`; `hf://org/model@REVISION`); a folder of the cache (`models--org--model`) stands for its
+    snapshot. Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights.
+    Raises `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or
+    neither in the cache nor within reach.
     """
     name = str(name_or_folder)
     if name.startswith(PREFIX):
         return bundled_folder(name)
+    if "://" in name or name.startswith(_HOSTS):
+        name, revision = _of_address(name, revision)
+        return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
     folder = Path(os.path.expanduser(name))
     if name and folder.is_dir():
-        return folder
+        return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
     if name and folder.exists():
         raise SllmError(f"{name} is a file; give the folder that holds the model")
     if isinstance(name_or_folder, Path) or _is_path(name):
@@ -40,12 +46,45 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
 
 
+def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
+    """Name and revision of a model from the address of its page, or of a file in it."""
+    if path := re.fullmatch(r"hf://([^@]+)(?:@([^/]+))?.*", address):
+        name, found = path[1], path[2]
+    elif page := re.fullmatch(rf"(?:https?://)?(?:{'|'.join(map(re.escape, _HOSTS))})([^?#]+).*", address):
+        name, _, rest = re.sub(r"/(tree|blob|resolve)/", "\n", page[1].strip("/"), count=1).partition("\n")
+        found = rest.partition("/")[0] or None
+    else:
+        raise SllmError(
+            f"{address} is not an address of Hugging Face; give one, or a name such as org/model, or a folder"
+        )
+    name = "/".join(name.strip("/").split("/")[:2])
+    if name.startswith(("datasets/", "spaces/")):
+        raise SllmError(f"{address} is not the address of a model; give one such as https://huggingface.co/org/model")
+    if revision is not None and found not in (None, revision):
+        raise SllmError(f"{address} names the revision {found}, and --revision {revision}; give one of them")
+    return name, revision or found
+
+
+def _snapshot(folder: Path, revision: str | None) -> Path:
+    """The files of a model in the hub's cache; raises `SllmError` if it does not have the revision."""
+    ref, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = sorted(path for path in snapshots.glob("*") if path.is_dir())
+    chosen = [path for path in found if path.name == commit] or (found if commit is None else [])
+    if len(chosen) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise SllmError(f"{folder} has no snapshot of {revision or 'main'}; give one of its snapshots ({there})")
+    return chosen[0]
+
+
 def model_files(files: Iterable[str]) -> list[str]:
     """Of the names of a repository's files those that loading takes: config, tokenizer, weights in one format."""
     files = list(files)
     found = next((name for name in WEIGHT_FILES if name in files), None)
     if found is None or "config.json" not in files:
-        raise SllmError(f"expected config.json and one of {', '.join(WEIGHT_FILES)} among its files")
+        raise SllmError(
+            f"expected config.json and one of {', '.join(WEIGHT_FILES)} among its files{other_format(files)}"
+        )
     weights = [found]
     if found.endswith(".index.json"):
         stem, suffix = os.path.splitext(PICKLE if found.startswith(PICKLE) else SAFETENSORS)
@@ -56,8 +95,10 @@ def model_files(files: Iterable[str]) -> list[str]:
 
 def tokenizer_files(files: Iterable[str]) -> list[str]:
     """Of the names of a repository's files the config and those of the tokenizer."""
+    files = list(files)
     here = [name for name in files if "/" not in name]  # a pattern's * matches folders too
-    return ["config.json", *(name for name in here if any(fnmatchcase(name, like) for like in TOKENIZER_FILES))]
+    found = [name for name in here if any(fnmatchcase(name, like) for like in TOKENIZER_FILES)]
+    return ["config.json", *found, *(name for name in files if fnmatchcase(name, f"{CHAT_TEMPLATES}/*.jinja"))]
 
 
 def _is_path(name: str) -> bool:

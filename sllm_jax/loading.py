@@ -11,13 +11,12 @@ import jax
 
 from sllm_jax import hub
 from sllm_jax.bundle import DEFAULT_MODEL
-from sllm_jax.convert import load_params
+from sllm_jax.convert import load_params, read_config
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_config, load_generation_config
 from sllm_jax.int8 import check_weights, is_quantized
 from sllm_jax.model import Model
-from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 from sllm_jax.tokenizer import load_tokenizer
 
@@ -48,8 +47,8 @@ def load(
     check_weights(weights)
     dtype = as_dtype(default_dtype() if dtype is None else dtype)
     folder = hub.resolve(name_or_folder, revision)
-    hf_config, generation_config = load_config(folder), load_generation_config(folder)
-    module = module_for(hf_config, dtype)
+    hf_config, module = read_config(folder, dtype)
+    generation_config = load_generation_config(folder)
     loaded_tokenizer = _tokenizer(folder, tokenizer)
     params = load_params(folder, module, progress, weights)
     if is_quantized(params) and jax.default_backend() == "cpu":

@@ -61,9 +61,9 @@ class Rope:
         options = _rope_options(config)
         kind = options.get("rope_type", options.get("type", "default"))
         if not isinstance(kind, str) or kind not in ROPE_KINDS:
-            raise SllmError(f"RoPE type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+            raise SllmError(f"RoPE type {kind!r:.80} is not supported; supported are {', '.join(ROPE_KINDS)}")
         own = _own_options(kind, options)
-        context = _context(config)
+        context = _context(config, kind)
         name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
         original = _positive(config, name) or _positive(options, name) or context
         share = "partial_rotary_factor"
@@ -105,7 +105,9 @@ class Rope:
 def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
     options = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(options, Mapping) or any(isinstance(value, Mapping) for value in options.values()):
-        raise SllmError(f"rope_scaling must be one object with a rope_type, the same for all layers; got {options!r}")
+        raise SllmError(
+            f"rope_scaling must be one object with a rope_type, the same for all layers; got {options!r:.80}"
+        )
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -118,7 +120,7 @@ def _positive(config: Mapping[str, Any], name: str) -> Any:
     """A positive number, or None if there is none under this name."""
     value = config.get(name)
     if value is not None and (not is_number(value) or value <= 0):
-        raise SllmError(f"{name} in config.json must be a positive number; got {value!r}")
+        raise SllmError(f"{name} in config.json must be a positive number; got {value!r:.80}")
     return value
 
 
@@ -127,25 +129,32 @@ def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
     if missing := [name for name in _REQUIRED[kind] if not is_number(options.get(name)) or options[name] <= 0]:
         raise SllmError(
-            f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options}"
+            f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options!r:.200}"
         )
     unknown = [name for name in options if name not in (*own, *_OF_ALL)]
     if unknown and kind != "default":  # configs leave the options of a scaling that is switched off in place
-        raise SllmError(f"RoPE type {kind!r} has no option {', '.join(unknown)}; known are {', '.join(own)}")
+        raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {', '.join(own)}")
     chosen = {name: options[name] for name in own if name in options}
     for name, value in chosen.items():
         is_bool = name == "truncate"
         if isinstance(value, bool) != is_bool or (not is_bool and (not is_number(value) or value < 0)):
             expected = "true or false" if is_bool else "a number of 0 or more"
-            raise SllmError(f"{name} of RoPE type {kind!r} must be {expected}; got {value!r}")
+            raise SllmError(f"{name} of RoPE type {kind!r:.80} must be {expected}; got {value!r:.80}")
     return chosen
 
 
-def _context(config: Mapping[str, Any]) -> int:
-    value = config.get("max_position_embeddings")
-    if value is not None and (type(value) is not int or value <= 0):
-        raise SllmError(f"max_position_embeddings in config.json must be a positive integer; got {value!r}")
-    return value or 2048
+def _context(config: Mapping[str, Any], kind: str) -> int:
+    """The trained context, in tokens.
+
+    Vicuna 16k and its kin, trained on with linear RoPE, have the context of before as `max_position_embeddings` and
+    theirs as `max_sequence_length`.
+    """
+    names = ("max_position_embeddings", "max_sequence_length") if kind == "linear" else ("max_position_embeddings",)
+    values = {name: config[name] for name in names if config.get(name) is not None}
+    for name, value in values.items():
+        if type(value) is not int or value <= 0:
+            raise SllmError(f"{name} in config.json must be a positive integer; got {value!r:.80}")
+    return max(values.values(), default=2048)
 
 
 def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:

@@ -321,10 +321,12 @@ def _padded(ids: Sequence[int]) -> np.ndarray:
 
 def eos_ids(model: Model, tokenizer: Any) -> list[int]:
     """The end-of-text tokens: those of the generation config, or else of the config, and the tokenizer's own."""
-    named = model.generation_config.get("eos_token_id", model.hf_config.get("eos_token_id"))
+    files = {"generation_config.json": model.generation_config, "config.json": model.hf_config}
+    file = next((file for file, content in files.items() if content.get("eos_token_id") is not None), None)
+    named = None if file is None else files[file]["eos_token_id"]
     ids = [one for one in [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id] if one is not None]
-    if wrong := [one for one in ids if not isinstance(one, int)]:
-        raise SllmError(f"eos_token_id in the model's generation_config.json must be token ids; got {wrong}")
+    if wrong := [one for one in ids if type(one) is not int]:
+        raise SllmError(f"eos_token_id in the model's {file} must be token ids; got {wrong!r:.80}")
     return sorted(set(ids)) or [NO_TOKEN]
 
 

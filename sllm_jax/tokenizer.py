@@ -123,13 +123,43 @@ def _load(source: Path, file: Path) -> Any:
 
     if file.name == "tokenizer.json":
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
+        config = _read_config(file.parent)
     else:
         with tempfile.TemporaryDirectory() as folder:
             _write_folder(Path(folder), file)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            config = _read_config(Path(folder))
         tokenizer.name_or_path = str(source)
     _complete_special_tokens(tokenizer)
+    if (adds_bos := bos_rule(config)) is not None:
+        _set_bos(tokenizer, adds_bos)
     return tokenizer
+
+
+def bos_rule(config: Mapping[str, Any]) -> bool | None:
+    """Whether a text begins with BOS by `tokenizer_config.json`; None: as the tokenizer's own post-processor has it.
+
+    Of the classes, `LlamaTokenizer` and `LlamaTokenizerFast` decide by `add_bos_token` (true where it is absent) and
+    override the post-processor, as in transformers 4.57, with which such models were published. transformers 5 ignores
+    the option where there is a `tokenizer.json`. Raises `SllmError` for an option that is neither true nor false.
+    """
+    if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        return None
+    adds_bos = config.get("add_bos_token")
+    if not isinstance(adds_bos, bool | None):
+        raise SllmError(f"add_bos_token in tokenizer_config.json must be true or false; got {adds_bos!r:.80}")
+    return adds_bos is not False
+
+
+def _set_bos(tokenizer: Any, adds_bos: bool) -> None:
+    """Put BOS before every text, if the tokenizer has one, or nothing."""
+    from tokenizers import processors
+
+    start = tokenizer.bos_token if adds_bos else None
+    prefix, special = (f"{start} ", [(start, tokenizer.bos_token_id)]) if start else ("", [])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{prefix}$A", pair=f"{prefix}$A {prefix}$B", special_tokens=special
+    )
 
 
 def _write_folder(folder: Path, file: Path) -> None:
@@ -200,7 +230,7 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dic
     special = {"unk_token": trainer.unk_piece}
     if trainer.bos_id >= 0:
         special["bos_token"] = trainer.bos_piece
-        if config.get("add_bos_token", True):
+        if config.get("add_bos_token") is not False:
             bos = trainer.bos_piece
             backend.post_processor = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, trainer.bos_id)]

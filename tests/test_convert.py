@@ -162,7 +162,7 @@ def test_misshapen(folder):
     assert problems(folder) == [f"misshapen tensor {Q_PROJ}: expected (48, 24), got (24, 48)"]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool])
 @pytest.mark.parametrize("pickled", [False, True])
 def test_of_another_type(folder, dtype, pickled):
     checkpoints.rewrite(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].to(dtype)}))
@@ -170,7 +170,7 @@ def test_of_another_type(folder, dtype, pickled):
         checkpoints.to_pickle(folder)
     (line,) = problems(folder)
     assert line.startswith(f"tensor {Q_PROJ} of type ")
-    assert line.endswith(": expected one of float32, bfloat16, float16")
+    assert line.endswith(": expected one of float32, bfloat16, float16, float64")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

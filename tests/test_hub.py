@@ -260,3 +260,62 @@ def test_a_full_disk_is_no_reason_to_use_half_a_download(monkeypatch):
     fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(SllmError, match=r"org/tiny-llama cannot be stored in .*: No space left on device"):
         hub.resolve(NAME)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://huggingface.co/{NAME}",
+        f"http://www.huggingface.co/{NAME}/",
+        f"https://hf.co/{NAME}?library=transformers",
+        f"huggingface.co/{NAME}",
+        f"https://huggingface.co/{NAME}/tree/main",
+        f"https://huggingface.co/{NAME}/tree/v1",
+        f"https://huggingface.co/{NAME}/blob/main/config.json",
+        f"https://huggingface.co/{NAME}/resolve/v1/model.safetensors#L3",
+        f"hf://{NAME}",
+        f"hf://{NAME}@v1",
+        f"hf://{NAME}@main/config.json",
+    ],
+)
+def test_the_address_of_a_model_is_its_name(cached, address):
+    assert hub.resolve(address) == cached
+
+
+@pytest.mark.parametrize(
+    ("address", "revision", "message"),
+    [
+        ("https://example.com/org/model", None, "is not an address of Hugging Face"),
+        ("ftp://huggingface.co/org/model", None, "is not an address of Hugging Face"),
+        ("s3://bucket/model", None, "is not an address of Hugging Face"),
+        ("https://huggingface.co/datasets/org/data", None, "is not the address of a model"),
+        (f"hf://{NAME}@v1", "main", "names the revision v1, and --revision main; give one of them"),
+        ("https://huggingface.co/org/other", None, "org/other is not in the local cache"),
+    ],
+)
+def test_other_addresses_are_refused(cached, address, revision, message):
+    with pytest.raises(SllmError, match=message):
+        hub.resolve(address, revision)
+
+
+def test_a_folder_of_the_cache_stands_for_its_snapshot(cached):
+    model = cached.parents[1]
+    assert hub.resolve(model) == hub.resolve(str(model), "v1") == hub.resolve(model, COMMIT) == cached
+    with pytest.raises(SllmError, match=f"has no snapshot of v9; give one of its snapshots .{COMMIT}."):
+        hub.resolve(model, "v9")
+    shutil.rmtree(model / "refs")
+    assert hub.resolve(model) == cached, "the only one"
+    (model / "snapshots" / "1").mkdir()
+    with pytest.raises(SllmError, match="has no snapshot of main"):
+        hub.resolve(model)
+
+
+def test_a_repository_of_something_else_is_named(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "model.Q4_K_M.gguf"]))
+    with pytest.raises(SllmError, match=r"is not a model to load: expected config.json .* but GGUF files"):
+        hub.resolve(NAME)
+
+
+def test_additional_chat_templates_come_along():
+    files = ["additional_chat_templates/tool_use.jinja", "additional_chat_templates/notes.txt", "tokenizer.json"]
+    assert set(hub.tokenizer_files(files)) == {"config.json", "tokenizer.json", files[0]}

@@ -11,7 +11,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import visible_token_ids
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
-from sllm_jax.stream import Stream
+from sllm_jax.stream import Stream, eos_ids
 from sllm_jax.tokenizer import encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -202,3 +202,25 @@ def test_a_prompt_that_spells_a_control_token_is_text(scripted, spelling):
     stream.feed(f"Say {spelling} twice.")
     special = set(stream.tokenizer.all_special_ids)
     assert [i for i in visible(stream) if i in special] == [stream.tokenizer.bos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("config", "generation_config", "ids"),
+    [
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": None}, [2, 7, 8]),
+        ({"eos_token_id": [7, 8]}, {}, [2, 7, 8]),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": 9}, [2, 9]),
+        ({"eos_token_id": None}, {"eos_token_id": None}, [2]),
+    ],
+)
+def test_a_null_in_the_generation_config_hides_nothing(loaded, config, generation_config, ids):
+    model = replace(loaded[0], hf_config=config, generation_config=generation_config)
+    assert eos_ids(model, loaded[1]) == ids
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [2, "</s>"], [True], 2.0])
+def test_a_wrong_eos_token_id_names_the_file_that_has_it(loaded, wrong):
+    with pytest.raises(SllmError, match=r"eos_token_id in the model's config\.json must be token ids"):
+        eos_ids(replace(loaded[0], hf_config={"eos_token_id": wrong}, generation_config={}), loaded[1])
+    with pytest.raises(SllmError, match=r"eos_token_id in the model's generation_config\.json must be token ids"):
+        eos_ids(replace(loaded[0], hf_config={}, generation_config={"eos_token_id": wrong}), loaded[1])

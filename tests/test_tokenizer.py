@@ -111,6 +111,7 @@ def test_eos_is_never_put_behind_a_text(tmp_path):
     content["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
     content["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    write_settings(folder, bos_token="<s>", eos_token="</s>")  # of no class that decides itself what is added
     tokenizer = load_tokenizer(folder)
     assert tokenizer.encode("the")[-1] == 2
     assert encode(tokenizer, "the", start=True).tolist() == encode(load_tokenizer(SPM), "the", start=True).tolist()

@@ -73,7 +73,7 @@ def kind_of(hf_config: Mapping[str, Any]) -> Kind:
 def supported(model_type: Any) -> str:
     """`model_type` itself if it is one of `KINDS`; raises `SllmError` that lists them."""
     if not isinstance(model_type, str) or model_type not in KINDS:
-        raise SllmError(f"model_type {model_type!r} is not supported; supported are {', '.join(KINDS)}")
+        raise SllmError(f"model_type {model_type!r:.80} is not supported; supported are {', '.join(KINDS)}")
     return model_type
 
 

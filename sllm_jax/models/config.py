@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ _REFUSED = (  # options of other architectures, which change what a model comput
     *("no_rope_layers", "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "qk_layernorm", "use_qk_norm"),
     *("is_encoder_decoder", "add_cross_attention"),
 )
+_HEADS = re.compile(r".*(For(Sequence|Token)Classification|ForQuestionAnswering|ForMaskedLM|RewardModel)")
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale")
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -66,16 +68,22 @@ def refuse_unsupported(config: Mapping[str, Any], *names: str) -> None:
     """Raises `SllmError` for an option that changes the model in a way that no family here knows, or one of `names`."""
     switched_on = [name for name in (*_REFUSED, *names) if config.get(name) not in _OFF]
     switched_on += [name for name in _MULTIPLIERS if config.get(name) not in (None, 1)]
+    if config.get("is_causal") is False:
+        raise SllmError("config.json says is_causal = False: an embedder, which reads both ways and writes no text")
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if isinstance(name, str) and _HEADS.fullmatch(name):
+            raise SllmError(f"config.json is of a {name:.80}: a classifier or reward model, which writes no text")
     if switched_on:
-        found = ", ".join(f"{name} = {config[name]!r}" for name in switched_on)
-        raise SllmError(f"config.json asks for what is not supported in {config.get('model_type')!r}: {found}")
+        found = ", ".join(f"{name} = {config[name]!r:.80}" for name in switched_on)
+        raise SllmError(f"config.json asks for what is not supported in {config.get('model_type')!r:.80}: {found}")
 
 
 def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """The sizes without which there is no model; raises `SllmError` naming all that are missing or not positive."""
     bad = [name for name in names if type(config.get(name)) is not int or config[name] <= 0]
     if bad:
-        found = ", ".join(f"{name} = {config.get(name)!r}" for name in bad)
+        found = ", ".join(f"{name} = {config.get(name)!r:.80}" for name in bad)
         raise SllmError(f"config.json needs a positive integer for each of {', '.join(bad)}; got {found}")
     return {name: config[name] for name in names}
 
@@ -88,7 +96,7 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
     is_of_kind = is_number(value) if kind is float else type(value) is kind
     if not is_of_kind or value < 0:
         expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
-        raise SllmError(f"{name} in config.json must be {expected}; got {value!r}")
+        raise SllmError(f"{name} in config.json must be {expected}; got {value!r:.80}")
     return value
 
 
@@ -130,7 +138,7 @@ def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -
     whole_heads = whole_heads or rope.attention_factor != 1
     if rope.dim == 0 or rope.dim % 2 or rope.dim > head_dim or (whole_heads and rope.dim != head_dim):
         expected = "whole heads of even size" if whole_heads else "an even number of dimensions"
-        kind = f"RoPE {rope.rope_type!r} of {config.get('model_type')!r}"
+        kind = f"RoPE {rope.rope_type!r} of {config.get('model_type')!r:.80}"
         raise SllmError(f"{kind} turns {expected}; got {rope.dim} of {head_dim} dimensions of a head")
     return rope
 
@@ -143,5 +151,5 @@ def attention_sink(config: Mapping[str, Any]) -> str:
     """
     name = config.get("attention_sink") or "none"
     if name not in SINKS:
-        raise SllmError(f"attention_sink in config.json must be one of {', '.join(SINKS)}; got {name!r}")
+        raise SllmError(f"attention_sink in config.json must be one of {', '.join(SINKS)}; got {name!r:.80}")
     return name

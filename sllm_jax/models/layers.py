@@ -52,7 +52,7 @@ def activation(config: Mapping[str, Any], name: str, default: str) -> str:
     """The activation that the config has under `name`, if it is one of `ACTIVATIONS`."""
     value = config.get(name) or default
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise SllmError(f"{name} {value!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+        raise SllmError(f"{name} {value!r:.80} is not supported; supported are {', '.join(ACTIVATIONS)}")
     return value
 
 

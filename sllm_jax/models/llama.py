@@ -117,7 +117,8 @@ def _all_slide(config: Mapping[str, Any], slides: list[bool]) -> bool:
         is_list = isinstance(layer_types, list) and len(layer_types) == len(slides)
         if not is_list or any(not isinstance(kind, str) or kind not in known for kind in layer_types):
             raise SllmError(
-                f"layer_types in config.json must be a list of {len(slides)} of {', '.join(known)}; got {layer_types!r}"
+                f"layer_types in config.json must be a list of {len(slides)} of {', '.join(known)}; "
+                f"got {layer_types!r:.80}"
             )
         slides = [known[kind] for kind in layer_types]
     if len(set(slides)) > 1:

@@ -82,7 +82,7 @@ class MPTConfig(ModelConfig):
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = config.get(name) or {}
     if not isinstance(part, Mapping):
-        raise SllmError(f"{name} in config.json must be an object; got {part!r}")
+        raise SllmError(f"{name} in config.json must be an object; got {part!r:.80}")
     return part
 
 
@@ -93,7 +93,7 @@ def _check_fixed(config: Mapping[str, Any]) -> None:
         value = (_part(config, part) if part else config).get(name)
         if value is not None and value not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise SllmError(f"MPT with {path} {value!r} is not supported; expected {expected}")
+            raise SllmError(f"MPT with {path} {value!r:.80} is not supported; expected {expected}")
 
 
 class MPTAttention(Attention):

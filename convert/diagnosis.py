@@ -1,0 +1,51 @@
+"""What a checkpoint looks like that does not fit its config: the first line of the error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from sllm_jax.convert.table import Shape
+
+# By a part of the names of tensors.
+_SIGNS: dict[str, str] = {
+    r"\blora_[AB]\b|\.lora_embedding_": "a LoRA adapter; merge it into its base model first (PEFT: merge_and_unload)",
+    r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|weight_scale(_inv)?|weight_packed)$": "quantized weights; give a "
+    "float32, float16 or bfloat16 checkpoint",
+    r"\.experts\.|\.block_sparse_moe\.": "a mixture of experts, which is not supported",
+    r"^(score|classifier|v_head|value_head|reward_head)\.": "a reward model or classifier; it has no head that gives "
+    "logits of tokens",
+    r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|language_model)\.": "a model of text and images, "
+    "which is not supported",
+}
+_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
+
+def looks_like(
+    names: Collection[str], is_known: Callable[[str], bool], found: Shape | None, expected: Shape, config: Any
+) -> str | None:
+    """What tensors of these names are, in words, or None if nothing points to anything.
+
+    `is_known`: whether the family's table has a name. `found`, `expected`: the shape of the embedding in the checkpoint
+    (None: there is none), and the one that the config asks for.
+    """
+    for sign, what in _SIGNS.items():
+        if any(re.search(sign, name) for name in names if not is_known(name)):
+            return what
+    if not any(map(is_known, names)):
+        return f"another architecture than the {config.model_type!r} of config.json"
+    layers = 1 + max((int(number[1]) for name in names if (number := _LAYER.search(name))), default=-1)
+    if layers != config.num_hidden_layers:
+        return f"a model of {layers} layers, or a part of one; config.json says {config.num_hidden_layers}"
+    if found not in (None, expected):
+        return f"a model with an embedding of {found} (tokens, size); config.json says {expected}"
+    return None
+
+
+def summary(problems: Mapping[str, int], what: str | None) -> str:
+    """One line: how many tensors do not fit, by kind of problem, and what the checkpoint looks like."""
+    count = sum(problems.values())
+    kinds = ", ".join(f"{number} {kind}" for kind, number in problems.items())
+    tensors = f"{count} tensor{'s' if count > 1 else ''} not as config.json says ({kinds})"
+    return tensors if what is None else f"{tensors}; this looks like {what}"

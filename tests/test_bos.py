@@ -1,0 +1,92 @@
+"""BOS as published: what stands before a text, by tokenizer_config.json and the tokenizer's post-processor.
+
+What is expected is what transformers 4.57 does, with which these models were published.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import processors
+
+from sllm_jax.errors import SllmError
+from sllm_jax.tokenizer import bos_rule, encode, load_tokenizer, start_ids
+
+DATA = Path(__file__).parent / "data"
+KINDS = ("bytes", "spm")
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A tokenizer's folder with a post-processor that adds BOS or nothing, and any tokenizer_config.json."""
+
+    def make(kind: str, post_processor_adds: bool, config: dict) -> Path:
+        source = DATA / f"tiny-tokenizer-{kind}"
+        tokenizer = load_tokenizer(source)
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = (
+            processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+            if post_processor_adds
+            else processors.ByteLevel()  # as in Qwen's, and so in the distills of DeepSeek-R1
+        )
+        tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+        names = {"bos_token": bos, "eos_token": tokenizer.eos_token}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | config))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("post_processor_adds", [False, True])
+@pytest.mark.parametrize(
+    ("config", "begins_with_bos"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}, True),
+        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}, True),
+        ({"tokenizer_class": "LlamaTokenizerFast"}, True),
+        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": None}, True),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, False),
+        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}, None),
+        ({"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False}, None),
+        ({}, None),
+    ],
+)
+def test_bos_as_published(published, kind, post_processor_adds, config, begins_with_bos):
+    tokenizer = load_tokenizer(published(kind, post_processor_adds, config))
+    if begins_with_bos is None:
+        begins_with_bos = post_processor_adds
+    bos = [tokenizer.bos_token_id] if begins_with_bos else []
+    assert encode(tokenizer, "the cat", start=True).tolist() == [*bos, *encode(tokenizer, "the cat", start=False)]
+    assert encode(tokenizer, "", start=True).tolist() == bos
+    assert start_ids(tokenizer).tolist() == [tokenizer.bos_token_id], "a text without a prompt begins with it anyway"
+
+
+def test_a_distill_of_deepseek_r1_begins_with_its_bos_and_its_chat_has_one(published):
+    config = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "legacy": True, "add_eos_token": False}
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = load_tokenizer(published("bytes", False, config | {"chat_template": template}))
+    ids = encode(tokenizer, "Who are you?", start=True).tolist()
+    assert (ids[0], ids.count(tokenizer.bos_token_id)) == (tokenizer.bos_token_id, 1)
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Who are you?"}], return_dict=False)
+    assert chat == ids
+
+
+@pytest.mark.parametrize("add_bos_token", [True, False, None])
+def test_a_sentencepiece_model_alone_follows_the_same_rule(tmp_path, add_bos_token):
+    (tmp_path / "tokenizer.model").write_bytes((DATA / "tiny-tokenizer-spm" / "tokenizer.model").read_bytes())
+    config = {"tokenizer_class": "LlamaTokenizer"} | ({} if add_bos_token is None else {"add_bos_token": add_bos_token})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert encode(load_tokenizer(tmp_path), "", start=True).tolist() == ([] if add_bos_token is False else [1])
+
+
+def test_a_class_that_adds_bos_without_having_one(published):
+    tokenizer = load_tokenizer(published("bytes", False, {"tokenizer_class": "LlamaTokenizerFast", "bos_token": None}))
+    assert encode(tokenizer, "", start=True).tolist() == []
+
+
+@pytest.mark.parametrize("value", ["yes", 1, [True]])
+def test_an_add_bos_token_that_is_neither_true_nor_false(value):
+    with pytest.raises(SllmError, match=r"add_bos_token in tokenizer_config.json must be true or false; got"):
+        bos_rule({"tokenizer_class": "LlamaTokenizer", "add_bos_token": value})
