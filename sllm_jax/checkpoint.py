@@ -12,6 +12,7 @@ import numpy as np
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
+from sllm_jax.unfinished import remove_abandoned
 
 LAYOUT = 2  # of parameters and states; what was saved in another is not restored
 
@@ -22,8 +23,6 @@ def save(folder: Path, step: int, state: Any) -> None:
     earlier = _all(folder)
     if path in earlier:
         return
-    for left in folder.glob(".*.tmp"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
     with new_folder(path) as unfinished:
         orbax.save(unfinished, {_name(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
     for old in earlier:
@@ -32,6 +31,7 @@ def save(folder: Path, step: int, state: Any) -> None:
 
 def restore(folder: Path, initial: Any) -> Any:
     """The state of the last step that was saved, or `initial` if there is none."""
+    remove_abandoned(folder)
     saved = _all(folder)
     if not saved:
         return initial

@@ -6,13 +6,15 @@ import fnmatch
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 from sllm_jax.errors import SllmError
+from sllm_jax.foreign import reason
+from sllm_jax.unfinished import remove_abandoned, unfinished
 
 CHAT_TEMPLATES = "additional_chat_templates"  # a folder of templates beside `chat_template.jinja`
 _OTHER_FORMATS = {  # by a pattern of file names
@@ -93,9 +95,9 @@ def copy_companions(source: Path, target: Path) -> None:
 def made_folder(path: Path) -> Path:
     """The folder, made if it is not there; raises `SllmError` if it cannot be."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+        raise SllmError(f"{path} could not be written: {reason(error)}") from error
     return path
 
 
@@ -103,44 +105,92 @@ def made_folder(path: Path) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to `path` at the end in one step, or removed after an exception.
 
+    After the block all that is in it is on the disk. What killed processes have left of such a folder is removed.
     Raises `SllmError` if `path` exists already or cannot be written.
     """
     path = Path(os.path.expanduser(path)).absolute()
+    remove_abandoned(path.parent, path.name)
     if path.exists():
         raise SllmError(f"{path} exists already; name a folder that does not")
-    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(path)
+        _make_folder(path.parent)
+        with unfinished(path) as temporary:
+            temporary.mkdir()
+            yield temporary
+            _sync_tree(temporary)
+            temporary.rename(path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise SllmError(f"{path} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path`, renamed to `path` at the end in one step, or removed after an exception.
 
-    A link is followed; what is not a file, such as a pipe, is written to as it is. Raises `SllmError` if `path` cannot
-    be written.
+    After the block it is on the disk. What killed processes have left of such a file is removed. A link is followed;
+    what is not a file, such as a pipe, is written to as it is. Raises `SllmError` if `path` cannot be written.
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
-    special = path.exists() and not path.is_file()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with (path if special else temporary).open("wb") as file:
-            yield file
-        if not special:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        remove_abandoned(path.parent, path.name)
+        with unfinished(path) as temporary:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+        raise SllmError(f"{path} could not be written: {reason(error)}") from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """An empty folder inside the system's temporary folder, removed at the end.
+
+    What killed processes have left there is removed. It lies in a folder of the user's own, for in one that all share
+    others could place links under the names that are removed. Raises `SllmError` if that belongs to another user.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    own = Path(tempfile.gettempdir()) / f"sllm-jax-{user}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.is_symlink() or own.stat().st_uid != user:
+        raise SllmError(f"{own} belongs to another user; set TMPDIR to a folder of your own")
+    remove_abandoned(own)
+    with unfinished(own / "scratch") as folder:
+        folder.mkdir()
+        yield folder
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, and have their entries on the disk."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        _sync_folder(one.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Have all files in a folder and below, and their entries, on the disk."""
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(place, name))
+        _sync_folder(Path(place))
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every system can; SQLite goes on there, too
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what an interrupted `new_folder` has left beside `path`."""
-    for left in path.absolute().parent.glob(f".{path.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+        os.close(descriptor)

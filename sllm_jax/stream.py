@@ -17,12 +17,12 @@ from sllm_jax.decode import NO_TOKEN
 from sllm_jax.detokenize import Detokenizer, text_lengths
 from sllm_jax.errors import SllmError
 from sllm_jax.generation_config import stop_strings, unsupported
-from sllm_jax.interrupt import deferred_interrupts
 from sllm_jax.kv_cache import check_sizes, enable_streaming_llm
 from sllm_jax.model import Model, check_finite
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.progress import Progress, silent
 from sllm_jax.sampling import Sampling, SamplingOptions, sampling_for
+from sllm_jax.signals import deferred_signals
 from sllm_jax.stop_text import StopText
 from sllm_jax.tokenizer import control_token_ids, encode, start_ids
 
@@ -202,7 +202,7 @@ class Stream:
         left = max_tokens
         while not (stop.found or left == 0 or self.full):
             limit = self._steps if left is None else min(self._steps, left)
-            with deferred_interrupts() as deliver:
+            with deferred_signals() as deliver:
                 ids = self._write(limit, options, end_ids)
             yield ids
             deliver()
@@ -229,7 +229,7 @@ class Stream:
             )
         done = 0
         for chunk, count in decode.chunks(ids):
-            with deferred_interrupts() as deliver:
+            with deferred_signals() as deliver:
                 carry = decode.extend(self.model.module, self.model.params, self._carry, chunk, count)
                 self._carry = jax.block_until_ready(carry)
                 self._note(chunk[:count].tolist())
@@ -265,7 +265,7 @@ class Stream:
         """
         if count == 0:
             return
-        with deferred_interrupts() as deliver:
+        with deferred_signals() as deliver:
             ids = list(self._last)[: len(self._last) - count]
             filled = self.cache_in_use
             self.tokens_seen -= count + 1

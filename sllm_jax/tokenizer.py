@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json
+from sllm_jax.files import load_json, scratch_folder
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -125,8 +124,8 @@ def _load(source: Path, file: Path) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
         config = _read_config(file.parent)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            _write_folder(Path(folder), file)
+        with scratch_folder() as folder:
+            _write_folder(folder, file)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             config = _read_config(Path(folder))
         tokenizer.name_or_path = str(source)

@@ -14,6 +14,7 @@ from sllm_jax import cli
 from sllm_jax.loading import load
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
+from sllm_jax.signals import STOPPING
 
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # processes that tests start leave nothing behind
 
@@ -87,15 +88,16 @@ def run(monkeypatch, capfd):
     """Run a command in this process: (exit code, standard output, standard error), libraries in C++ included."""
 
     def run(*arguments, stdin=""):
-        interrupted = signal.getsignal(signal.SIGINT)
         monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capfd.readouterr()
+        before = {number: signal.getsignal(number) for number in STOPPING}
         try:
             with pytest.raises(SystemExit) as leaving:
                 cli.main()
         finally:
-            signal.signal(signal.SIGINT, interrupted)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         output = capfd.readouterr()
         return leaving.value.code or 0, output.out, output.err
 

@@ -1,4 +1,4 @@
-"""The command line in processes of its own: Ctrl-C, a reader that leaves, and what a start imports."""
+"""The command line in processes of its own: signals, a reader that leaves, and what a start imports."""
 
 import os
 import re
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,62 +20,56 @@ def endless(model):
     )
 
 
-@contextmanager
-def no_ctrl_c():
-    """Processes that are started meanwhile ignore the signal, until they take it over."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def wait_until_ctrl_c_is_taken_over(process):
+def wait_until_signals_are_taken_over(process):
+    """Python itself takes SIGINT over, but not SIGTERM."""
     caught = re.compile(r"^SigCgt:\t(\w+)$", re.MULTILINE)
     while process.poll() is None:
         found = caught.search(Path(f"/proc/{process.pid}/status").read_text())
-        if found and int(found[1], 16) >> (signal.SIGINT - 1) & 1:
+        if found and int(found[1], 16) >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.001)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sees in /proc when the process is ready")
-@pytest.mark.parametrize("seconds", [0, 0.05, 0.15, 0.5, 1, 2])
-def test_ctrl_c_at_any_time_is_exit_code_130_without_a_traceback(model, seconds):
-    with no_ctrl_c():
-        process = endless(model)
-    with process:
-        wait_until_ctrl_c_is_taken_over(process)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("seconds", [0, 0.15, 1])
+def test_a_signal_at_any_time_is_its_exit_code_without_a_traceback(model, seconds, number, code):
+    with endless(model) as process:
+        wait_until_signals_are_taken_over(process)
         time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert b"Traceback" not in err
 
 
-def test_ctrl_c_is_taken_over_before_anything_that_takes_long_is_imported():
-    program = "import sllm_jax.cli, sys; print({'typer', 'rich', 'numpy', 'jax'} & set(sys.modules))"
+def test_signals_are_taken_over_before_anything_that_takes_long_is_imported():
+    program = "import sllm_jax.cli, sys; print({'typer', 'rich', 'numpy', 'jax', 'filelock'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-def test_ctrl_c_in_a_conversion_leaves_nothing(model, tmp_path):
-    for seconds in (0.5, 1.5, 2.2):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_conversion_leaves_nothing(model, tmp_path, number):
+    for seconds in (1.5, 2.2):
         command = [sys.executable, "-m", "sllm_jax", "convert", model, tmp_path / "out"]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
             time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, err = process.communicate(timeout=60)
-        assert process.returncode == 130 or (tmp_path / "out/config.json").exists()
+        assert process.returncode == 128 + number or (tmp_path / "out/config.json").exists()
         assert b"Traceback" not in err
         assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-def test_ctrl_c_stops_cleanly(model):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly(model, number, code):
     with endless(model) as process:
         assert len(process.stdout.read(2000)) == 2000
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert b"Traceback" not in err
     assert SUMMARY.search(err.decode())
 

@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import numpy as np
 import pytest
 from test_cli import assert_refused
 
-from sllm_jax.cli.ctrl_c import CtrlC
 from sllm_jax.evaluation import Evaluation
 from sllm_jax.tokenizer import decode, encode, load_tokenizer
 
@@ -78,23 +78,23 @@ def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeyp
     assert run("perplexity", *arguments)[0] == 0
     whole = (tmp_path / "nll.npy").read_bytes()
     (tmp_path / "nll.npy").unlink()
-    check, checks = CtrlC.check, []
+    steps, signals = Evaluation.steps, iter([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
 
-    def pressed_at_the_fourth(self):
-        checks.append(self)
-        if len(checks) == 4:
-            self._press()
-        check(self)
+    def interrupted_at_the_fourth(evaluation):
+        for i, found in enumerate(steps(evaluation)):
+            if i == 3:
+                signal.raise_signal(next(signals))
+            yield found
 
-    monkeypatch.setattr(CtrlC, "check", pressed_at_the_fourth)
+    monkeypatch.setattr(Evaluation, "steps", interrupted_at_the_fourth)
     resume = ("--resume", tmp_path / "kept")
     assert run("perplexity", *arguments)[0] == 130
     assert not (tmp_path / "nll.npy").exists()
-    checks.clear()
     assert run("perplexity", *arguments, *resume)[0] == 130
+    assert run("perplexity", *arguments, *resume)[0] == 143
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["checkpoints", "nll.npy", "settings.json"]
     assert_refused(run("perplexity", *arguments, *resume, "--mode", "window"), "holds another evaluation (not the same")
-    monkeypatch.setattr(CtrlC, "check", check)
+    monkeypatch.setattr(Evaluation, "steps", steps)
     begun = count_steps(monkeypatch)
     assert run("perplexity", *arguments, *resume)[0] == 0
     assert begun[0] > 4 * 7

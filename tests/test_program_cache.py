@@ -1,20 +1,23 @@
 """Compiled programs on disk: kept from run to run, and never half of one."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from filelock import FileLock
 
+from sllm_jax import signals
 from sllm_jax.cli import program_cache
 from sllm_jax.cli.program_cache import keep_programs
 
 GENERATE = ("generate", "--model", "bundled:falcon", "--max-tokens", "9", "--ignore-eos")
 
 
-def run(home, *arguments):
+def run(home, *arguments, **options):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     found = subprocess.run(
         [sys.executable, "-m", "sllm_jax", *arguments],
@@ -22,6 +25,7 @@ def run(home, *arguments):
         capture_output=True,
         text=True,
         check=True,
+        **options,
     )
     return found.stdout, found.stderr
 
@@ -51,10 +55,18 @@ def test_the_option_turns_it_off(tmp_path):
 
 
 @pytest.fixture
-def before_jax(monkeypatch, tmp_path):
+def at_exit():
+    """What is to be called when the process ends: functions with their arguments."""
+    return []
+
+
+@pytest.fixture
+def before_jax(monkeypatch, tmp_path, at_exit):
     """As in a process that has not imported JAX, with a cache folder of its own; gives that of the programs."""
     monkeypatch.setattr(program_cache, "sys", type("before", (), {"modules": {}}))
-    monkeypatch.setattr(program_cache, "atexit", type("never", (), {"register": lambda *_: None}))
+    monkeypatch.setattr(program_cache, "atexit", type("never", (), {"register": lambda *call: at_exit.append(call)}))
+    monkeypatch.setattr(program_cache.warnings, "showwarning", warnings.showwarning)  # monkeypatch puts it back
+    monkeypatch.setattr(signals, "_clean_ups", [])
     monkeypatch.setattr(program_cache.warnings, "filterwarnings", lambda *_: None)
     for name in ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -81,18 +93,45 @@ def test_what_a_killed_process_wrote_is_removed(before_jax):
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
 
 
-def test_leaving_at_once_costs_only_what_is_just_being_written(before_jax):
+def test_leaving_at_once_costs_only_what_is_just_being_written(before_jax, at_exit):
     keep_programs()
     old, new = written(before_jax / "old-cache", time.time() - 60), written(before_jax / "new-cache", time.time() - 1)
-    (mark,) = before_jax.glob("*.running")
-    os.utime(mark, (1000, 1000))
-    program_cache.leaving_at_once()
+    (path,) = before_jax.glob("*.running")
+    os.utime(path, (1000, 1000))
+    signals._clean_ups.pop()()
     program_cache._remove_half_written(before_jax)
-    assert (old.exists(), new.exists(), mark.exists()) == (True, True, True)  # the process still runs
-    held = next(lock for lock in program_cache._locks if lock.lock_file == str(mark))
-    held.release()
+    assert (old.exists(), new.exists(), path.exists()) == (True, True, True)  # the process still runs
+    at_exit[0][1]._lock.release()
     program_cache._remove_half_written(before_jax)
-    assert (old.exists(), new.exists(), mark.exists()) == (True, False, False)
+    assert (old.exists(), new.exists(), path.exists()) == (True, False, False)
+
+
+def test_what_a_full_disk_has_cut_short_is_removed(tmp_path):
+    """Empty or half: JAX only warns, and would find it at every later start."""
+    run(tmp_path, *GENERATE)
+    whole = entries(tmp_path)
+    largest = max(whole, key=lambda name: len(whole[name]))
+    next(tmp_path.rglob(largest)).unlink()
+    limit = len(whole[largest]) // 2
+    _, notes = run(tmp_path, *GENERATE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert entries(tmp_path) == {name: content for name, content in whole.items() if name != largest}
+    assert "warning" not in notes
+    assert not list(tmp_path.rglob("*.running"))
+
+
+def test_what_could_not_be_written_is_removed_at_the_next_start_if_the_process_leaves_at_once(before_jax, at_exit):
+    old = written(before_jax / "old-cache", 1000)
+    keep_programs()
+    written(before_jax / "half-cache", time.time() - 60)
+    (path,) = before_jax.glob("*.running")
+    os.utime(path, (time.time() - 90, time.time() - 90))
+    ((_, mark, failures),) = at_exit
+    warnings.showwarning("Error writing persistent compilation cache entry for 'jit_f': E: e", UserWarning, "", 1)
+    assert len(failures) == 1
+    signals._clean_ups.pop()()
+    mark._lock.release()
+    program_cache._remove_half_written(before_jax)
+    assert list(before_jax.iterdir()) == [old]
 
 
 def test_what_a_running_process_writes_stays(before_jax):

@@ -5,13 +5,11 @@ PyTorch's side has a static cache, is compiled, and attends to as many keys.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, sec
 from sllm_jax.benchmark.run import Settings
 from sllm_jax.convert import to_huggingface
 from sllm_jax.errors import SllmError
+from sllm_jax.files import scratch_folder
 from sllm_jax.model import Model
 
 STEPS = 16  # of a call
@@ -52,10 +51,10 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
     torch, transformers = import_module("torch"), import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        to_huggingface(model, Path(folder) / "model")
+    with scratch_folder() as folder:
+        to_huggingface(model, folder / "model")
         network = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
+            folder / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
         )
     network = network.to(device).eval()
     keyword = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"  # its earlier name

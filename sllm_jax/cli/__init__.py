@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 
-from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
+from sllm_jax.signals import leave_on_signals
 
 
 def main() -> None:
     """Run a command. Bad input is one sentence and exit code 2, never a traceback."""
-    leave_at_once_on_ctrl_c()
+    leave_on_signals()
     from sllm_jax.cli.app import app  # typer and rich, which take a moment
     from sllm_jax.cli.console import note, print_warnings
     from sllm_jax.errors import SllmError

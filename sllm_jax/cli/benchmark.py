@@ -13,7 +13,6 @@ from typer import Option
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
 
 if TYPE_CHECKING:
@@ -86,7 +85,6 @@ def benchmark(
         raise SllmError("--against hf takes the same weights in PyTorch, as floats; leave out --weights int8")
     sizes = fit_sizes(loaded.config, start_size, recent_size)
     settings = Settings(*sizes, None if until_full else streams or (1,), rounds, seed)
-    leave_at_once_on_ctrl_c()
     with progress("measuring") as bar:
         results = measure(loaded, settings, load_seconds, bar)
     results = replace(results, about={"model": str(config or model), **results.about})

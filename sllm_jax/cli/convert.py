@@ -10,7 +10,6 @@ from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
 
 
@@ -29,7 +28,6 @@ def convert(
     from sllm_jax import hub
     from sllm_jax.convert import convert as to_orbax
     from sllm_jax.convert import to_huggingface
-    from sllm_jax.files import remove_unfinished
     from sllm_jax.int8 import check_weights
 
     writers: dict[str, Callable[..., None]] = {
@@ -41,7 +39,6 @@ def convert(
     if check_weights(weights) and to != "orbax":
         raise SllmError(f"--weights {weights} is for --to orbax; Hugging Face checkpoints hold floats here")
     folder = hub.resolve(source, revision)
-    leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
     with progress("converting") as bar:
         writers[to](folder, out, dtype, bar)
     note(f"wrote {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import ExitStack
 from io import BytesIO
@@ -14,8 +13,8 @@ from typer import Option
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.cli.ctrl_c import CtrlC
 from sllm_jax.errors import SllmError
+from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,8 +57,8 @@ def perplexity(
     resume: Annotated[
         Path | None,
         Option(
-            help="Keep what is done in this folder, every minute and on Ctrl-C, and go on from it if it is there. "
-            "It is removed at the end."
+            help="Keep what is done in this folder, every minute and on Ctrl-C or SIGTERM, and go on from it if it is "
+            "there. It is removed at the end."
         ),
     ] = None,
     revision: o.Revision = None,
@@ -77,7 +76,7 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import made_folder, new_file
+    from sllm_jax.files import made_folder, new_file, scratch_folder
     from sllm_jax.loading import load
     from sllm_jax.perplexity import check_mode
     from sllm_jax.stream import fit_sizes
@@ -89,7 +88,7 @@ def perplexity(
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sllm-jax-")))
+        folder = stack.enter_context(scratch_folder())
         inputs += [_of_text(path, i, loaded_tokenizer, folder, max_tokens) for i, path in enumerate(text or ())]
         if mode == "dense":
             start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
@@ -151,11 +150,11 @@ def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: 
     if tokenizer is None:
         raise SllmError("--text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
     limit = None if max_tokens is None else max_tokens + 1
-    with progress("tokenizing") as bar, CtrlC() as interrupt:
+    with progress("tokenizing") as bar, deferred_signals(raise_stopped) as check:
 
         def tell(done: int, total: int) -> None:
             bar(done, total)
-            interrupt.check()
+            check()
 
         return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell))
 
@@ -172,32 +171,33 @@ def _do(evaluation: Evaluation, saves: bool) -> None:
 
     before, begun = evaluation.done, time.perf_counter()
     saved = begun
-    try:
-        with progress("perplexity") as bar, CtrlC() as interrupt:
-            for done, nats in evaluation.steps():
-                now = time.perf_counter()
-                rate = (done - before) / (now - begun)
-                bar(done, evaluation.total, f"perplexity {np.exp(nats / done):.3f}, {rate:.0f} tokens/s")
-                interrupt.check()
-                if saves and now - saved > SAVED_EVERY:
-                    evaluation.save()
-                    saved = now
-    except KeyboardInterrupt:
-        if saves:
-            evaluation.save()
-        raise
+    with progress("perplexity") as bar:
+        try:
+            with deferred_signals(raise_stopped) as check:
+                for done, nats in evaluation.steps():
+                    now = time.perf_counter()
+                    rate = (done - before) / (now - begun)
+                    bar(done, evaluation.total, f"perplexity {np.exp(nats / done):.3f}, {rate:.0f} tokens/s")
+                    check()
+                    if saves and now - saved > SAVED_EVERY:
+                        evaluation.save()
+                        saved = now
+        except STOPPED:
+            if saves:
+                evaluation.save()
+            raise
 
 
 def _write(evaluation: Evaluation, inputs: list[Input], nll_file: BinaryIO | None, curve_file: BinaryIO | None) -> None:
     import numpy as np
 
-    with CtrlC() as interrupt:
+    with deferred_signals(raise_stopped) as check:
         if nll_file:
             np.save(nll_file, evaluation.nll)
-        interrupt.check()
+        check()
         if curve_file:
             evaluation.write_curve(curve_file, [one.name for one in inputs])
-        interrupt.check()
+        check()
 
 
 def _tell(evaluation: Evaluation, inputs: list[Input]) -> None:

@@ -1,9 +1,9 @@
 """Compiled programs are kept on disk, so that the next start need not compile them again.
 
 JAX keeps them where `JAX_COMPILATION_CACHE_DIR` says, but writes each in place: a process that is killed meanwhile
-leaves half of one, which would be met, and passed over, at every start from then on. So each process marks the folder
-with a file that it holds locked. A mark that nobody holds is of a process that was killed; what was written since it
-began is removed.
+leaves half of one, and so does a full disk. It would be met, and passed over, at every start from then on. So each
+process marks the folder. A mark of a process that is gone says that it was killed; what was written since it began is
+removed. A process that could not write a program removes at its end what was written since it began.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from sllm_jax.signals import before_leaving
+from sllm_jax.unfinished import Mark, abandoned
 
 WORTH_KEEPING = "0.1"  # seconds of compiling
 MOST_BYTES = 2**30  # of programs for one kind of processor
 WRITING = 10  # seconds that writing a program may take
-_locks: list[FileLock] = []  # the mark of this process
+_FAILED = "Error writing persistent compilation cache entry"
 _OWN_CHOICE = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # variables by which people decide
 
 
@@ -37,12 +39,14 @@ def keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_half_written(folder)
         _remove_oldest(folder)
-        _mark(folder)
+        mark = Mark(folder / f"{uuid4().hex}.running")
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", WORTH_KEEPING)
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    failures = _hear_of_failures()
+    atexit.register(_end, mark, failures)
+    before_leaving(lambda: _leave(mark, failures))
 
 
 def _folder() -> Path:
@@ -59,40 +63,47 @@ def _processor() -> str:
     return "".join([platform.machine(), *(line for line in lines if line.startswith(("flags", "Features")))][:2])
 
 
-def _mark(folder: Path) -> None:
-    """Hold a mark until the process ends as it should."""
-    mark = FileLock(folder / f"{uuid4().hex}.running")
-    mark.acquire(timeout=0)
-    atexit.register(_unmark, mark)
-    _locks.append(mark)
+def _hear_of_failures() -> list[str]:
+    """Keep JAX's warnings about this cache from people; those of writes that failed are in the list."""
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+    warnings.filterwarnings("always", _FAILED)
+    show, failures = warnings.showwarning, []
+
+    def hear(message: Warning | str, *rest: Any, **more: Any) -> None:
+        if str(message).startswith(_FAILED):
+            failures.append(str(message))
+        else:
+            show(message, *rest, **more)
+
+    warnings.showwarning = hear
+    return failures
 
 
-def leaving_at_once() -> None:
-    """The process ends in the middle of its work: only what is written just now may be half written."""
-    for mark in _locks:
+def _end(mark: Mark, failures: list[str]) -> None:
+    """The process ends as it should."""
+    if failures:
         with suppress(OSError):
-            os.utime(mark.lock_file, (time.time() - WRITING, time.time() - WRITING))
+            _remove_since(mark.path.parent, mark.path.stat().st_mtime)
+    mark.remove()
 
 
-def _unmark(mark: FileLock) -> None:
-    with suppress(PermissionError):  # on Windows, where it has to be released first
-        Path(mark.lock_file).unlink(missing_ok=True)
-    mark.release()
-    Path(mark.lock_file).unlink(missing_ok=True)
+def _leave(mark: Mark, failures: list[str]) -> None:
+    """The process ends in the middle of its work: only what is written just now may be half written."""
+    if not failures:
+        os.utime(mark.path, (time.time() - WRITING, time.time() - WRITING))
 
 
 def _remove_half_written(folder: Path) -> None:
     """What was written since the beginning of a process that was killed; much of it whole, but that cannot be told."""
-    for path, began in _by_time(folder, "*.running"):
-        mark = FileLock(path)
-        try:
-            mark.acquire(timeout=0)
-        except Timeout:
-            continue
-        for entry, written in _by_time(folder, "*-cache"):
-            if written >= began:
-                entry.unlink(missing_ok=True)
-        _unmark(mark)
+    began = dict(_by_time(folder, "*.running"))
+    for mark in abandoned(began):
+        _remove_since(folder, began[mark])
+
+
+def _remove_since(folder: Path, began: float) -> None:
+    for entry, written in _by_time(folder, "*-cache"):
+        if written >= began:
+            entry.unlink(missing_ok=True)
 
 
 def _remove_oldest(folder: Path) -> None:

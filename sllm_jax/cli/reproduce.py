@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,7 @@ from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import Bar, note, progress
-from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
+from sllm_jax.cli.console import note, progress
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
@@ -142,21 +140,11 @@ def reproduce(
     subject = Subject(loaded, loaded_tokenizer, content, options, names)
     if experiment != ALL:
         one = chosen[experiment]
-        print(making.make(experiment, one, subject, out, _command(asked, experiment, one, out), _watch), end="")
+        print(making.make(experiment, one, subject, out, _command(asked, experiment, one, out), progress), end="")
     else:
         commands = {name: _command(asked, name, one, out / name) for name, one in chosen.items()}
-        making.make_all(chosen, subject, out, commands, _watch, tell=note)
+        making.make_all(chosen, subject, out, commands, progress, tell=note)
     note(f"wrote {out}")
-
-
-@contextmanager
-def _watch(name: str, out: Path) -> Iterator[Bar]:
-    """While an experiment is made: its progress, and a Ctrl-C that leaves nothing unfinished."""
-    from sllm_jax.files import remove_unfinished
-
-    leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
-    with progress(name) as bar:
-        yield bar
 
 
 def _default(option: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,9 @@ from typer import Option
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.cli.ctrl_c import CtrlC
 from sllm_jax.errors import SllmError
 from sllm_jax.progress import Progress
+from sllm_jax.signals import deferred_signals, handled_by, raise_stopped
 
 if TYPE_CHECKING:
     from sllm_jax.sampling import SamplingOptions
@@ -63,12 +62,12 @@ def generate(
     _check(mode, start_size, recent_size, max_tokens, stop, chosen)
     stream = _open(model, revision, tokenizer, dtype, weights, mode, start_size, recent_size, seed)
     speed = Speed(stream)
-    with CtrlC() as interrupt:
+    with deferred_signals(raise_stopped) as check:
         try:
             if prompt is not None:
                 with progress("reading") as bar:
-                    stream.feed(prompt, both(bar, interrupt.check))
-            show(speed.watch(stream.generate(max_tokens, stop or (), ignore_eos, **chosen)), interrupt)
+                    stream.feed(prompt, both(bar, check))
+            show(speed.watch(stream.generate(max_tokens, stop or (), ignore_eos, **chosen)), check)
         finally:
             _end(stream, speed)
 
@@ -111,8 +110,8 @@ def chat(
     speed = Speed(stream)
 
     def answer(message: str) -> None:
-        with CtrlC() as interrupt:
-            show(speed.watch(stream.chat(message, system, max_tokens, stop or (), **chosen)), interrupt)
+        with deferred_signals(raise_stopped) as check:
+            show(speed.watch(stream.chat(message, system, max_tokens, stop or (), **chosen)), check)
 
     try:
         if conversations is None:
@@ -152,13 +151,13 @@ class Speed:
         return f"{self._stream.tokens_written} tokens{rate}"
 
 
-def show(pieces: Iterable[str], interrupt: CtrlC) -> None:
+def show(pieces: Iterable[str], check: Callable[[], None]) -> None:
     """Print pieces as they come, and a line break at the end."""
     try:
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-            interrupt.check()
+            check()
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -231,17 +230,15 @@ def _open(
 
 def _converse(answer: Callable[[str], None], stream: Stream) -> None:
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while not stream.full:
-            message = _ask(at_terminal)
+            with handled_by(raise_stopped):
+                message = _ask(at_terminal)
             if message.strip():
                 with suppress(KeyboardInterrupt):
                     answer(message)
     except (EOFError, KeyboardInterrupt):
         note("")
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _ask(at_terminal: bool) -> str:

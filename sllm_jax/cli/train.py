@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from typer import Argument, Option
 
 from sllm_jax.cli.console import note, progress
-from sllm_jax.cli.ctrl_c import INTERRUPTED, CtrlC, leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
+from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
     from sllm_jax.train.metrics import Row
@@ -74,9 +73,9 @@ def train(
     """Train a model and its tokenizer on text; needs the extra `train`.
 
     OUT gets checkpoints, metrics.csv, loss.png, held_back.txt and at the end OUT/model, which --model takes and
-    `sllm-jax convert --to huggingface` exports. Ctrl-C saves and stops; --resume goes on exactly.
+    `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume goes on exactly.
     """
-    from sllm_jax.files import load_json, remove_unfinished
+    from sllm_jax.files import load_json
 
     _require_extra()
     from sllm_jax.train.preparation import check_same, prepare
@@ -107,19 +106,19 @@ def train(
     else:
         if out.exists():
             raise SllmError(f"{out} exists already; add --resume to go on with the run in it, or name a new folder")
-        leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)
     run = Run(out, settings, save_every)
-    with progress("training") as bar, CtrlC() as interrupt:
+    with progress("training") as bar:
         try:
-            for step, loss in run.steps():
-                bar(step, steps, f"loss {loss:.3f}{_measures(run.rows)}")
-                interrupt.check()
-        except KeyboardInterrupt:
+            with deferred_signals(raise_stopped) as check:
+                for step, loss in run.steps():
+                    bar(step, steps, f"loss {loss:.3f}{_measures(run.rows)}")
+                    check()
+        except STOPPED:
             run.save()
             note(f"stopped after step {run.step} of {steps}; --resume goes on")
-            raise typer.Exit(INTERRUPTED) from None
+            raise
     for row in run.rows[-1:]:  # none if metrics.csv was removed after the last step
         print(f"held back: {row.held_back_nll:.4f} nats per token, {row.held_back_bits_per_byte:.4f} bits per byte")
     note(f"wrote {out / MODEL}")

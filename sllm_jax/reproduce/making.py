@@ -16,7 +16,7 @@ from sllm_jax.reproduce import Experiment
 from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, prepare, write_page
 from sllm_jax.reproduce.subject import Subject
 
-Watch = Callable[[str, Path], AbstractContextManager[Progress]]  # entered with a name and a folder while that is made
+Watch = Callable[[str], AbstractContextManager[Progress]]  # entered while the experiment of that name is made
 
 
 def make(name: str, experiment: Experiment, subject: Subject, out: Path, command: str, watch: Watch) -> str:
@@ -25,7 +25,7 @@ def make(name: str, experiment: Experiment, subject: Subject, out: Path, command
     Raises `SllmError` if it cannot be made.
     """
     names = {key: value for key, value in subject.names.items() if key != "text" or experiment.needs("text")}
-    with watch(name, out) as progress, new_folder(out) as folder:
+    with watch(name) as progress, new_folder(out) as folder:
         try:
             report = experiment.run(replace(subject, names=names | {COMMAND: command}, progress=progress))
         except JaxRuntimeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import made_folder, new_file
+from sllm_jax.unfinished import remove_abandoned
 
 PAGE = "README.md"
 _TITLE = "# The paper's experiments on"
@@ -17,6 +18,7 @@ COMMAND = "command"  # the setting that holds it
 def prepare(folder: Path, experiments: Iterable[str]) -> None:
     """Make the folder; raises `SllmError` if it cannot be written, or holds what is not of such a report."""
     page = made_folder(folder) / PAGE
+    remove_abandoned(folder)
     others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
     foreign = page.is_file() and not page.read_text(encoding="utf-8").startswith(_TITLE)
     if others or foreign:

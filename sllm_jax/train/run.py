@@ -12,7 +12,7 @@ import numpy as np
 from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder, remove_unfinished, write_json
+from sllm_jax.files import new_folder, write_json
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.tokenizer import load_tokenizer
@@ -23,6 +23,7 @@ from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
+from sllm_jax.unfinished import remove_abandoned
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss.png", "model"
 ROW_EVERY = 10  # steps
@@ -36,6 +37,7 @@ class Run:
     def __init__(self, folder: Path, settings: Settings, save_every: int = 200) -> None:
         """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
         self.folder, self.settings, self.save_every = folder, settings, save_every
+        remove_abandoned(folder)
         self.module = module_for(hf_config(settings), settings.dtype).clone(remat=settings.remat)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         sink_id = self.tokenizer.convert_tokens_to_ids(SINK) if settings.sink == "learnable" else None
@@ -118,7 +120,6 @@ class Run:
             return
         token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
         config = hf_config(self.settings, **token_ids)
-        remove_unfinished(self.folder / MODEL)
         with new_folder(self.folder / MODEL) as folder:
             orbax.save(folder, jax.tree.map(np.asarray, self.state.params))
             write_json(folder / "config.json", config)

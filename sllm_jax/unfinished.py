@@ -1,0 +1,117 @@
+"""What is being written: under a hidden name beside its place, with a mark that shows that its process still runs.
+
+The mark is a file that the process holds locked. The kernel gives the lock up when the process ends, by SIGKILL too, so
+a mark that can be locked is of a process that is gone, and what it has left is removed. On a file system without
+locks nobody can tell, and nothing is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from sllm_jax.signals import before_leaving
+
+_ID = "[0-9a-f]" * 8
+_ATTEMPTS = 10
+
+
+class Mark:
+    """A file that this process holds locked."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file. Raises OSError if that fails."""
+        self.path = path
+        self._lock = FileLock(path)
+        path.parent.stat()  # some versions of filelock make the folder
+        for _ in range(_ATTEMPTS):
+            try:
+                self._lock.acquire()
+            except (OSError, NotImplementedError) as error:
+                if not _means_no_locks(error):
+                    raise
+                path.touch()
+            if path.exists():  # and was not taken for abandoned before it was locked
+                return
+            self._lock.release()
+        raise OSError(f"{path} is removed again and again")
+
+    def remove(self) -> None:
+        """Remove the file, then give up the lock."""
+        with suppress(PermissionError):  # Windows: not before the lock is given up
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
+        self.path.unlink(missing_ok=True)
+
+
+def _means_no_locks(error: Exception) -> bool:
+    """Whether an error of filelock says that the file system has no locks."""
+    return not isinstance(error, OSError) or error.errno in (
+        errno.ENOLCK,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+    )
+
+
+def abandoned(marks: Iterable[Path]) -> Iterator[Path]:
+    """Those of `marks` whose process is gone; each is held meanwhile, and then removed."""
+    for path in marks:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError, NotImplementedError):
+            continue
+        yield path
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`; what it names at the end of the block is removed, after a signal too.
+
+    After a SIGKILL `remove_abandoned` removes it. Raises OSError if nothing can be written beside `path`.
+    """
+    name = f".{path.name}.{uuid4().hex[:8]}"
+    temporary, marked = path.with_name(f"{name}.tmp"), path.with_name(f"{name}.lock")
+    forget = before_leaving(partial(_remove, temporary, marked))
+    try:
+        mark = Mark(marked)
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+            mark.remove()
+    finally:
+        forget()
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes have left in `folder` under hidden names of `name`, or of any name."""
+    pattern = f".{'*' if name is None else glob.escape(name)}.{_ID}"
+    for mark in abandoned(sorted(folder.glob(f"{pattern}.lock"))):
+        _remove(mark.with_suffix(".tmp"))
+    for temporary in folder.glob(f"{pattern}.tmp"):
+        if not temporary.with_suffix(".lock").exists():  # a thread wrote on while its process was leaving
+            _remove(temporary)
+
+
+def _remove(*paths: Path) -> None:
+    """Files or folders; each several times, for other threads may still write into it."""
+    for path in paths:
+        for _ in range(_ATTEMPTS):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
