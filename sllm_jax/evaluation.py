@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,15 @@ import numpy as np
 
 from sllm_jax import checkpoint
 from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json, write_json
+from sllm_jax.files import load_json, new_file
+from sllm_jax.foreign import foreign
 from sllm_jax.int8 import INT8, is_quantized
+from sllm_jax.kv_state import KVState, is_possible
 from sllm_jax.model import Model
 from sllm_jax.perplexity import Reading, begin, check_token_ids, read_texts
 
 CURVE_ROWS = 1000  # of a text's curve, about
-_SETTINGS, _NLL, _CHECKPOINTS = "settings.json", "nll.npy", "checkpoints"
+_SETTINGS, _NLL, _CHECKPOINTS = _OWN = ("settings.json", "nll.npy", "checkpoints")
 _BLOCK = 2**18  # tokens that are added up, or digested, in one go
 
 
@@ -57,6 +60,8 @@ class Evaluation:
             "texts": [_digest(ids) for ids in texts],
         }
         begun = begin(model, self.texts, how.mode, how.start_size, how.recent_size)
+        self._digests = [sha256() for _ in texts]  # of the nll of each text, as far as it was saved
+        self._digested = [0] * len(texts)
         self.nll, self._reading = self._open(settings, begun)
 
     @property
@@ -85,10 +90,14 @@ class Evaluation:
     def save(self) -> None:
         """Write a checkpoint; raises `SllmError` if that fails."""
         self.nll.flush()
-        checkpoint.save(self._folder / _CHECKPOINTS, self.done, _tree(self._reading))
+        self._digest_until(self._reading.done)
+        checkpoint.save(self._folder / _CHECKPOINTS, self.done, self._tree(self._reading))
 
     def remove(self) -> None:
-        """Remove what it has in its folder, and the folder unless there is more in it."""
+        """Remove what it has in its folder, and the folder unless there is more in it.
+
+        The checkpoints go first: without one the rest is begun anew, whatever is left of it.
+        """
         shutil.rmtree(self._folder / _CHECKPOINTS, ignore_errors=True)
         for name in (_NLL, _SETTINGS):
             (self._folder / name).unlink(missing_ok=True)
@@ -121,26 +130,79 @@ class Evaluation:
         lines.detach()
 
     def _open(self, settings: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
-        """The file of nll and the last checkpoint, or new ones."""
-        path = self._folder / _NLL
-        if not (self._folder / _SETTINGS).is_file():
-            if any(self._folder.glob("[!.]*")):
-                raise SllmError(f"{self._folder} holds other things than an evaluation; name a new folder")
-            _write_zeros(path, self.total)
-            write_json(self._folder / _SETTINGS, settings)
-            return np.lib.format.open_memmap(path, "r+"), begun
-        written = load_json(self._folder / _SETTINGS)
+        """The file of nll and the last checkpoint, or new ones.
+
+        The settings are written first, whole or not at all, and say whose the folder is. A process that is killed at
+        any place of this method or of `remove` leaves settings without a checkpoint, or nothing: a new beginning.
+        """
+        folder = self._folder
+        if not _is_whole(folder / _SETTINGS):
+            if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
+                raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
+            _write_settings(folder / _SETTINGS, settings)
+        written = load_json(folder / _SETTINGS)
         if different := [name for name in settings if written.get(name) != settings[name]]:
             raise SllmError(
-                f"{self._folder} holds another evaluation (not the same: {', '.join(different)}); "
+                f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
                 "resume with the same settings, or name a new folder"
             )
-        done, state = checkpoint.restore(self._folder / _CHECKPOINTS, _tree(begun))
-        try:
-            nll = np.lib.format.open_memmap(path, "r+")
-        except (OSError, ValueError) as error:
-            raise SllmError(f"{path} is missing or damaged; remove {self._folder} to begin anew") from error
-        return nll, Reading([], np.asarray(done).tolist(), state)
+        tree = checkpoint.restore(folder / _CHECKPOINTS, begun_tree := self._tree(begun))
+        if tree is begun_tree:
+            _write_zeros(folder / _NLL, self.total)
+            return _map_nll(folder / _NLL, self.total), begun
+        done, state, digests = tree
+        self._check(begun, done := np.asarray(done).tolist(), state)
+        self.nll = _map_nll(folder / _NLL, self.total)
+        self._digest_until(done)
+        if not np.array_equal(self._digests_so_far(), digests):
+            raise SllmError(f"{folder / _NLL} is damaged: it is not what was saved; remove {folder} to begin anew")
+        return self.nll, Reading([], done, state)
+
+    def _check(self, begun: Reading, done: Sequence[int], state: KVState | None) -> None:
+        """Raises `SllmError` for numbers that no evaluation of these texts can have saved."""
+        fit = all(0 <= count < len(ids) for count, ids in zip(done, self.texts, strict=True))
+        if not fit or (state is not None and not is_possible(state, self.model.config.vocab_size)):
+            raise SllmError(f"{self._folder} holds impossible numbers; remove it to begin anew")
+
+    def _digest_until(self, done: Sequence[int]) -> None:
+        """Take the nll found since the last time into the digests."""
+        for i, end in enumerate(done):
+            nll = self.nll_of(i)
+            for start in range(self._digested[i], end, _BLOCK):
+                self._digests[i].update(nll[start : min(start + _BLOCK, end)].tobytes())
+            self._digested[i] = end
+
+    def _digests_so_far(self) -> np.ndarray:
+        return np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in self._digests])
+
+    def _tree(self, reading: Reading) -> tuple[np.ndarray, Any, np.ndarray]:
+        """What a checkpoint holds: tokens done [B], the state, and the digest of the nll of each text [B, 32]."""
+        return np.array(reading.done, np.int32), reading.state, self._digests_so_far()
+
+
+def _is_whole(settings: Path) -> bool:
+    """Whether the file is there; an empty one was left by a full disk."""
+    return settings.is_file() and settings.stat().st_size > 0
+
+
+def _has_nll_alone(folder: Path) -> bool:
+    """Whether there is an nll.npy that no settings belong to, such as `--nll-out` writes."""
+    return (folder / _NLL).exists() and not (folder / _SETTINGS).exists()
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    with new_file(path) as file:
+        file.write(json.dumps(dict(settings), indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _map_nll(path: Path, count: int) -> np.memmap:
+    """The file of nll, float32 [count], mapped; raises `SllmError` if it holds anything else."""
+    remedy = f"remove {path.parent} to begin anew"
+    with foreign(str(path), remedy):
+        nll = np.lib.format.open_memmap(path, "r+")
+    if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
+        raise SllmError(f"{path} is damaged: it holds {nll.dtype} of shape {nll.shape}; {remedy}")
+    return nll
 
 
 def _write_zeros(path: Path, count: int) -> None:
@@ -153,10 +215,6 @@ def _write_zeros(path: Path, count: int) -> None:
                 file.write(bytes(4 * min(_BLOCK, count - start)))
     except OSError as error:
         raise SllmError(f"{path} could not be written: {error.strerror}") from error
-
-
-def _tree(reading: Reading) -> tuple[np.ndarray, Any]:
-    return np.array(reading.done, np.int32), reading.state
 
 
 def _sum(values: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -105,6 +106,14 @@ def state_shapes(
         start_size=start_size,
         recent_size=recent_size,
     )
+
+
+def is_possible(state: KVState, vocab_size: int) -> bool:
+    """Whether the numbers of a state, of one stream or several, are ones that reading tokens can lead to."""
+    slot, filled, tokens = (np.asarray(one) for one in (state.next_slot, state.filled, state.token_ids))
+    counts = (slot >= 0) & (slot < state.slots) & (filled >= 0) & (filled <= state.cache_size)
+    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in (*state.k, *state.v))
+    return bool(counts.all() and ((tokens >= 0) & (tokens < vocab_size)).all() and finite)
 
 
 def over_streams(function: Callable, state: KVState, in_axes: Any = 0) -> Callable:

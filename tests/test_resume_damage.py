@@ -1,0 +1,209 @@
+"""A damaged resume folder gives an error or the right number, and no kill or full disk blocks a later start."""
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sllm_jax import checkpoint, evaluation
+from sllm_jax.convert import orbax
+from sllm_jax.errors import SllmError
+from sllm_jax.evaluation import Evaluation, How
+from sllm_jax.kv_state import init_state, is_possible
+
+TEXTS = [np.random.default_rng(0).integers(0, 101, 50), np.random.default_rng(1).integers(0, 101, 30)]
+HOW = How("streaming", 3, 20, 16)
+
+
+def begin(folder, model) -> Evaluation:
+    folder.mkdir(exist_ok=True)
+    return Evaluation(folder, model, TEXTS, HOW, {"model": "tiny"})
+
+
+def finished(folder, model) -> np.ndarray:
+    one = begin(folder, model)
+    for _ in one.steps():
+        pass
+    return np.array(one.nll)
+
+
+@pytest.fixture(scope="module")
+def right(tiny, tmp_path_factory) -> np.ndarray:
+    return finished(tmp_path_factory.mktemp("right"), tiny)
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """A folder with a checkpoint after two steps of four."""
+    one = begin(tmp_path / "resume", tiny)
+    steps = one.steps()
+    next(steps)
+    next(steps)
+    one.save()
+    return tmp_path / "resume"
+
+
+def rewrite(folder, change):
+    nll = np.load(folder / "nll.npy")
+    np.save(folder / "nll.npy", change(nll))
+
+
+NLL_DAMAGE = {
+    "zeroed": lambda nll: nll * 0,
+    "one value": lambda nll: np.where(np.arange(len(nll)) == 7, nll + 1e-6, nll).astype(np.float32),
+    "the last of a text": lambda nll: np.where(np.arange(len(nll)) == 31, 9, nll).astype(np.float32),
+    "cut short": lambda nll: nll[:-1],
+    "longer": lambda nll: np.append(nll, np.float32(0)),
+    "of another dtype": lambda nll: nll.astype(np.float64),
+    "of big-endian numbers": lambda nll: nll.astype(">f4"),
+    "integers": lambda nll: nll.view(np.int32),
+    "of two dimensions": lambda nll: nll[None],
+    "objects": lambda nll: np.array([1, "a"], object),
+    "another's": lambda nll: nll[::-1].copy(),
+}
+
+
+@pytest.mark.parametrize("damage", NLL_DAMAGE)
+def test_a_damaged_nll_is_never_a_number(saved, tiny, damage):
+    rewrite(saved, NLL_DAMAGE[damage])
+    with pytest.raises(SllmError, match=r"nll\.npy .*; remove .*resume to begin anew") as error:
+        begin(saved, tiny)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, 128, 200])
+def test_an_nll_that_was_cut_is_never_a_number(saved, tiny, size):
+    content = (saved / "nll.npy").read_bytes()
+    (saved / "nll.npy").write_bytes(content[:size])
+    with pytest.raises(SllmError, match=r"remove .* to begin anew"):
+        begin(saved, tiny)
+
+
+def test_an_nll_that_is_gone_is_never_a_number(saved, tiny):
+    (saved / "nll.npy").unlink()
+    with pytest.raises(SllmError, match=r"remove .* to begin anew"):
+        begin(saved, tiny)
+
+
+def test_a_flipped_bit_anywhere_gives_an_error_or_the_right_numbers(saved, tiny, right, tmp_path):
+    rng, refused = np.random.default_rng(3), 0
+    files = sorted(path for path in saved.rglob("*") if path.is_file() and path.stat().st_size)
+    for i in range(40):
+        copy = shutil.copytree(saved, tmp_path / f"{i}")
+        path = copy / files[i % len(files)].relative_to(saved)
+        content = bytearray(path.read_bytes())
+        place = int(rng.integers(len(content)))
+        if i % 4 == 3:
+            del content[place:]
+        else:
+            content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            np.testing.assert_array_equal(finished(copy, tiny), right, err_msg=f"{path}, byte {place}")
+        except SllmError:
+            refused += 1
+    assert refused > 8, "damage is found"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("next_slot", -1), ("next_slot", 10**6), ("filled", 99), ("filled", -5), ("token_ids", 101)]
+)
+def test_a_saved_state_with_impossible_numbers_is_refused(saved, tiny, field, value):
+    step = next(iter(saved.glob("checkpoints/*")))
+    one = begin(saved, tiny)
+    state = one._reading.state
+    wrong = state.replace(**{field: jnp.full_like(getattr(state, field), value)})
+    assert not is_possible(wrong, 101)
+    assert is_possible(state, 101)
+    shutil.rmtree(step)
+    tree = one._tree(one._reading)
+    checkpoint.save(saved / "checkpoints", 7, (tree[0], wrong, tree[2]))
+    with pytest.raises(SllmError, match="holds impossible numbers; remove it to begin anew"):
+        begin(saved, tiny)
+
+
+def test_a_state_with_a_nan_is_impossible(tiny):
+    state = init_state(tiny.config, 3, 20, jnp.float32)
+    assert is_possible(state, 101)
+    assert not is_possible(state.replace(k=(state.k[0].at[0, 0, 0].set(jnp.nan), *state.k[1:])), 101)
+
+
+@pytest.mark.parametrize("done", [[-1, 0], [50, 0], [10**6, 10**6]])
+def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
+    one = begin(saved, tiny)
+    tree = one._tree(one._reading)
+    shutil.rmtree(saved / "checkpoints")
+    checkpoint.save(saved / "checkpoints", 7, (np.array(done, np.int32), *tree[1:]))
+    with pytest.raises(SllmError, match="holds impossible numbers"):
+        begin(saved, tiny)
+
+
+# Folders as a kill or a full disk leaves them.
+
+
+def test_a_kill_at_any_place_of_the_start_blocks_nothing(tiny, right, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    for place in ("_write_settings", "load_json", "_write_zeros", "_map_nll"):
+        folder = tmp_path / place
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, place, lambda *_: (_ for _ in ()).throw(Killed()))
+            with pytest.raises(Killed):
+                begin(folder, tiny)
+        np.testing.assert_array_equal(finished(folder, tiny), right)
+
+
+@pytest.mark.parametrize("written", [0, 40, 128, 200])
+def test_a_full_disk_at_the_start_blocks_nothing(tiny, right, tmp_path, written):
+    begin(tmp_path / "one", tiny)
+    path = tmp_path / "one" / "nll.npy"
+    path.write_bytes(path.read_bytes()[:written])
+    np.testing.assert_array_equal(finished(tmp_path / "one", tiny), right)
+
+
+def test_empty_settings_block_nothing(tiny, right, tmp_path):
+    begin(tmp_path / "one", tiny)
+    (tmp_path / "one" / "settings.json").write_bytes(b"")
+    np.testing.assert_array_equal(finished(tmp_path / "one", tiny), right)
+
+
+def test_a_kill_at_any_place_of_the_end_blocks_nothing(saved, tiny, right, tmp_path):
+    names = ("checkpoints", "nll.npy", "settings.json")
+    for count in range(len(names) + 1):
+        copy = shutil.copytree(saved, tmp_path / f"{count}")
+        for name in names[:count]:
+            shutil.rmtree(copy / name) if name == "checkpoints" else (copy / name).unlink()
+        np.testing.assert_array_equal(finished(copy, tiny), right)
+
+
+def test_the_end_removes_the_checkpoints_first(saved, tiny, monkeypatch):
+    one, removed = begin(saved, tiny), []
+    monkeypatch.setattr(evaluation.shutil, "rmtree", lambda path, **_: removed.append(path.name))
+    monkeypatch.setattr(evaluation.Path, "unlink", lambda path, **_: removed.append(path.name))
+    one.remove()
+    assert removed == ["checkpoints", "nll.npy", "settings.json"]
+
+
+def test_an_nll_of_somebody_else_is_left_alone(tiny, tmp_path):
+    np.save(tmp_path / "nll.npy", np.ones(3))
+    with pytest.raises(SllmError, match="holds other things than an evaluation; name a new folder"):
+        begin(tmp_path, tiny)
+    assert np.load(tmp_path / "nll.npy").tolist() == [1, 1, 1]
+
+
+# Training's checkpoints are the same.
+
+
+@pytest.mark.parametrize("change", [0, 1, 2])
+def test_a_checkpoint_with_another_array_is_refused(tmp_path, change):
+    state = {"a": np.arange(5.0), "b": np.arange(3)}
+    checkpoint.save(tmp_path, 1, state)
+    arrays = {tensor.name: tensor.read() for tensor in orbax.tensors(tmp_path / "00000001")}
+    shutil.rmtree(tmp_path / "00000001")
+    name = sorted(arrays)[change]
+    damaged = arrays | {name: arrays[name] + np.ones_like(arrays[name])}
+    orbax.save(tmp_path / "00000001", damaged)
+    with pytest.raises(SllmError, match="00000001 is damaged, or not of this run; remove it"):
+        checkpoint.restore(tmp_path, state)
