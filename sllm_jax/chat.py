@@ -16,6 +16,7 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.plain_text import Part, encode_parts, spells
+from sllm_jax.template import render
 from sllm_jax.tokenizer import control_token_ids, encode
 
 USER = "USER:"  # the original demo's words, for a tokenizer without a chat template
@@ -69,8 +70,8 @@ def render_answer(tokenizer: Any, answer: str) -> np.ndarray:
     if tokenizer.chat_template is None:
         before, space = f"{USER} {_QUESTION}\n\n{ASSISTANT}", " "
     else:
-        before = _render(tokenizer, turn)
-        answered = _render(tokenizer, [*turn, {"role": "assistant", "content": answer}], prompt=False)
+        before = render(tokenizer, turn, prompt=True)
+        answered = render(tokenizer, [*turn, {"role": "assistant", "content": answer}], prompt=False)
         space = " " if answered.startswith(f"{before} ") else ""
     frame = Part(before, plain=False)
     whole = encode_parts(tokenizer, [frame, Part(f"{space}{answer}", plain=True)])
@@ -87,7 +88,7 @@ def turn_end(tokenizer: Any, system: str | None = None) -> TurnEnd:
         return TurnEnd((), (f"\n\n{USER}", USER))
     following = ""
     with suppress(SllmError):
-        _, _, following = _render(tokenizer, _second_turn(_NEXT, system)).partition(_ANSWER)
+        _, _, following = render(tokenizer, _second_turn(_NEXT, system), prompt=True).partition(_ANSWER)
     between, found, _ = following.partition(_NEXT)
     control = control_token_ids(tokenizer)
     for name, token_id in sorted(control.items(), key=lambda item: -len(item[0])):
@@ -146,8 +147,8 @@ def _template_turn(
     tokenizer: Any, message: str, system: str | None, first: bool, last_ids: Sequence[SupportsIndex] | np.ndarray
 ) -> str:
     if first:
-        return _render(tokenizer, [*_head(system), {"role": "user", "content": message}])
-    _, found, turn = _render(tokenizer, _second_turn(message, system)).partition(_ANSWER)
+        return render(tokenizer, [*_head(system), {"role": "user", "content": message}], prompt=True)
+    _, found, turn = render(tokenizer, _second_turn(message, system), prompt=True).partition(_ANSWER)
     if not found:
         raise SllmError("the chat template leaves earlier answers out; a stream cannot be continued with it")
     return _without_closing(tokenizer, turn, last_ids)
@@ -178,15 +179,6 @@ def _parts(frame: str, texts: dict[str, str], turn: str) -> list[Part]:
         "the message spells a control token, and the chat template rewrites messages, so that the two cannot be told "
         "apart; leave the spelling out, or let it stand for the token (--control-tokens)"
     )
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool = True) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except Exception as error:  # a template may raise anything
-        roles = ", ".join(message["role"] for message in messages)
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise SllmError(f"the chat template refuses a conversation of {roles}: {reason}") from error
 
 
 def _without_closing(tokenizer: Any, turn: str, last_ids: Sequence[SupportsIndex] | np.ndarray) -> str:

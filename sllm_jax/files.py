@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sllm_jax.errors import SllmError
-from sllm_jax.foreign import reason
+from sllm_jax.foreign import foreign, reason
 from sllm_jax.unfinished import remove_abandoned, unfinished
 
+MAX_JSON = 2**26  # bytes; the largest index of a published checkpoint has some 2**23
+MAX_DEPTH = 100
 CHAT_TEMPLATES = "additional_chat_templates"  # a folder of templates beside `chat_template.jinja`
 _OTHER_FORMATS = {  # by a pattern of file names
     "*.gguf": "GGUF files, the format of llama.cpp, which is not read yet (give the original checkpoint)",
@@ -34,24 +36,46 @@ TOKENIZER_FILES = (  # patterns
 def existing_folder(path: Path | str) -> Path:
     """The folder; raises `SllmError` if it is not there."""
     folder = Path(os.path.expanduser(path))
-    if not folder.is_dir():
-        raise SllmError(f"folder {path} not found; give one that exists")
+    with foreign(f"the folder {str(path)[:200]}", "give one that exists"):
+        if not folder.is_dir():
+            raise SllmError(f"folder {path} not found; give one that exists")
     return folder
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else."""
-    if not path.is_file():
+    """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else.
+
+    Files of more than `MAX_JSON` bytes and values nested deeper than `MAX_DEPTH` are refused.
+    """
+    if not is_file(path):
         raise SllmError(f"{path.parent} has no {path.name}; give the folder of a whole checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise SllmError(f"{path} is not JSON: {error}") from error
+    with foreign(str(path), "fetch the file again", "is not JSON"):
+        if (size := path.stat().st_size) > MAX_JSON:
+            raise SllmError(f"{path} has {size} bytes; expected at most {MAX_JSON} in a file of settings")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise SllmError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    check_depth(content, str(path))
     return content
+
+
+def check_depth(content: Any, where: str) -> None:
+    """Raises `SllmError` for lists and objects nested deeper than `MAX_DEPTH`: what recurs over them would not end."""
+    inside, depth = [content], 0
+    while inside:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise SllmError(f"{where} is nested deeper than {MAX_DEPTH}; fetch the file again")
+        values = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, dict | list)]
+        inside = [one for each in values for one in each if isinstance(one, dict | list)]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file, no pipe; False for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -61,7 +85,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def load_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model's folder; raises `SllmError` if it is missing or broken."""
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         raise SllmError(f"{folder} has no config.json{other_format(names)}; give the folder of a whole checkpoint")
     return load_json(folder / "config.json")

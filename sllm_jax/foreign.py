@@ -14,19 +14,22 @@ _NOT_ABOUT_THE_FILE = (SllmError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @contextmanager
-def foreign(what: str, remedy: str) -> Iterator[None]:
-    """Turn any exception of the block into one `SllmError`: "{what} cannot be read (reason); {remedy}".
+def foreign(what: str, remedy: str, problem: str = "cannot be read") -> Iterator[None]:
+    """Turn any exception of the block into one `SllmError`: "{what} {problem} (reason); {remedy}".
 
     Parsers raise more than `ValueError` on bad input: `RecursionError`, `OverflowError`, `MemoryError`, errors of their
-    own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. An `SllmError`
-    passes through, and so do Ctrl-C and the end of the process.
+    own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. What the system does
+    not allow (OSError) "cannot be read", whatever the `problem`. An `SllmError` passes through, and so do Ctrl-C and the
+    end of the process.
     """
     try:
         yield
     except _NOT_ABOUT_THE_FILE:
         raise
-    except BaseException as error:
+    except OSError as error:
         raise SllmError(f"{what} cannot be read ({reason(error)}); {remedy}") from error
+    except BaseException as error:
+        raise SllmError(f"{what} {problem} ({reason(error)}); {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -141,9 +141,9 @@ def test_no_config(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{broken", r"is not JSON: "),
-        (b"\xff\xfe{}", r"is not JSON: "),
-        ("", r"is not JSON: "),
+        ("{broken", r"is not JSON "),
+        (b"\xff\xfe{}", r"is not JSON "),
+        ("", r"is not JSON "),
         ("[1]", r"must hold a JSON object; got list$"),
     ],
 )

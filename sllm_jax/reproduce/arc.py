@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from sllm_jax.errors import SllmError
+from sllm_jax.files import check_depth
+from sllm_jax.foreign import foreign
 
 LABELS = "ABCDEFGH"
 FORMS = (
     'expected the Hugging Face form ("question", "choices", "answerKey") or that of LLM-Adapters ("instruction" with '
     '"Answer1: ...", "answer")'
 )
-_ADAPTERS = re.compile(r"(?:.*?the question: )?(.*?)\n+(Answer1: .*?)(?:\n+Answer format:.*)?", re.DOTALL)
-_ADAPTERS_OPTION = re.compile(r"\s*Answer(\d+): ")
+_ADAPTERS_OPTION = re.compile(r"Answer(\d+): ")
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,8 @@ def read_questions(path: Path) -> list[ArcQuestion]:
 
     Three forms: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and that of LLM-Adapters.
     """
-    try:
+    with foreign(f"the questions {path}", "of a Parquet file make JSON lines (Dataset.to_json)", "are not UTF-8 text"):
         content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SllmError(f"the questions {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SllmError(
-            f"the questions {path} are not UTF-8 text: {error}; of a Parquet file make JSON lines (Dataset.to_json)"
-        ) from error
     records = _records(content, path)
     if not records:
         raise SllmError(f"{path} has no questions; {FORMS}")
@@ -65,12 +60,11 @@ def read_questions(path: Path) -> list[ArcQuestion]:
 
 
 def _records(content: str, path: Path) -> Sequence[Any]:
-    try:
-        if content.lstrip().startswith("["):
-            return json.loads(content)
-        return [json.loads(line) for line in content.split("\n") if line.strip()]
-    except ValueError as error:
-        raise SllmError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+    with foreign(str(path), "give one of the two", "is neither a JSON list nor JSON lines"):
+        lines = [content] if content.lstrip().startswith("[") else content.split("\n")
+        found = [json.loads(line) for line in lines if line.strip()]
+    check_depth(found, str(path))
+    return found[0] if content.lstrip().startswith("[") else found
 
 
 def _question(record: Any, where: str) -> ArcQuestion:
@@ -100,9 +94,11 @@ def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
 
 
 def _of_adapters(record: Any) -> tuple[str, list[str], int]:
-    found = _ADAPTERS.fullmatch(record["instruction"].strip())
-    if found is None:
+    asked, found, offered = record["instruction"].strip().partition("\nAnswer1: ")
+    if not found:
         raise ValueError("no 'Answer1: ...' behind the question")
-    _, *parts = _ADAPTERS_OPTION.split(found[2])
+    before, _, after = asked.partition("the question: ")
+    offered, _, _ = offered.partition("\nAnswer format:")
+    _, *parts = _ADAPTERS_OPTION.split(f"Answer1: {offered}")
     names, options = [f"answer{number}" for number in parts[::2]], parts[1::2]
-    return found[1], options, names.index(record["answer"])
+    return after or before, options, names.index(record["answer"])

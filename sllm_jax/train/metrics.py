@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
+from sllm_jax.foreign import foreign
 from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
@@ -30,16 +32,20 @@ class Row:
     held_back_nll: float | None = None  # nats per token
     held_back_bits_per_byte: float | None = None
 
+    def is_possible(self) -> bool:
+        """Whether every measure is a number of 0 or more."""
+        return all(value is None or 0 <= value < math.inf for value in asdict(self).values())
+
 
 def read(path: Path, until: int) -> list[Row]:
     """The rows up to a step; none if there is no file yet. Raises `SllmError` if it holds something else."""
     if not path.exists():
         return []
-    try:
+    with foreign(str(path), "it must hold the measures of a run; remove it to go on without them"):
         with path.open(encoding="utf-8", newline="") as file:
             rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
-    except (TypeError, ValueError) as error:
-        raise SllmError(f"{path} does not hold the measures of a run; remove it to go on without them") from error
+    if any(not row.is_possible() for row in rows):
+        raise SllmError(f"{path} holds impossible measures; remove it to go on without them")
     return [row for row in rows if row.step <= until]
 
 

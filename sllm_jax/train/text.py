@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
+from sllm_jax.foreign import foreign
 
+MAX_RATIO = 100  # of the size of a text to its size compressed by xz; novels have 3 to 5
+_PIECE = 2**20  # bytes
 FORM_FEED = "\f"  # stands between the documents (books) of a file
 
 
@@ -38,10 +41,19 @@ def hold_back(documents: list[str], count: int) -> tuple[list[str], list[str]]:
 
 
 def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        return (lzma.decompress(content) if path.suffix == ".xz" else content).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SllmError(f"{path} is not UTF-8 text: {error}") from error
-    except (OSError, lzma.LZMAError) as error:
-        raise SllmError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    remedy = "give a text, as it is or compressed by xz"
+    with foreign(str(path), remedy):
+        content = _decompressed(path) if path.suffix == ".xz" else path.read_bytes()
+    with foreign(str(path), remedy, "is not UTF-8 text"):
+        return content.decode("utf-8-sig")
+
+
+def _decompressed(path: Path) -> bytes:
+    """The content of an .xz file, read in pieces; raises `SllmError` if it is far larger than a text can be."""
+    limit, content = max(path.stat().st_size * MAX_RATIO, _PIECE), bytearray()
+    with lzma.open(path) as file:
+        while piece := file.read(_PIECE):
+            content += piece
+            if len(content) > limit:
+                raise SllmError(f"{path} is more than {MAX_RATIO} times as large decompressed; texts are not")
+    return bytes(content)
