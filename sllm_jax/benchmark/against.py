@@ -77,7 +77,7 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
                 token = logits[:, -1:].argmax(-1)
             int(token)  # waits for the device
             for layer in cache.layers:
-                layer.crop(-STEPS)
+                layer.cumulative_length.sub_(STEPS)  # what `crop` does, which transformers 5.17 has not
         return token
 
     begin = time.perf_counter()
