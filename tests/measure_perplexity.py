@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sllm_jax import load
+from sllm_jax.benchmark.limit import flops_per_token
 from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
@@ -119,16 +120,6 @@ def product_rate() -> float:
 @jax.jit
 def multiply(a: jax.Array) -> jax.Array:
     return jnp.matmul(a, a, precision="highest")
-
-
-def flops_per_token(model: Model, attended: int) -> float:
-    """That a token needs: two for each weight but the input table's, and two products with each key and value."""
-    config = model.config
-    weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
-    return 2 * weights + attention
 
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from conftest import TINY
 from test_cli import assert_refused
-from test_compiled import decode_arguments
+from test_compiled import MPT, decode_arguments
 
 from sllm_jax.benchmark import programs
 from sllm_jax.benchmark import run as running
-from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
-from sllm_jax.benchmark.programs import Program, seconds_per_step, streaming
+from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, flops_per_token, probes
+from sllm_jax.benchmark.programs import Program, recomputing, seconds_per_step, streaming
+from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.benchmark.run import Settings, decode_figures
-from sllm_jax.decode import decode, init_carry
+from sllm_jax.decode import Carry, decode, init_carry
 from sllm_jax.errors import SllmError
+from sllm_jax.int8 import is_quantized, quantized
 from sllm_jax.memory import free_memory
-from sllm_jax.model import Model, init_params
+from sllm_jax.model import Model, dense_logits, init_params
 from sllm_jax.models import module_for
 
 SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
@@ -90,10 +92,10 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
 
 @pytest.mark.parametrize(
     ("room", "buffers", "numbers"),
-    [(0, 0, [1]), (19.9, 0, [1, 2]), (20, 0, [1, 2, 4]), (20, 1, [1, 2]), (24, 1, [1, 2, 4])],
+    [(0, 0, [1]), (4.9, 0, [1, 2]), (5, 0, [1, 2, 4]), (5, 1, [1, 2]), (9, 1, [1, 2, 4])],
 )
 def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, buffers, numbers):
-    """A stream takes five times what it carries, and what its program takes in buffers; there is memory for `room`."""
+    """Streams take what they carry and their program's buffers, and the one they are copies of; `room` for so many."""
     carried, weights = (
         sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (init_carry(tiny.module, 4, 50), tiny.params)
     )
@@ -110,6 +112,62 @@ def test_too_many_streams_are_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(running, "streaming", fails)
     with pytest.raises(SllmError, match="no memory for 7 streams; give fewer, or a smaller recent_size"):
         list(running._numbers_of_streams(tiny, Settings(4, 50, (7,))))
+
+
+def test_doubling_ends_quietly_where_the_device_says_that_its_memory_is_full(tiny, monkeypatch):
+    def at_most_two(*arguments):
+        if arguments[3] > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return SimpleNamespace(memory=0)
+
+    monkeypatch.setattr(running, "streaming", at_most_two)
+    assert [streams for streams, _ in running._numbers_of_streams(tiny, Settings(4, 50, None))] == [1, 2]
+
+
+def test_a_program_of_given_steps_is_compiled_once_and_its_state_is_not_copied(tiny, monkeypatch):
+    monkeypatch.setattr(Carry, "copy", lambda _: pytest.fail("a second copy of all states"))
+    assert streaming(tiny, 4, 20, 2, steps=5).steps == 5
+    assert recomputing(tiny, 25, steps=3).steps == 3
+    assert streaming(tiny, 4, 20, 2).steps > 1
+
+
+@pytest.mark.parametrize("streams", [None, 3])
+def test_reading_is_timed_with_full_caches_and_counts_the_tokens_of_all_streams(tiny, monkeypatch, streams):
+    seen = []
+
+    def reading(module, params, carry, chunk, count):
+        seen.append((chunk.shape, np.asarray(count).tolist()))
+        return carry
+
+    monkeypatch.setattr(running, "extend", reading)
+    monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=iter(range(100)).__next__))
+    rate = running.tokens_read_per_second(tiny, Settings(4, 50, rounds=2), 16, streams)
+    assert rate == 16 * (streams or 1)  # a second a call
+    assert len(seen) == 4 + 1 + 2  # 54 tokens fill the cache
+    assert set(map(str, seen)) == {str(((16,), 16) if streams is None else ((3, 16), [16] * 3))}
+
+
+def test_the_operations_of_a_token_by_hand():
+    """Of the TINY Llama: E 24, F 44, H 6, K 3, D 10, V 101, two layers; the vectors of its norms are counted too."""
+    module = module_for(TINY, jnp.float32)
+    weights = 2 * (24 * 60 + 2 * 24 * 30 + 60 * 24 + 3 * 24 * 44 + 2 * 24) + 101 * 24 + 24
+    assert flops_per_token(Model(module, init_params(module)), 55) == 2 * weights + 4 * 2 * 6 * 10 * 55
+
+
+@pytest.mark.parametrize("config", [TINY, MPT], ids=["llama", "mpt"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_random_weights_have_the_shapes_of_the_model_and_give_finite_logits(config, int8):
+    chosen = random_model(config, jnp.bfloat16, int8)
+    expected = quantized(chosen).params if int8 else init_params(chosen.module)
+    assert jax.tree.map(jnp.shape, chosen.params) == jax.tree.map(jnp.shape, expected)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(chosen.params)} == (
+        {"bfloat16", "int8", "float32"} if int8 else {"bfloat16"}
+    )
+    logits = dense_logits(chosen.module, chosen.params, jnp.arange(20))
+    assert 0.1 < logits.std() < 10
+    assert is_quantized(chosen.params) is int8
+    others = random_model(config, jnp.bfloat16, int8, seed=1)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (chosen.params, others.params)), strict=True))
 
 
 def test_free_memory_is_some_of_the_machine():

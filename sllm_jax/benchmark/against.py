@@ -33,17 +33,22 @@ def check_against(names: Sequence[str]) -> None:
 
 
 def compare(model: Model, settings: Settings, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The medians of ours and of each other side, in turns with each other, and of the ratios of their rounds."""
+    """Ours and each other side, in turns with each other: what `ratio_figures` gives, by name."""
     cache_size, found = settings.start_size + settings.recent_size, {}
     for name in names:
         ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-        seconds = seconds_per_step([ours, OTHERS[name](model, cache_size, settings.seed)], settings.rounds)
-        found[name] = {
-            "ours_ms_per_step": 1e3 * float(np.median(seconds[:, 0])),
-            "their_ms_per_step": 1e3 * float(np.median(seconds[:, 1])),
-            "ratio_to_ours": float(np.median(seconds[:, 1] / seconds[:, 0])),
-        }
+        found[name] = ratio_figures(ours, OTHERS[name](model, cache_size, settings.seed), settings.rounds)
     return found
+
+
+def ratio_figures(ours: Program, theirs: Program, rounds: int) -> dict[str, float]:
+    """The medians of the times of a step, and of the ratios of the rounds."""
+    seconds = seconds_per_step([ours, theirs], rounds)
+    return {
+        "ours_ms_per_step": 1e3 * float(np.median(seconds[:, 0])),
+        "their_ms_per_step": 1e3 * float(np.median(seconds[:, 1])),
+        "ratio_to_ours": float(np.median(seconds[:, 1] / seconds[:, 0])),
+    }
 
 
 def huggingface(model: Model, cache_size: int, seed: int) -> Program:
@@ -71,7 +76,7 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
                 token = logits[:, -1:].argmax(-1)
             int(token)  # waits for the device
             for layer in cache.layers:
-                layer.crop(-STEPS)
+                layer.cumulative_length.sub_(STEPS)  # what `crop` does, which transformers 5.17 has not
         return token
 
     begin = time.perf_counter()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
+from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode, extend, init_carry, read
 from sllm_jax.model import Model, check_finite, dense_logits
 from sllm_jax.sampling import first_of_the_largest, sampling
 
@@ -32,8 +32,13 @@ class Program:
     compile_seconds: float
 
 
-def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0) -> Program:
-    """`decode` from a full cache on: `streams` side by side, the same random tokens in all, of different lengths."""
+def streaming(
+    model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0, steps: int | None = None
+) -> Program:
+    """`decode` from a full cache on: `streams` side by side, the same random tokens in all, of different lengths.
+
+    `steps` of a call: None is as many as take about `CALL_SECONDS`, which is compiled twice.
+    """
     module, params = model.module, model.params
     tokens = random_tokens(model, start_size + recent_size, seed)
     carry = read(module, params, init_carry(module, start_size, recent_size, seed), tokens)
@@ -44,27 +49,30 @@ def streaming(model: Model, start_size: int, recent_size: int, streams: int = 1,
         carry = extend(module, params, carry, more, np.arange(streams, dtype=np.int32) % CHUNK_SIZES[0])
     rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
 
-    def of_steps(steps: int) -> Program:
+    def of_steps(start: Carry, steps: int) -> Program:
         begin = time.perf_counter()
-        program = decode.lower(module, params, carry, *rest, steps=steps).compile()
+        program = decode.lower(module, params, start, *rest, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Program(lambda carry: program(params, carry, *rest)[0], carry.copy(), steps, memory_of(program), seconds)
+        return Program(lambda carry: program(params, carry, *rest)[0], start, steps, memory_of(program), seconds)
 
-    return _long_enough(of_steps)
+    return of_steps(carry, steps) if steps else _long_enough(of_steps, carry)
 
 
-def recomputing(model: Model, width: int, seed: int = 0) -> Program:
-    """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one."""
+def recomputing(model: Model, width: int, seed: int = 0, steps: int | None = None) -> Program:
+    """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one.
+
+    `steps` as for `streaming`.
+    """
     module, params = model.module, model.params
-    tokens = jnp.asarray(random_tokens(model, width, seed))
 
-    def of_steps(steps: int) -> Program:
+    def of_steps(start: Array, steps: int) -> Program:
         begin = time.perf_counter()
-        program = recompute.lower(module, params, tokens, steps=steps).compile()
+        program = recompute.lower(module, params, start, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Program(lambda tokens: program(params, tokens), tokens.copy(), steps, memory_of(program), seconds)
+        return Program(lambda tokens: program(params, tokens), start, steps, memory_of(program), seconds)
 
-    return _long_enough(of_steps)
+    tokens = jnp.asarray(random_tokens(model, width, seed))
+    return of_steps(tokens, steps) if steps else _long_enough(of_steps, tokens)
 
 
 @partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="tokens")
@@ -101,11 +109,11 @@ def memory_of(program: Any) -> int:
     return needed - found.alias_size_in_bytes
 
 
-def _long_enough(of_steps: Callable[[int], Program]) -> Program:
-    """The program with as many steps as take about `CALL_SECONDS`."""
-    one = of_steps(1)
+def _long_enough(of_steps: Callable[[Any, int], Program], start: Any) -> Program:
+    """The program with as many steps as take about `CALL_SECONDS`. The state is passed on, so there is only one."""
+    one = of_steps(start, 1)
     state = jax.block_until_ready(one.call(one.start))
     begin = time.perf_counter()
     state = jax.block_until_ready(one.call(state))
     steps = min(int(CALL_SECONDS / (time.perf_counter() - begin)), MOST_STEPS)
-    return of_steps(steps) if steps > 1 else replace(one, start=state)
+    return of_steps(state, steps) if steps > 1 else replace(one, start=state)

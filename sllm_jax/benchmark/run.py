@@ -25,7 +25,6 @@ from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
 from sllm_jax.version import __version__
 
-_COPIES = 4  # of all states: three at once while a program is prepared, and one to spare
 PROMPT = 128  # tokens that are read before the first one is written
 
 
@@ -90,19 +89,19 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
 
 def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
     """Each number of streams and its program; None ends where so many would not fit."""
-    sizes = settings.start_size, settings.recent_size
-    carried = bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes, streams=1)))
-    needed = 0
+    sizes, needed = (settings.start_size, settings.recent_size), 0
     for streams in settings.streams or (2**i for i in itertools.count()):
         if settings.streams is None and needed > free_memory():
             return
         try:
             program = streaming(model, *sizes, streams, settings.seed)
         except jax.errors.JaxRuntimeError as error:
+            if settings.streams is None and streams > 1:
+                return
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
-        own = max(program.memory - bytes_of(model.params), 0)
-        needed = 2 * (_COPIES * streams * carried + own)  # by twice as many
+        one = bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes)))  # which all others are copies of
+        needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # by twice as many
         del program
 
 
@@ -149,19 +148,26 @@ def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, f
 
 def _prefill(model: Model, settings: Settings) -> list[dict[str, float]]:
     """Tokens a second that are read into a full cache, by the size of the chunks."""
-    found = []
-    for size in CHUNK_SIZES:
-        chunk, seconds = random_tokens(model, size, settings.seed), []
-        carry = init_carry(model.module, settings.start_size, settings.recent_size)
-        carry = read(
-            model.module, model.params, carry, random_tokens(model, settings.start_size + settings.recent_size, 0)
-        )
-        for _ in range(1 + settings.rounds):
-            begin = time.perf_counter()
-            carry = jax.block_until_ready(extend(model.module, model.params, carry, chunk, np.int32(size)))
-            seconds.append(time.perf_counter() - begin)
-        found.append({"chunk_tokens": size, "tokens_per_second": size / float(np.median(seconds[1:]))})
-    return found
+    return [
+        {"chunk_tokens": size, "tokens_per_second": tokens_read_per_second(model, settings, size)}
+        for size in CHUNK_SIZES
+    ]
+
+
+def tokens_read_per_second(model: Model, settings: Settings, size: int, streams: int | None = None) -> float:
+    """The rate at which chunks of `size` tokens are read into the full caches of `streams` streams, of all together.
+
+    None: one stream, without an axis of streams.
+    """
+    batch = () if streams is None else (streams,)
+    carry = init_carry(model.module, settings.start_size, settings.recent_size, streams=streams)
+    chunk = np.broadcast_to(random_tokens(model, size, settings.seed), (*batch, size))
+    count, seconds = np.full(batch, size, np.int32), []
+    for _ in range(-(-(settings.start_size + settings.recent_size) // size) + 1 + settings.rounds):
+        begin = time.perf_counter()
+        carry = jax.block_until_ready(extend(model.module, model.params, carry, chunk, count))
+        seconds.append(time.perf_counter() - begin)
+    return chunk.size / float(np.median(seconds[-settings.rounds :]))
 
 
 def _about(model: Model, settings: Settings, speeds: dict[str, float]) -> dict[str, Any]:

@@ -112,19 +112,12 @@ def _load(name: str, dtype: str | None, weights: str | None, revision: str | Non
 
 def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> Model:
     """Random weights of a `config.json`."""
-    import jax
-
+    from sllm_jax.benchmark.random_weights import random_model
     from sllm_jax.convert.dtypes import as_dtype
     from sllm_jax.files import load_json
-    from sllm_jax.int8 import quantized
     from sllm_jax.loading import default_dtype
-    from sllm_jax.model import Model, init_params
-    from sllm_jax.models import module_for
 
-    hf_config = load_json(config)
-    module = module_for(hf_config, as_dtype(dtype or default_dtype()))
-    model = Model(module, jax.block_until_ready(init_params(module, seed)), hf_config)
-    return quantized(model) if weights else model
+    return random_model(load_json(config), as_dtype(dtype or default_dtype()), bool(weights), seed)
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:

@@ -1,0 +1,46 @@
+"""How many times faster than PyTorch transformers with a static cache, compiled, on the same weights, in turns.
+
+With a quarter of the layers first: if all of them take too long to write, load and compile, there is that.
+"""
+
+import os
+import shutil
+import tempfile
+from functools import partial
+from importlib.util import find_spec
+
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # else JAX leaves PyTorch no memory
+
+from random_models import settings, seven_b
+from step import Record, run
+
+from sllm_jax.benchmark.against import huggingface, ratio_figures
+from sllm_jax.benchmark.programs import streaming
+from sllm_jax.benchmark.run import Settings
+from sllm_jax.model import Model
+
+IN_MEMORY = "/dev/shm"
+
+
+def measure(record: Record, tiny: bool) -> None:
+    """One stream at 4 + 2044."""
+    if find_spec("torch") is None:
+        return record.note(skipped="PyTorch is not installed")
+    if tiny and not os.environ.get("SLLM_JAX_TORCH_ON_CPU"):
+        return record.note(skipped="PyTorch's compiler takes a minute of a CPU (SLLM_JAX_TORCH_ON_CPU=1 runs it)")
+    if os.path.isdir(IN_MEMORY) and shutil.disk_usage(IN_MEMORY).free > 40e9:
+        tempfile.tempdir = IN_MEMORY
+    for layers in (1,) if tiny else (8, 32):
+        record.attempt("ratio", {"layers": layers}, partial(ratio, seven_b(tiny, layers=layers), settings(tiny)))
+    return None
+
+
+def ratio(model: Model, how: Settings) -> dict[str, float]:
+    """Both sides write from a full cache on."""
+    ours = streaming(model, how.start_size, how.recent_size, steps=32)
+    theirs = huggingface(model, how.start_size + how.recent_size, seed=0)
+    return ratio_figures(ours, theirs, how.rounds) | {"their_compile_seconds": theirs.compile_seconds}
+
+
+if __name__ == "__main__":
+    run(measure)

@@ -1,0 +1,98 @@
+"""What a step of a 7B Llama in bfloat16 launches, by the text of the compiled program and by a profile of a call."""
+
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from decode_7b import STEPS
+from program_text import kernel_figures
+from random_models import config, settings, seven_b
+from step import Record, run
+
+from sllm_jax.benchmark.run import Settings
+from sllm_jax.decode import NO_TOKEN, Carry, decode, init_carry
+from sllm_jax.model import parameter_shapes
+from sllm_jax.models import module_for
+from sllm_jax.sampling import sampling
+
+LAUNCH = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
+LARGEST = 12
+
+
+def measure(record: Record, tiny: bool) -> None:
+    """Of one stream at 4 + 2044. Kernels of a layer: what two layers more add."""
+    how, steps = settings(tiny), 8 if tiny else STEPS
+    model = seven_b(tiny)
+    program, carry = decode_program(model.module, model.params, how, steps)
+    layers = model.config.num_hidden_layers
+    record.attempt("text", {"layers": layers}, lambda: kernel_figures(program.as_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        record.attempt("profile", {"steps": steps}, partial(profile, program, model.params, carry, steps, Path(folder)))
+    for few in (2, 4):
+        record.attempt("text", {"layers": few}, partial(kernels_of_layers, few, tiny, how, steps))
+    by_layers = {row["layers"]: row.get("kernels") for row in record.found["text"]}
+    if by_layers[2] and by_layers[4]:
+        a_layer = (by_layers[4] - by_layers[2]) / 2
+        record.note(kernels_per_layer=a_layer, kernels_outside_layers=by_layers[2] - 2 * a_layer)
+
+
+def decode_program(module: Any, params: Any, how: Settings, steps: int) -> tuple[Any, Carry]:
+    """The compiled `decode`, and the carry of an empty stream; `params` may be shapes."""
+    carry = init_carry(module, how.start_size, how.recent_size)
+    return decode.lower(module, params, carry, *rest(steps), steps=steps).compile(), carry
+
+
+def rest(steps: int) -> tuple[Any, ...]:
+    """The other arguments of `decode`: greedy, and nothing ends it."""
+    return sampling(), np.array([NO_TOKEN], np.int32), np.int32(steps)
+
+
+def kernels_of_layers(layers: int, tiny: bool, how: Settings, steps: int) -> dict[str, Any]:
+    """`kernel_figures` of a model of so many layers; only its shapes are needed."""
+    module = module_for(config(tiny, layers), "bfloat16")
+    program, _ = decode_program(module, parameter_shapes(module), how, steps)
+    return kernel_figures(program.as_text())
+
+
+def profile(program: Any, params: Any, carry: Carry, steps: int, folder: Path) -> dict[str, Any]:
+    """Of the second call."""
+    carry, _ = jax.block_until_ready(program(params, carry, *rest(steps)))
+    with jax.profiler.trace(folder):
+        jax.block_until_ready(program(params, carry, *rest(steps)))
+    return profile_figures(folder, steps)
+
+
+def profile_figures(folder: Path, steps: int) -> dict[str, Any]:
+    """Of a step: kernels that ran on the device and the time they took, and launches by the host."""
+    [path] = folder.rglob("*.xplane.pb")
+    planes = {plane.name: plane for plane in jax.profiler.ProfileData.from_file(str(path)).planes}
+    devices = [plane for name, plane in planes.items() if name.startswith("/device:GPU")]
+    host = [plane for name, plane in planes.items() if not name.startswith("/device:")]
+    found: dict[str, Any] = {"planes": {name: [line.name for line in planes[name].lines][:12] for name in planes}}
+    launches = Counter(event.name for plane in host for line in plane.lines for event in line.events)
+    found["launches_per_step"] = {n: count / steps for n, count in launches.items() if n.startswith(LAUNCH)}
+    if not devices:
+        return found | {"skipped": "the profile has no GPU"}
+    events = [event for plane in devices for line in plane.lines if "Stream" in line.name for event in line.events]
+    times: Counter = Counter()
+    for event in events:
+        times[event.name] += event.duration_ns
+    counts = Counter(event.name for event in events)
+    begin, end = min(event.start_ns for event in events), max(event.start_ns + event.duration_ns for event in events)
+    return found | {
+        "kernels_per_step": len(events) / steps,
+        "busy_us_per_step": times.total() / 1e3 / steps,
+        "us_per_step": (end - begin) / 1e3 / steps,
+        "largest": [
+            {"kernel": name[:80], "per_step": counts[name] / steps, "us_per_step": time / 1e3 / steps}
+            for name, time in times.most_common(LARGEST)
+        ],
+    }
+
+
+if __name__ == "__main__":
+    run(measure)
