@@ -13,6 +13,7 @@ from typer import Argument, Option
 from sllm_jax.cli.console import note, progress
 from sllm_jax.cli.ctrl_c import INTERRUPTED, CtrlC, leave_at_once_on_ctrl_c
 from sllm_jax.errors import SllmError
+from sllm_jax.extras import how_to_install
 
 if TYPE_CHECKING:
     from sllm_jax.train.metrics import Row
@@ -70,15 +71,21 @@ def train(
         Option("--remat", help="Compute layers again in the backward pass, to save memory.", rich_help_panel=COMPUTING),
     ] = False,
     save_every: Annotated[int, Option(help="Steps between evaluations and checkpoints.", rich_help_panel=RUN)] = 200,
+    plot_format: Annotated[
+        str, Option("--format", help="Of the plot of the loss: png, svg or pdf.", rich_help_panel=RUN)
+    ] = "png",
 ) -> None:
     """Train a model and its tokenizer on text; needs the extra `train`.
 
-    OUT gets checkpoints, metrics.csv, loss.png, held_back.txt and at the end OUT/model, which --model takes and
-    `sllm-jax convert --to huggingface` exports. Ctrl-C saves and stops; --resume goes on exactly.
+    OUT gets checkpoints, metrics.csv, loss.png (if matplotlib is installed), held_back.txt and at the end OUT/model,
+    which --model takes and `sllm-jax convert --to huggingface` exports. Ctrl-C saves and stops; --resume goes on
+    exactly.
     """
     from sllm_jax.files import load_json, remove_unfinished
+    from sllm_jax.plot import can_plot, check_format, no_plots
 
     _require_extra()
+    check_format(plot_format)
     from sllm_jax.train.preparation import check_same, prepare
     from sllm_jax.train.run import MODEL, Run
     from sllm_jax.train.settings import Settings
@@ -110,7 +117,9 @@ def train(
         leave_at_once_on_ctrl_c(lambda: remove_unfinished(out))
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)
-    run = Run(out, settings, save_every)
+    if not can_plot():
+        note(no_plots())
+    run = Run(out, settings, save_every, plot_format)
     with progress("training") as bar, CtrlC() as interrupt:
         try:
             for step, loss in run.steps():
@@ -134,6 +143,6 @@ def _measures(rows: list[Row]) -> str:
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("optax", "tokenizers", "matplotlib") if find_spec(name) is None]
+    missing = [name for name in ("optax", "tokenizers") if find_spec(name) is None]
     if missing:
-        raise SllmError(f"training needs {', '.join(missing)}: run pip install 'sllm-jax[train]'")
+        raise SllmError(f"training needs {', '.join(missing)}; {how_to_install('train')}")

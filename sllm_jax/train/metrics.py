@@ -53,8 +53,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         file.write(text.getvalue().encode())
 
 
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Loss on the text that is learned and on the text held back, against tokens, as PNG."""
+def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -67,7 +67,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         axes.grid(alpha=0.3)
 
     with new_file(path) as file:
-        file.write(Plot(draw).png())
+        file.write(Plot(draw, title=title).render(path.suffix[1:]))
 
 
 def _number(name: str, value: str) -> Any:
