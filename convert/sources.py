@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from sllm_jax.convert.dtypes import READABLE
 from sllm_jax.convert.table import Shape
 from sllm_jax.errors import SllmError
+from sllm_jax.extras import how_to_install
 from sllm_jax.files import load_json, other_format
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -106,7 +107,7 @@ def _unpickle(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise SllmError(f"reading {path} takes PyTorch: run pip install 'sllm-jax[torch]'") from None
+        raise SllmError(f"reading {path} takes PyTorch; {how_to_install('torch')}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # an unusual pickle is loaded or refused, without more words
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

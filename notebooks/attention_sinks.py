@@ -20,12 +20,19 @@
 # the paper shows of billions of parameters shows there.
 
 # %%
-SOURCE = "sllm-jax[plot]"  # from PyPI; or a folder, a wheel, "sllm-jax[plot] @ git+https://..."
-# %pip install --quiet "{SOURCE}"
-
-# %%
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+if find_spec("sllm_jax") is None:
+    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/version.py").is_file()]
+    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
+
+# %%
 import sllm_jax
 from sllm_jax.reproduce import EXPERIMENTS, fig2
 from sllm_jax.reproduce.subject import Options, Subject
@@ -58,7 +65,11 @@ MODELS = {"none": "bundled:sink-none", "zero": "bundled:sink-zero", "learnable":
 CHOSEN = "learnable"  # the one whose curves are drawn
 
 options = Options(max_tokens=6000, dense_tokens=6000, recompute_every=10)
-subjects = {name: Subject(*sllm_jax.load(model), text, options) for name, model in MODELS.items()}
+source = TEXT or "written by bundled:llama"
+subjects = {
+    name: Subject(*sllm_jax.load(model), text, options, {"model": model, "text": source})
+    for name, model in MODELS.items()
+}
 
 # %% [markdown]
 # ## Where the attention goes

@@ -18,8 +18,17 @@
 # Runs on a CPU, a GPU or a TPU, whichever JAX finds. In Colab a GPU or a TPU is chosen under *Runtime*.
 
 # %%
-SOURCE = "sllm-jax[plot]"  # from PyPI; or a folder, a wheel, "sllm-jax[plot] @ git+https://..."
-# %pip install --quiet "{SOURCE}"
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+if find_spec("sllm_jax") is None:
+    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/version.py").is_file()]
+    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
 
 # %% [markdown]
 # ## Ten lines

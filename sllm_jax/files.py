@@ -125,6 +125,26 @@ def made_folder(path: Path) -> Path:
     return path
 
 
+def check_absent(path: Path) -> None:
+    """Raises `SllmError` if there is something at `path` already, where a new folder is to be."""
+    if Path(os.path.expanduser(path)).exists():
+        raise SllmError(f"{path} exists already; name a folder that does not")
+
+
+def check_writable(path: Path) -> None:
+    """Raises `SllmError` unless a file can be written at `path`. Leaves nothing there."""
+    path = Path(os.path.realpath(os.path.expanduser(path)))
+    if path.is_dir():
+        raise SllmError(f"{path} could not be written: it is a folder")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device, which only its own reader or driver can refuse
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to `path` at the end in one step, or removed after an exception.

@@ -19,8 +19,8 @@ def foreign(what: str, remedy: str, problem: str = "cannot be read") -> Iterator
 
     Parsers raise more than `ValueError` on bad input: `RecursionError`, `OverflowError`, `MemoryError`, errors of their
     own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. What the system does
-    not allow (OSError) "cannot be read", whatever the `problem`. An `SllmError` passes through, and so do Ctrl-C and the
-    end of the process.
+    not allow (OSError) "cannot be read", whatever the `problem`. An `SllmError` passes through, and so do Ctrl-C and
+    the end of the process.
     """
     try:
         yield

@@ -73,8 +73,17 @@ def init_state(
 
     Raises `SllmError` if it does not fit into the memory that is free; nothing is allocated then.
     """
+    check_memory(config, start_size, recent_size, dtype, streams)
     shapes = state_shapes(config, start_size, recent_size, dtype, streams)
-    needed, free = bytes_of(shapes), free_memory()
+    # Each array its own: one that two fields share cannot be donated.
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def check_memory(
+    config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
+) -> None:
+    """Raises `SllmError` for a state that does not fit into the memory that is free."""
+    needed, free = bytes_of(state_shapes(config, start_size, recent_size, dtype, streams)), free_memory()
     if needed > free:
         of_streams = "" if streams in (None, 1) else f" for {streams} streams"
         raise SllmError(
@@ -82,8 +91,6 @@ def init_state(
             f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free; give a smaller recent_size, or in "
             "dense mode a shorter text"
         )
-    # Each array its own: one that two fields share cannot be donated.
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def state_shapes(

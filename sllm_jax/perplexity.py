@@ -77,8 +77,7 @@ def read_texts(
         raise SllmError("there is no text to predict; give one")
     texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
     check_sizes(start_size, recent_size)
-    if chunk_size < 1:
-        raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
+    check_chunk_size(chunk_size)
     if stride < 1:
         raise SllmError(f"stride must be 1 or more; got {stride}")
     since = since or begin(model, texts, mode, start_size, recent_size)
@@ -127,6 +126,12 @@ def check_mode(mode: str) -> None:
     """Raises `SllmError` unless it is one of `MODES`."""
     if mode not in MODES:
         raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    """Raises `SllmError` unless it is 1 or more."""
+    if chunk_size < 1:
+        raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
 
 
 def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def load_tokenizer(source: Path) -> Any:
     for path in _settings_files(file):
         if path.suffix == ".json":
             load_json(path)
-    with _quiet():
+    with quiet():
         try:
             return _load(source, file)
         except SllmError:
@@ -277,7 +277,7 @@ def _complete_special_tokens(tokenizer: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No advice from the libraries meanwhile: what matters is raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -233,3 +233,21 @@ def test_bad_input_is_one_sentence(run, model, tmp_path):
     refuses("--streams and --until-full both say how many", "--streams", 2, "--until-full")
     refuses("rounds must be 1 or more; got 0", "--rounds", 0)
     refuses("has no none.json; give the folder", "--config", tmp_path / "none.json")
+
+
+BEFORE_LOADING = {
+    "streams": (("--streams", 0), "streams must be 1 or more; got 0"),
+    "one of several": (("--streams", 2, "--streams", -1), "streams must be 1 or more; got 2, -1"),
+    "rounds": (("--rounds", 0), "rounds must be 1 or more; got 0"),
+    "start size": (("--start-size", -1), "start_size must be an integer of 0 or more; got -1"),
+    "out": (("--out", "no/out.json"), "could not be written: No such file"),
+    "profile": (("--profile", "file"), "could not be written: File exists"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BEFORE_LOADING.values(), ids=BEFORE_LOADING)
+def test_it_checks_its_options_before_it_loads_a_model(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert_refused(run("benchmark", "--model", tmp_path / "no-model", *options), message)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

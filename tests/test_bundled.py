@@ -20,6 +20,7 @@ from sllm_jax import hub
 from sllm_jax.bundle import DEFAULT_MODEL, FOLDER, bundled_names
 from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.text import chat, generate
+from sllm_jax.decode import extend, init_carry
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.model import dense_logits
@@ -35,6 +36,27 @@ bucket. The younger one asked where they would sail, and his brother said that a
 So they waited for a good wind. In the evening their mother brought bread and soup, and the three of them looked at the
 sea until it was dark. Nobody spoke of the storm any more; it had been a long time ago, and the house had a new roof.
 """
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 2e-5), ("bfloat16", 0.1)])
+def test_any_chunking_is_exact_but_for_the_rounding_of_its_dtype(dtype, rounding):
+    """Six times the cache, so that the ring has gone round; logits are up to 11."""
+    model, tokenizer = load(DEFAULT_MODEL, dtype)
+    ids = encode(tokenizer, TEXT * 8, start=True)[:640]
+    found = {size: logits_of(model, ids, size) for size in (1, 7, 64, 256)}
+    largest = max(float(np.abs(logits - found[1]).max()) for logits in found.values())
+    print(f"{dtype}: chunks differ by {largest:.2g} at most, of logits up to {np.abs(found[1]).max():.1f}")
+    assert 0 < largest < rounding
+
+
+def logits_of(model, ids, size):
+    """Of the last token, read in chunks of `size` at 4 + 100."""
+    carry = init_carry(model.module, 4, 100)
+    for begin in range(0, len(ids), size):
+        part = ids[begin : begin + size]
+        padded = np.pad(part, (0, size - len(part))).astype(np.int32)
+        carry = extend(model.module, model.params, carry, padded, np.int32(len(part)))
+    return np.asarray(carry.logits)
 
 
 @pytest.fixture(params=bundled_names())

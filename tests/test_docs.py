@@ -76,7 +76,7 @@ def test_the_other_commands_of_contributing_are_those_of_the_tests():
     """What is not run here is the gate itself, tests, a notebook and a release, which have tests of their own."""
     others = [command for command in commands("CONTRIBUTING.md") if ("CONTRIBUTING.md", command) not in RUN]
     assert tuple(others[:2]) == GATE
-    assert [command.split()[0] for command in others[2:]] == ["pytest", "pytest", "python", "python", "twine"]
+    assert [command.split()[0] for command in others[2:]] == ["pytest", "pytest", *["python"] * 4, "twine"]
     gate = (ROOT / ".ci/run").read_text()
     assert "pip install --quiet -e '.[dev]'" in gate
 
@@ -112,3 +112,15 @@ def _parse(words: list[str]) -> None:
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):
         assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_text_of_the_pictures_is_the_body_of_eltecs_file(tmp_path):
+    """Headings, paragraphs and verses, white space joined; no front, no printers' line; another text is told."""
+    body = "<div><head>I.\n A</head><p>It  <hi>was</hi>\ncold.</p><quote><l>So</l></quote><p> </p></div>"
+    printers = "<trailer>LONDON: BRADBURY AND EVANS, PRINTERS, WHITEFRIARS.</trailer>"
+    text = f"<text><front><p>Title</p></front><body>{body}<trailer>THE END.</trailer>{printers}</body></text>"
+    (tmp_path / "in.xml").write_text(f'<TEI xmlns="http://www.tei-c.org/ns/1.0">{text}</TEI>')
+    script = [sys.executable, ROOT / "docs/sinks/bleak_house.py", tmp_path / "in.xml", tmp_path / "out.txt"]
+    done = subprocess.run(script, check=True, capture_output=True, text=True)
+    assert (tmp_path / "out.txt").read_text() == "I. A\n\nIt was cold.\n\nSo\n\nTHE END.\n"
+    assert done.stdout == "wrote 34 bytes, which are not those of the pictures\n"

@@ -1,7 +1,8 @@
 """The notebooks run from the first cell to the last, their two forms agree, and what they showed is committed."""
 
 import ast
-import re
+import importlib.util
+import subprocess
 
 import jupytext
 import nbformat
@@ -43,9 +44,44 @@ def test_what_it_showed_is_kept(notebook):
     assert outputs
 
 
-def test_it_installs_from_one_variable_and_defines_nothing(notebook):
+@pytest.fixture
+def first_cell(notebook, tmp_path, monkeypatch):
+    """Runs it in a folder, where the package is missing; what it would have installed."""
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append((command[3:], check)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def run(folder, source="None"):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        exec(code_of(notebook)[0].source.replace("SOURCE = None", f"SOURCE = {source}"), {})
+        return calls
+
+    return run
+
+
+def test_in_a_clone_it_installs_the_clone(first_cell, tmp_path):
+    (tmp_path / "clone/sllm_jax").mkdir(parents=True)
+    (tmp_path / "clone/sllm_jax/version.py").touch()
+    found = first_cell(tmp_path / "clone/notebooks")
+    assert found == [(["install", "--quiet", "-e", str(tmp_path / "clone"), "matplotlib", "pillow"], True)]
+
+
+def test_elsewhere_it_installs_from_its_variable_or_says_that_it_must_be_set(first_cell, tmp_path):
+    with pytest.raises(AssertionError, match="no clone is around this notebook: set SOURCE"):
+        first_cell(tmp_path / "notebooks")
+    found = first_cell(tmp_path / "notebooks", source="'git+https://example.org/it'")
+    assert found == [(["install", "--quiet", "git+https://example.org/it", "matplotlib", "pillow"], True)]
+
+
+def test_where_it_is_installed_nothing_is_done(notebook, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    exec(code_of(notebook)[0].source, {})
+
+
+def test_it_installs_first_and_defines_nothing(notebook):
     first, *rest = (cell.source for cell in code_of(notebook))
-    assert re.fullmatch(r'SOURCE = "sllm-jax\[plot\]"  # [^\n]+\n%pip install --quiet "\{SOURCE\}"', first)
+    assert "pip" in first
     for node in (node for source in rest for node in ast.walk(ast.parse(source))):
         assert not isinstance(node, ast.FunctionDef | ast.ClassDef)
         assert not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda))
@@ -53,7 +89,6 @@ def test_it_installs_from_one_variable_and_defines_nothing(notebook):
 
 def test_it_runs(notebook):
     execute(notebook)
-    assert "ERROR" not in str(code_of(notebook)[0].outputs), "of pip, which does not stop a notebook"
 
 
 def test_quickstart_runs_with_a_hugging_face_name(data, tmp_path, monkeypatch):

@@ -180,6 +180,25 @@ def test_perplexity_refuses(run, model, tmp_path):
     refuses("could not be written", *saved(np.arange(9)), "--resume", tmp_path / "not.npy")
 
 
+BEFORE_LOADING = {
+    "chunk size": (("--chunk-size", 0), "chunk size must be 1 or more; got 0"),
+    "start size": (("--start-size", -1), "start_size must be an integer of 0 or more; got -1"),
+    "recent size": (("--recent-size", -5), "recent_size must be an integer of 0 or more; got -5"),
+    "no folder": (("--nll-out", "no/nll.npy"), "could not be written: No such file"),
+    "a folder": (("--curve-out", "."), "could not be written: it is a folder"),
+    "one file for both": (("--nll-out", "a.out", "--curve-out", "./a.out"), "are both a.out; give two files"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BEFORE_LOADING.values(), ids=BEFORE_LOADING)
+def test_perplexity_checks_its_options_before_it_loads_a_model(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("tokens.npy", np.arange(9))
+    arguments = ("perplexity", "--model", tmp_path / "no-model", "--tokens", "tokens.npy")
+    assert_refused(run(*arguments, *options), message)
+    assert os.listdir() == ["tokens.npy"]
+
+
 def test_the_result_goes_where_it_is_sent(run, model, tmp_path):
     np.save(tmp_path / "tokens.npy", np.arange(9))
     (tmp_path / "link.npy").symlink_to(tmp_path / "file.npy")

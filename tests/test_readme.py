@@ -80,3 +80,18 @@ def test_there_is_a_snippet_of_each_kind():
 @pytest.mark.parametrize("name", sllm_jax.__all__)
 def test_public_names_are_there(name):
     assert getattr(sllm_jax, name)
+
+
+def test_others_are_compared_with_a_date_and_with_links():
+    section = README.split("## Compared with mlx-lm, llama.cpp and transformers")[1].split("\n## ")[0]
+    assert re.search(r"as of \w+ \d{4}", section)
+    assert len(set(re.findall(r"\(https://[^)]+\)", section))) >= 10
+    widths = {row.count("|") for row in section.splitlines() if row.startswith("|")}
+    assert widths == {6}
+
+
+def test_the_cuda_extras_are_the_versions_that_it_says():
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
+    for extra, cuda in re.findall(r"pip install -e '\.\[(cuda\w*)\]' +# NVIDIA, CUDA (\d+)", README):
+        assert extras[extra][0].startswith(f"jax[cuda{cuda}]")
+    assert {extra for extra in extras if extra.startswith("cuda")} == {"cuda", "cuda12"}

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from test_cli import assert_refused
 
 from sllm_jax.benchmark import programs
 from sllm_jax.errors import SllmError
+from sllm_jax.long_text import encode_blocks
 from sllm_jax.model import dense_logits
 from sllm_jax.perplexity import token_nll
-from sllm_jax.plot import check_plots
-from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10
+from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10, making, subject
+from sllm_jax.reproduce.arc import ArcQuestion
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
 from sllm_jax.reproduce.subject import Options, Subject
 from sllm_jax.result_table import Table
@@ -203,14 +204,75 @@ def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_pa
     assert_refused(run(*arguments, "--max-tokens", 290), "fig2 was made by another command; name a new folder")
 
 
-def test_all_says_what_cannot_be_made(run, model, text, small_caches, tmp_path):
-    out = tmp_path / "all"
-    arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
-    code, _, err = run(*arguments, "--max-tokens", 130, "--recent-size", 10)
-    reason = "the experiment needs a cache of 48 tokens or more; got 14"
-    assert (code, f"table6: {reason}" in err) == (2, True)
-    assert err.endswith(f"error: table6 could not be made; {out / 'README.md'} says why, and has the others\n")
-    assert f"## table6\n\nNot made: {reason}." in (out / "README.md").read_text()
+def test_all_checks_every_experiment_before_the_first_is_made(run, model, text, questions, tmp_path, monkeypatch):
+    """The issue's input, `--lines 20`, and two experiments more that cannot be made: one sentence names all three."""
+    arguments = (
+        "reproduce",
+        "all",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--questions",
+        questions,
+        "--out",
+        tmp_path / "o",
+    )
+    monkeypatch.setattr(making, "make", None)
+    found = run(*arguments, "--max-tokens", 130, "--recent-size", 10, "--max-questions", 1, "--lines", 20)
+    assert_refused(
+        found, "table6: the experiment needs a cache of 48 tokens or more; got 14; streameval needs more than 20"
+    )
+    assert found[2].endswith("got 20; streamqa: arc needs 2 questions or more; got 1\n")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_plan_computes_nothing(loaded, name, monkeypatch):
+    """Whatever runs on the device fails, and every experiment is planned all the same."""
+    for module in ("reproduce.runs.token_nll", "reproduce.stability.token_nll", "reproduce.fig2.attention_on_first"):
+        monkeypatch.setattr(f"sllm_jax.{module}", None)
+    for module in ("streamqa.init_carry", "streameval.Stream", "fig10.streaming"):
+        monkeypatch.setattr(f"sllm_jax.reproduce.{module}", None)
+    record = ArcQuestion("Who?", ("he", "she"), 1)
+    assert callable(EXPERIMENTS[name].plan(Subject(*loaded, TEXT * 60, Options(questions={"arc": [record] * 3}))))
+
+
+@pytest.mark.parametrize("name", ["fig2", "fig3", "table1", "table2", "table6", "stability", "streameval", "streamqa"])
+def test_a_tokenizer_of_another_model_is_refused_by_the_plan(loaded, name):
+    """Its ids go past the vocabulary; fig10 reads no text."""
+    small = replace(loaded[0].module.config, vocab_size=100)
+    narrow = replace(loaded[0], module=loaded[0].module.clone(config=small))
+    options = Options(questions={"arc": [ArcQuestion("Who?", ("he", "she"), 1)] * 3})
+    with pytest.raises(SllmError, match=r"token id \d+ at index \d+ is outside the vocabulary of 100"):
+        EXPERIMENTS[name].plan(Subject(narrow, loaded[1], TEXT * 60, options))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fig10", Options(cache_sizes=(16, 10**8))),
+        ("table2", Options(recent_size=10**8)),
+        ("streamqa", Options(recent_size=10**8, questions={"arc": [ArcQuestion("Who?", ("he", "she"), 1)] * 3})),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:a step attends to")
+def test_a_cache_that_memory_cannot_hold_is_refused_by_the_plan(loaded, name, options):
+    with pytest.raises(SllmError, match=r"a cache of \d \+ \d+ tokens takes .* GiB of memory, and .* are free"):
+        EXPERIMENTS[name].plan(Subject(*loaded, TEXT * 60, options))
+
+
+def test_a_text_is_tokenized_once_for_all_experiments(loaded, monkeypatch):
+    calls = []
+    monkeypatch.setattr(subject, "encode_blocks", lambda *given: calls.append(given) or encode_blocks(*given))
+    chosen = {name: one for name, one in EXPERIMENTS.items() if one.needs("text")}
+    assert set(making.plan_all(chosen, Subject(*loaded, TEXT * 60))) == set(chosen)
+    assert len(calls) == 1
+
+
+def test_the_seed_of_streameval_is_checked(loaded):
+    with pytest.raises(SllmError, match="seed must be 0 or more; got -1"):
+        EXPERIMENTS["streameval"].plan(Subject(*loaded, "", Options(seed=-1)))
 
 
 @pytest.mark.parametrize("name", ["README.md", "notes.txt"])
@@ -238,7 +300,7 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
 
 def test_whole_maps_of_attention_are_drawn(loaded):
     text = "The cat sat by the window and saw the rain. " * 10
-    assert fig2.maps(Subject(*loaded, text)).png().startswith(PNG)
+    assert fig2.maps(Subject(*loaded, text)).render().startswith(PNG)
     for length in (1, 129):  # a start token alone; more than the trained context
         with pytest.raises(SllmError, match=f"a window must have 2 to 128 tokens; got {length}"):
             fig2.maps(Subject(*loaded, text), length)
@@ -345,9 +407,3 @@ def test_a_model_without_a_tokenizer_is_refused(run, model, text, tmp_path):
     shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     result = run("reproduce", "fig2", "--model", bare, "--text", text, "--out", tmp_path / "out")
     assert_refused(result, "needs a tokenizer")
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SllmError, match=r"install it with pip install 'sllm-jax\[plot\]'"):
-        check_plots()

@@ -157,5 +157,5 @@ def test_a_pickle_of_something_else(folder):
 def test_a_pickle_without_pytorch(folder, monkeypatch):
     checkpoints.to_pickle(folder)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(SllmError, match=r"takes PyTorch: run pip install 'sllm-jax\[torch\]'"):
+    with pytest.raises(SllmError, match=r"takes PyTorch; run pip install -e '\.\[torch\]' in /"):
         load(folder)

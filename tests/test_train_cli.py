@@ -17,6 +17,7 @@ from training import CONFIG, write_text
 
 from sllm_jax.cli import train as command
 from sllm_jax.loading import load
+from sllm_jax.train import preparation
 from sllm_jax.train.run import Run
 
 STEPS = 30
@@ -230,7 +231,7 @@ def test_a_run_in_the_way_and_a_run_that_is_another_are_refused(train, place, wh
 TEXTS = {
     "empty": (b"", "there is no text in"),
     "blank": (b" \n\f\n\f ", "there is no text in"),
-    "tiny": (b"The cat sat.", "the text is too small for a vocabulary of 290: it has"),
+    "tiny": (b"The cat sat. " * 30, "the text is too small for a vocabulary of 290: it has"),
     "not UTF-8": (b"caf\xe9 " * 100, "is not UTF-8 text"),
 }
 
@@ -258,6 +259,16 @@ def test_too_little_for_a_sample_is_refused(train, place):
     assert_refused(train(hold_back=1), "the text is too small: a sample takes 17 tokens")
     assert_refused(train(hold_back=6), "6 documents cannot be held back of 6")
     assert {path.name for path in place.folder.iterdir()} == {"text.txt", "config.json"}
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_text_that_fills_no_sample_is_refused_before_a_tokenizer_is_trained(train, place, monkeypatch, position):
+    """Nothing to learn from, or nothing held back: seen from the bytes."""
+    parts = [["x" * 9, "the cat sat " * 500], ["the cat sat " * 500, "x" * 9]][position]
+    (place.folder / "text.txt").write_text("\f".join(parts))
+    monkeypatch.setattr(preparation, "train_tokenizer", None)
+    assert_refused(train(hold_back=1), "a sample takes 17 tokens, and it has 11 at most")
+    assert not place.out.exists()
 
 
 CONFIGS = {
@@ -310,4 +321,4 @@ def test_a_folder_that_cannot_be_written_is_refused(train, place):
 
 def test_a_missing_extra_is_named(train, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "optax" else name)
-    assert_refused(train(), "training needs optax: run pip install 'sllm-jax[train]'")
+    assert_refused(train(), "training needs optax; run pip install -e '.[train]' in ")

@@ -18,6 +18,7 @@ from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, sec
 from sllm_jax.benchmark.run import Settings
 from sllm_jax.convert import to_huggingface
 from sllm_jax.errors import SllmError
+from sllm_jax.extras import how_to_install
 from sllm_jax.files import scratch_folder
 from sllm_jax.model import Model
 
@@ -29,7 +30,7 @@ def check_against(names: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in OTHERS]:
         raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(OTHERS)}")
     if "hf" in names and find_spec("torch") is None:
-        raise SllmError("--against hf needs PyTorch; install it with pip install 'sllm-jax[torch]'")
+        raise SllmError(f"--against hf needs PyTorch; {how_to_install('torch')}")
 
 
 def compare(model: Model, settings: Settings, names: Sequence[str]) -> dict[str, dict[str, float]]:

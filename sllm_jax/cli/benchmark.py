@@ -71,20 +71,27 @@ def benchmark(
 
     from sllm_jax.benchmark.against import check_against, compare
     from sllm_jax.benchmark.run import Settings, measure
-    from sllm_jax.files import new_file
+    from sllm_jax.files import check_writable, made_folder, new_file
     from sllm_jax.int8 import check_weights, is_quantized
+    from sllm_jax.kv_cache import check_sizes
     from sllm_jax.stream import fit_sizes
 
     check_against(against or ())
     check_weights(weights)
+    check_sizes(start_size, recent_size or 0)
+    settings = Settings(start_size, recent_size or 0, None if until_full else streams or (1,), rounds, seed)
+    if out:
+        check_writable(out)
+    if profile:
+        made_folder(profile.expanduser())
     jax.config.update("jax_enable_compilation_cache", False)  # what is cold is to be cold
     begin = time.perf_counter()
     loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
     load_seconds = time.perf_counter() - begin
     if "hf" in (against or ()) and is_quantized(loaded.params):
         raise SllmError("--against hf takes the same weights in PyTorch, as floats; leave out --weights int8")
-    sizes = fit_sizes(loaded.config, start_size, recent_size)
-    settings = Settings(*sizes, None if until_full else streams or (1,), rounds, seed)
+    start_size, recent_size = fit_sizes(loaded.config, start_size, recent_size)
+    settings = replace(settings, start_size=start_size, recent_size=recent_size)
     with progress("measuring") as bar:
         results = measure(loaded, settings, load_seconds, bar)
     results = replace(results, about={"model": str(config or model), **results.about})

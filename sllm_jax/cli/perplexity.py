@@ -76,12 +76,20 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import made_folder, new_file, scratch_folder
+    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder
+    from sllm_jax.kv_cache import check_sizes
     from sllm_jax.loading import load
-    from sllm_jax.perplexity import check_mode
+    from sllm_jax.perplexity import check_chunk_size, check_mode
     from sllm_jax.stream import fit_sizes
 
     check_mode(mode)
+    check_sizes(start_size, recent_size or 0)
+    check_chunk_size(chunk_size)
+    outs = [out for out in (nll_out, curve_out) if out is not None]
+    for out in outs:
+        check_writable(out)
+    if len({out.expanduser().resolve() for out in outs}) < len(outs):
+        raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     for path in text or ():
         _check_text(path)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
 
 ALL = "all"
-_EVERYWHERE = ("model", "revision", "tokenizer", "dtype", "weights")
+_EVERYWHERE = ("model", "revision", "tokenizer", "dtype", "weights", "format")
 _PANEL = "Experiments"
 
 
@@ -93,19 +93,23 @@ def reproduce(
     dtype: o.Dtype = None,
     weights: o.Weights = None,
     seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0,
+    plot_format: Annotated[str, Option("--format", help="Of the plots: png, svg or pdf.")] = "png",
 ) -> None:
     """Reproduce an experiment of the paper, or all.
 
-    Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png) and the table with its settings (.md), and
-    prints the table. `all` writes such a folder for each experiment and a page (README.md) of them; interrupted, the
-    same command goes on with what is missing.
+    Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png, if matplotlib is installed) and the table
+    with its settings (.md), and prints the table. `all` writes such a folder for each experiment and a page (README.md)
+    of them; interrupted, the same command goes on with what is missing. Options, text and questions are checked for all
+    experiments before the first one is made.
     """
     asked = {name: value for name, value in locals().items() if value not in (None, _default(name))}
+    asked["format"] = asked.pop("plot_format", [])
     from sllm_jax.errors import SllmError
+    from sllm_jax.files import check_absent
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
-    from sllm_jax.plot import check_plots
-    from sllm_jax.reproduce import EXPERIMENTS, making
+    from sllm_jax.plot import can_plot, check_format, no_plots
+    from sllm_jax.reproduce import EXPERIMENTS, making, page
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files
     from sllm_jax.reproduce.subject import Options, Subject
@@ -119,7 +123,7 @@ def reproduce(
         for option, value in given.items():
             if one.needs(option) and not value:
                 raise SllmError(f"{name} needs {'a text' if option == 'text' else option}; give --{option} FILE")
-    check_plots()
+    check_format(plot_format)
     options = Options(
         max_tokens=max_tokens,
         start_size=start_size,
@@ -133,17 +137,24 @@ def reproduce(
         cache_sizes=cache_size or (),
         seed=seed,
     )
+    if experiment == ALL:
+        page.check_folder(out, chosen)
+    else:
+        check_absent(out)
     content = "" if text is None else read_text(text)
+    if not can_plot():
+        note(no_plots())
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
     subject = Subject(loaded, loaded_tokenizer, content, options, names)
-    if experiment != ALL:
-        one = chosen[experiment]
-        print(making.make(experiment, one, subject, out, _command(asked, experiment, one, out), progress), end="")
-    else:
+    if experiment == ALL:
         commands = {name: _command(asked, name, one, out / name) for name, one in chosen.items()}
-        making.make_all(chosen, subject, out, commands, progress, tell=note)
+        making.make_all(chosen, subject, out, commands, plot_format, progress, tell=note)
+    else:
+        one, command = chosen[experiment], _command(asked, experiment, chosen[experiment], out)
+        report = making.make(experiment, one.plan(subject), one, out, command, plot_format, progress)
+        print(report.markdown(), end="")
     note(f"wrote {out}")
 
 

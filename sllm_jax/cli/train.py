@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from sllm_jax.cli.console import note, progress
 from sllm_jax.errors import SllmError
+from sllm_jax.extras import how_to_install
 from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
@@ -69,15 +70,21 @@ def train(
         Option("--remat", help="Compute layers again in the backward pass, to save memory.", rich_help_panel=COMPUTING),
     ] = False,
     save_every: Annotated[int, Option(help="Steps between evaluations and checkpoints.", rich_help_panel=RUN)] = 200,
+    plot_format: Annotated[
+        str, Option("--format", help="Of the plot of the loss: png, svg or pdf.", rich_help_panel=RUN)
+    ] = "png",
 ) -> None:
     """Train a model and its tokenizer on text; needs the extra `train`.
 
-    OUT gets checkpoints, metrics.csv, loss.png, held_back.txt and at the end OUT/model, which --model takes and
-    `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume goes on exactly.
+    OUT gets checkpoints, metrics.csv, loss.png (if matplotlib is installed), held_back.txt and at the end OUT/model,
+    which --model takes and `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume
+    goes on exactly.
     """
     from sllm_jax.files import load_json
+    from sllm_jax.plot import can_plot, check_format, no_plots
 
     _require_extra()
+    check_format(plot_format)
     from sllm_jax.train.preparation import check_same, prepare
     from sllm_jax.train.run import MODEL, Run
     from sllm_jax.train.settings import Settings
@@ -108,7 +115,9 @@ def train(
             raise SllmError(f"{out} exists already; add --resume to go on with the run in it, or name a new folder")
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)
-    run = Run(out, settings, save_every)
+    if not can_plot():
+        note(no_plots())
+    run = Run(out, settings, save_every, plot_format)
     with progress("training") as bar:
         try:
             with deferred_signals(raise_stopped) as check:
@@ -133,6 +142,6 @@ def _measures(rows: list[Row]) -> str:
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("optax", "tokenizers", "matplotlib") if find_spec(name) is None]
+    missing = [name for name in ("optax", "tokenizers") if find_spec(name) is None]
     if missing:
-        raise SllmError(f"training needs {', '.join(missing)}: run pip install 'sllm-jax[train]'")
+        raise SllmError(f"training needs {', '.join(missing)}; {how_to_install('train')}")

@@ -6,17 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sllm_jax.errors import SllmError
+from sllm_jax.progress import Progress, silent
 from sllm_jax.reproduce import fig2, fig3, fig10, stability, streameval, streamqa, tables
-from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What makes its report, and the options of `reproduce` that it looks at besides those of the model."""
+    """How it is planned, and the options of `reproduce` that it uses besides those of the model.
 
-    run: Callable[[Subject], Report]
+    `plan` checks the options, the text and the tokenizer within seconds and raises `SllmError` for what cannot be used.
+    What it returns does the work.
+    """
+
+    plan: Callable[[Subject], Work]
     options: tuple[str, ...]
+
+    def run(self, subject: Subject, progress: Progress = silent) -> Report:
+        """Check and make it; raises `SllmError`."""
+        return self.plan(subject)(progress)
 
     def needs(self, option: str) -> bool:
         """Whether it cannot be made without this one."""
@@ -26,15 +35,15 @@ class Experiment:
 _TEXT, _CACHE = ("text", "max_tokens"), ("start_size", "recent_size")
 
 EXPERIMENTS = {
-    "fig2": Experiment(fig2.run, _TEXT),
-    "fig3": Experiment(fig3.run, (*_TEXT, *_CACHE, "recompute_every", "dense_tokens")),
+    "fig2": Experiment(fig2.plan, _TEXT),
+    "fig3": Experiment(fig3.plan, (*_TEXT, *_CACHE, "recompute_every", "dense_tokens")),
     "table1": Experiment(tables.table1, (*_TEXT, *_CACHE, "recompute_every")),
     "table2": Experiment(tables.table2, (*_TEXT, *_CACHE)),
     "table6": Experiment(tables.table6, (*_TEXT, *_CACHE)),
-    "stability": Experiment(stability.run, (*_TEXT, *_CACHE)),
-    "streameval": Experiment(streameval.run, (*_CACHE, "lines", "seed")),
-    "streamqa": Experiment(streamqa.run, (*_CACHE, "questions", "max_questions", "qa_format")),
-    "fig10": Experiment(fig10.run, ("start_size", "cache_size")),
+    "stability": Experiment(stability.plan, (*_TEXT, *_CACHE)),
+    "streameval": Experiment(streameval.plan, (*_CACHE, "lines", "seed")),
+    "streamqa": Experiment(streamqa.plan, (*_CACHE, "questions", "max_questions", "qa_format")),
+    "fig10": Experiment(fig10.plan, ("start_size", "cache_size")),
 }
 
 

@@ -6,14 +6,16 @@ programs that have run before; their calls take turns, so that a busy machine sl
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sllm_jax.benchmark.programs import recomputing, seconds_per_step, streaming
 from sllm_jax.errors import SllmError
+from sllm_jax.progress import Progress
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 
@@ -24,15 +26,20 @@ CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window, unless --cach
 ROUNDS = 5  # calls of each side that are timed, in turns
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """The median time a token takes on either side, for each size of the cache."""
-    model, start_size, seed = subject.model, subject.options.start_size, subject.options.seed
-    caches = sorted(set(subject.options.cache_sizes or CACHES))
+    start_size, caches = subject.options.start_size, sorted(set(subject.options.cache_sizes or CACHES))
     if start_size >= caches[0]:
         raise SllmError(f"fig10 needs a start_size below its smallest cache, {caches[0]} tokens; got {start_size}")
+    subject.check_memory(start_size, caches[-1] - start_size)
+    return partial(_run, subject, caches)
+
+
+def _run(subject: Subject, caches: list[int], progress: Progress) -> Report:
+    model, start_size, seed = subject.model, subject.options.start_size, subject.options.seed
     rows = []
     for i, cache in enumerate(caches):
-        subject.progress(i, len(caches))
+        progress(i, len(caches))
         programs = [streaming(model, start_size, cache - start_size, seed=seed), recomputing(model, cache + 1, seed)]
         fast, slow = np.median(seconds_per_step(programs, ROUNDS), axis=0).tolist()
         rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(program.memory / 2**20 for program in programs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -10,24 +11,31 @@ import numpy as np
 from sllm_jax.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
 from sllm_jax.errors import SllmError
 from sllm_jax.plot import WIDTH, Plot
-from sllm_jax.reproduce.report import Report
+from sllm_jax.progress import Progress
+from sllm_jax.reproduce.report import Report, Work, name_of
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
 _MAPS, _BRIGHTEST = 8, 0.5  # layers and heads that are drawn at most, and the probability at which a map is brightest
 _NUMBERS = (12, 8)  # layers and heads up to which each cell of a heat map has room for its number
+_GAMMA = 0.5  # exponent of the colour scale of probabilities
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
-    length = min(subject.context, LONGEST)
-    windows = _windows(subject, length)
-    mass, logits = attention_on_first(subject.model, windows, subject.progress)  # [L, H, 4], [L, H, 5]
+    return partial(_run, subject, _windows(subject, min(subject.context, LONGEST)))
+
+
+def _run(subject: Subject, windows: np.ndarray, progress: Progress) -> Report:
+    length = windows.shape[1]
+    mass, logits = attention_on_first(subject.model, windows, progress)  # [L, H, 4], [L, H, 5]
     on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
     uniform = uniform_mass(length) * FIRST
     settings = subject.settings() | {
@@ -53,20 +61,22 @@ def maps(subject: Subject, length: int = 16) -> Plot:
     The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken. Raises
     `SllmError` for a length beyond the trained context, or a text that is shorter.
     """
-    found = attention_maps(subject.model, _windows(subject, length), subject.progress)  # [L, H, T, T]
+    found = attention_maps(subject.model, _windows(subject, length))  # [L, H, T, T]
     layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
 
     def draw(figure: Figure) -> None:
+        from matplotlib.colors import PowerNorm
+
         panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
         for axes, (layer, head) in zip(panels.flat, product(layers, heads), strict=True):
             seen = np.where(np.tri(length, dtype=bool), found[layer, head], np.nan)
-            image = axes.imshow(seen, cmap="cividis", vmin=0, vmax=_BRIGHTEST)
+            image = axes.imshow(seen, cmap="viridis", norm=PowerNorm(_GAMMA, 0, _BRIGHTEST))
             axes.set_title(f"layer {layer}, head {head}", fontsize=10 if len(heads) <= 4 else 7)
         figure.colorbar(image, ax=panels, label="Attention (probability)", extend="max")
         figure.supxlabel("Position attended to", fontsize=12)
         figure.supylabel("Position of the query", fontsize=12)
 
-    return Plot(draw, height=1.2 + WIDTH / (len(heads) + 1) * len(layers))
+    return Plot(draw, 1.2 + WIDTH / (len(heads) + 1) * len(layers), name_of(subject.names))
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -109,27 +119,33 @@ def _head_table(mass: np.ndarray, logits: np.ndarray) -> Table:
 
 
 def _draw(figure: Figure, on_first: np.ndarray, difference: np.ndarray, uniform: float) -> None:
+    """Probabilities on a power scale, on which small ones can be told apart; signed values on one centred at 0."""
+    from matplotlib.colors import CenteredNorm, PowerNorm
+
     left, right = figure.subplots(1, 2, sharey=True)
-    _heat_map(figure, left, on_first, f"Attention on the first {FIRST} positions\n(uniform: {uniform:.3g})", (0, 1), 2)
-    bounds = min(0.0, float(difference.min())), float(difference.max())
-    _heat_map(figure, right, difference, "Logit of position 0\nabove the mean of the rest", bounds, 1)
+    title = f"Attention on the first {FIRST} positions\n(uniform: {uniform:.3g})"
+    _heat_map(figure, left, on_first, title, "viridis", PowerNorm(_GAMMA, 0, 1), 2)
+    halfrange = max(float(np.abs(difference).max()), 1e-6)
+    title = "Logit of position 0\nabove the mean of the rest"
+    _heat_map(figure, right, difference, title, "RdBu_r", CenteredNorm(0, halfrange), 1)
     left.set(ylabel="Layer")
 
 
 def _heat_map(
-    figure: Figure, axes: Axes, values: np.ndarray, title: str, bounds: tuple[float, float], digits: int
+    figure: Figure, axes: Axes, values: np.ndarray, title: str, colours: str, norm: Normalize, digits: int
 ) -> None:
-    """Values [L, H] in colours that get lighter as they grow, and in figures where there is room for them."""
+    """Values [L, H] in colours, and in figures where there is room for them."""
+    from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    image = axes.imshow(values, cmap="cividis", vmin=bounds[0], vmax=bounds[1], aspect="auto")
+    image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
     figure.colorbar(image, ax=axes)
     axes.set(title=title, xlabel="Head")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     if values.shape[0] > _NUMBERS[0] or values.shape[1] > _NUMBERS[1]:
         return
-    middle = sum(bounds) / 2
     for (layer, head), value in np.ndenumerate(values):
-        colour = "black" if value > middle else "white"
+        brightness = np.dot(colormaps[colours](norm(value))[:3], _LUMINANCE)
+        colour = "black" if brightness > 0.5 else "white"
         axes.text(head, layer, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=8)

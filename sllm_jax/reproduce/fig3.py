@@ -5,17 +5,18 @@ An nll array [T - 1] here is NaN where a mode was not evaluated.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.perplexity import bits_per_byte
-from sllm_jax.reproduce.report import Report
+from sllm_jax.progress import Progress
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import Run, fresh_pass, measure, perplexity_of, recompute_stride
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
-from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import decode
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ _LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves whi
 }
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """The nll of every token of the text in each mode, all with one total cache size."""
     ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
     context, count, options = subject.context, len(ids) - 1, subject.options
     if count <= context:
         raise SllmError(f"fig3 needs a text longer than the trained context, {context} tokens; got {count}")
-    start_size, recent_size = fit_sizes(subject.model.config, options.start_size, options.recent_size)
+    start_size, recent_size = subject.sizes
     cache_size = start_size + recent_size
     runs = {
         "dense": Run("dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()),
@@ -47,12 +48,18 @@ def run(subject: Subject) -> Report:
         "streaming": Run("streaming", start_size, recent_size, before=()),
         "recompute": Run("recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()),
     }
-    nll = measure(subject, ids, runs)
+    subject.check_memory(0, runs["dense"].tokens or count)
+    return partial(_run, subject, ids, runs)
+
+
+def _run(subject: Subject, ids: np.ndarray, runs: dict[str, Run], progress: Progress) -> Report:
+    nll, context, count = measure(subject, ids, runs, progress), subject.context, len(ids) - 1
+    start_size, recent_size = runs["streaming"].start_size, runs["streaming"].recent_size
     settings = subject.settings() | {
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
-        "window": f"0 + {cache_size} tokens kept, no sinks",
-        "recompute": f"{fresh_pass(subject, cache_size)}; one token in {runs['recompute'].stride}, "
+        "window": f"0 + {start_size + recent_size} tokens kept, no sinks",
+        "recompute": f"{fresh_pass(subject, start_size + recent_size)}; one token in {runs['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
         "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",

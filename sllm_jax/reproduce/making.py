@@ -10,29 +10,49 @@ from pathlib import Path
 from jax.errors import JaxRuntimeError
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder
+from sllm_jax.files import made_folder, new_folder
 from sllm_jax.progress import Progress
 from sllm_jax.reproduce import Experiment
-from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, prepare, write_page
+from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, write_page
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
 
 Watch = Callable[[str], AbstractContextManager[Progress]]  # entered while the experiment of that name is made
 
 
-def make(name: str, experiment: Experiment, subject: Subject, out: Path, command: str, watch: Watch) -> str:
-    """Write the folder of one experiment, and return its tables; `command` is what makes it again.
+def plan_all(experiments: Mapping[str, Experiment], subject: Subject) -> dict[str, Work]:
+    """What makes each experiment, once all of them are checked; raises one `SllmError` for all that cannot be made."""
+    planned, problems = {}, []
+    for name, experiment in experiments.items():
+        try:
+            planned[name] = experiment.plan(subject)
+        except SllmError as error:
+            problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    if problems:
+        raise SllmError("; ".join(problems))
+    return planned
 
-    Raises `SllmError` if it cannot be made.
-    """
-    names = {key: value for key, value in subject.names.items() if key != "text" or experiment.needs("text")}
+
+def make(
+    name: str, work: Work, experiment: Experiment, out: Path, command: str, plot_format: str, watch: Watch
+) -> Report:
+    """Write the folder of a planned experiment; `command` is what makes it again. Raises `SllmError` if that fails."""
     with watch(name) as progress, new_folder(out) as folder:
         try:
-            report = experiment.run(replace(subject, names=names | {COMMAND: command}, progress=progress))
+            found = work(progress)
         except JaxRuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise SllmError(f"{name} failed on the device ({reason}); a smaller cache or model takes less") from error
-        report.write(folder, name)
-    return report.markdown()
+        report = replace(found, settings=_settings(found, experiment, command))
+        report.write(folder, name, plot_format)
+    return report
+
+
+def _settings(report: Report, experiment: Experiment, command: str) -> dict[str, str]:
+    """With the command behind the names of model and text, and without a text that was not used."""
+    used = {key: value for key, value in report.settings.items() if key != "text" or experiment.needs("text")}
+    names = {key: used[key] for key in ("model", "text") if key in used}
+    return names | {COMMAND: command} | used
 
 
 def make_all(
@@ -40,21 +60,24 @@ def make_all(
     subject: Subject,
     out: Path,
     commands: Mapping[str, str],
+    plot_format: str,
     watch: Watch,
     tell: Callable[[str], None],
 ) -> None:
     """A folder in `out` for each experiment, unless its command has made it already, and the page.
 
-    Raises `SllmError` at the end if some could not be made; the page says why, and has the others.
+    All are checked before the first is made. Raises `SllmError` at the end if some failed; the page says why, and has
+    the others.
     """
-    prepare(out, experiments)
-    made = {name: is_made(out, name, command) for name, command in commands.items()}
+    missing = {name: one for name, one in experiments.items() if not is_made(out, name, commands[name])}
+    with watch("checking", out):
+        planned = plan_all(missing, subject)
+    made_folder(out)
     failed = {}
-    for name, experiment in experiments.items():
+    for name, experiment in missing.items():
         try:
-            if not made[name]:
-                make(name, experiment, subject, out / name, commands[name], watch)
-                tell(f"made {name}")
+            make(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
+            tell(f"made {name}")
         except SllmError as error:
             failed[name] = str(error)
             tell(f"{name}: {error}")

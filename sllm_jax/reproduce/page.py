@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import made_folder, new_file
+from sllm_jax.files import new_file
+from sllm_jax.plot import FORMATS
 from sllm_jax.unfinished import remove_abandoned
 
 PAGE = "README.md"
@@ -15,9 +16,9 @@ _TITLE = "# The paper's experiments on"
 COMMAND = "command"  # the setting that holds it
 
 
-def prepare(folder: Path, experiments: Iterable[str]) -> None:
-    """Make the folder; raises `SllmError` if it cannot be written, or holds what is not of such a report."""
-    page = made_folder(folder) / PAGE
+def check_folder(folder: Path, experiments: Iterable[str]) -> None:
+    """Raises `SllmError` for a folder that holds something else than such a report; removes what a kill left there."""
+    page = folder / PAGE
     remove_abandoned(folder)
     others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
     foreign = page.is_file() and not page.read_text(encoding="utf-8").startswith(_TITLE)
@@ -47,8 +48,14 @@ def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Ma
         heading, _, body = report.partition("\n")
         tables, _, settings = body.strip().rpartition("\n\n")
         settings = re.sub(rf"^\| {COMMAND} \|.*\n?", "", settings, flags=re.MULTILINE).rstrip()
-        picture = f"[![{name}]({name}/{name}.png)]({name}/{name}.png)"
-        parts += [f"## {heading.removeprefix('# ')}", picture, f"```bash\n{command}\n```", tables]
+        parts += [f"## {heading.removeprefix('# ')}", *_plots(folder, name), f"```bash\n{command}\n```", tables]
         parts.append(f"<details><summary>Settings</summary>\n\n{settings}\n\n</details>")
     with new_file(folder / PAGE) as file:
         file.write(("\n\n".join(parts) + "\n").encode())
+
+
+def _plots(folder: Path, name: str) -> list[str]:
+    """What shows the plot of an experiment, or leads to it; nothing if it has none."""
+    paths = [f"{name}/{name}.{kind}" for kind in FORMATS]
+    found = [path for path in paths if (folder / path).is_file()]
+    return [f"[{'the plot' if path.endswith('.pdf') else f'![{name}]({path})'}]({path})" for path in found]

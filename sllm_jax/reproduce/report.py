@@ -1,4 +1,4 @@
-"""What an experiment found, and its three files: figures (CSV), plot (PNG), table with settings (Markdown)."""
+"""What an experiment found, and its files: figures (CSV), table with settings (Markdown), plot (PNG, SVG or PDF)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_jax.plot import Plot
+from sllm_jax.plot import Plot, can_plot
+from sllm_jax.progress import Progress
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Report:
     @property
     def plot(self) -> Plot:
         """The drawing, for a file or a notebook."""
-        return Plot(self.draw)
+        return Plot(self.draw, title=name_of(self.settings))
 
     def markdown(self) -> str:
         """Tables, then settings."""
@@ -36,14 +37,24 @@ class Report:
         parts = [f"# {self.title}", *(table.markdown() for table in self.tables), settings.markdown()]
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: Path, name: str) -> None:
-        """Write `name`.csv, .md and .png into a folder that exists."""
+    def write(self, folder: Path, name: str, plot_format: str = "png") -> None:
+        """Write `name`.csv, `name`.md and, where there is matplotlib, the plot into a folder that exists."""
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.figures.columns)
             writer.writerows(_exact(row) for row in self.figures.rows)
         (folder / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-        (folder / f"{name}.png").write_bytes(self.plot.png())
+        if can_plot():
+            (folder / f"{name}.{plot_format}").write_bytes(self.plot.render(plot_format))
+
+
+def name_of(names: Mapping[str, str]) -> str:
+    """What a plot is of: the names of the model and the text, of files without their folders; "" if none is known."""
+    found = (names.get(entry, "").rstrip("/").rpartition("/")[2] for entry in ("model", "text"))
+    return ", ".join(name for name in found if name)
+
+
+Work = Callable[[Progress], Report]  # an experiment whose options and text have been checked
 
 
 def _exact(row: Iterable[Any]) -> list[str]:

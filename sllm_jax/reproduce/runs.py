@@ -9,8 +9,8 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.progress import Progress
 from sllm_jax.reproduce.subject import Options, Subject
-from sllm_jax.stream import fit_sizes
 
 RECOMPUTED = 2000  # tokens that are re-computed, about, unless --recompute-every says otherwise
 
@@ -32,7 +32,7 @@ class Run:
         return f"{self.start_size} + {self.recent_size}"
 
 
-def measure(subject: Subject, text: np.ndarray, runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
+def measure(subject: Subject, text: np.ndarray, runs: Mapping[str, Run], progress: Progress) -> dict[str, np.ndarray]:
     """The nll of each token of `text` [N] but the first, [N - 1], in each run; NaN where one did not evaluate it."""
     ends = {name: len(text) if run.tokens is None else min(run.tokens + 1, len(text)) for name, run in runs.items()}
     done, total = 0, sum(-(-(ends[name] - 1) // run.stride) for name, run in runs.items())
@@ -43,7 +43,7 @@ def measure(subject: Subject, text: np.ndarray, runs: Mapping[str, Run]) -> dict
         for piece in token_nll(subject.model, ids, run.mode, run.start_size, run.recent_size, stride=run.stride):
             pieces.append(piece)
             done += len(piece)
-            subject.progress(min(done, total), total)
+            progress(min(done, total), total)
         place = np.arange(0, len(ids) - 1, run.stride) - len(before)  # of each token in nll, once those before are read
         of_text = place >= 0
         nll[name][place[of_text]] = np.concatenate(pieces)[of_text]
@@ -72,8 +72,7 @@ def total_cache(subject: Subject, smallest: int) -> int:
 
     Raises `SllmError` for less than `smallest`, which the experiment needs.
     """
-    start_size, recent_size = fit_sizes(subject.model.config, subject.options.start_size, subject.options.recent_size)
-    if (total := start_size + recent_size) < smallest:
+    if (total := sum(subject.sizes)) < smallest:
         raise SllmError(f"the experiment needs a cache of {smallest} tokens or more; got {total}")
     return total
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import psutil
 
 from sllm_jax.perplexity import CHUNK_SIZE, perplexity, token_nll
-from sllm_jax.reproduce.report import Report
+from sllm_jax.progress import Progress
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import check_longer, total_cache
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
@@ -21,20 +24,23 @@ STRETCHES = 100  # that the text is cut into
 _COLUMNS = ("tokens", "perplexity", "running_perplexity", "tokens_per_second", "resident_mb", "device_mb")
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """The whole text in one stream; figures of each hundredth of it."""
-    text, start_size = subject.text_tokens(), subject.options.start_size
-    total = total_cache(subject, start_size + 1)
-    check_longer(subject, text, total)
-    ids = np.concatenate([subject.start_tokens(), text])
-    sizes = ("streaming", start_size, total - start_size)
+    text = subject.text_tokens()
+    check_longer(subject, text, total_cache(subject, subject.options.start_size + 1))
+    return partial(_run, subject, np.concatenate([subject.start_tokens(), text]))
+
+
+def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
+    start_size, recent_size = subject.sizes
+    sizes = ("streaming", start_size, recent_size)
     next(token_nll(subject.model, ids, *sizes))  # compiles
     count = len(ids) - 1
     rows: list[tuple] = []
     done, nats, done_before, nats_before, since = 0, 0.0, 0, 0.0, time.perf_counter()
     for piece in token_nll(subject.model, ids, *sizes):
         done, nats = done + len(piece), nats + float(piece.sum(dtype=np.float64))
-        subject.progress(done, count)
+        progress(done, count)
         if done < count * (len(rows) + 1) // STRETCHES:
             continue
         now, added = time.perf_counter(), done - done_before
@@ -47,7 +53,7 @@ def run(subject: Subject) -> Report:
         settings=subject.settings()
         | {
             "predicted": f"{count} tokens in one stream, {CHUNK_SIZE} at a time",
-            "cache": f"{start_size} + {total - start_size} tokens kept; a step attends to one more, its own",
+            "cache": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
             "memory": "resident memory of the whole process, and what its arrays take on an accelerator",
         },
         figures=Table(_COLUMNS, rows),
@@ -57,8 +63,6 @@ def run(subject: Subject) -> Report:
 
 def _memory() -> tuple[float, float | None]:
     """MB that the process takes, and that its arrays take on a device with a memory of its own."""
-    import psutil
-
     statistics = jax.devices()[0].memory_stats()
     device = None if statistics is None else statistics["bytes_in_use"] / 2**20
     return psutil.Process().memory_info().rss / 2**20, device

@@ -9,17 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 import numpy as np
 
 from sllm_jax.errors import SllmError
+from sllm_jax.perplexity import check_token_ids
+from sllm_jax.progress import Progress
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 from sllm_jax.sampling import SamplingOptions
 from sllm_jax.stream import Stream
+from sllm_jax.tokenizer import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,16 +111,24 @@ def accuracy(answers: Sequence[Answer]) -> float | None:
     return sum(answer.right for answer in answers) / len(answers) if answers else None
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """One stream, with a question for each distance at every tenth line."""
-    lines, options = subject.options.lines or LINES, subject.options
+    lines = subject.options.lines or LINES
     if lines <= DISTANCES[0]:
         raise SllmError(f"streameval needs more than {DISTANCES[0]} lines; got {lines}")
-    stream = Stream(subject.model, subject.tokenizer, options.start_size, options.recent_size)
+    if subject.options.seed < 0:
+        raise SllmError(f"seed must be 0 or more; got {subject.options.seed}")
+    example = "".join(event if isinstance(event, str) else event.text for event in events(EVERY + 1, 0, distances=(1,)))
+    check_token_ids(encode(subject.tokenizer, example, start=True), subject.model.config.vocab_size)
+    return partial(_run, subject, lines, subject.sizes)
+
+
+def _run(subject: Subject, lines: int, sizes: tuple[int, int], progress: Progress) -> Report:
+    options, stream = subject.options, Stream(subject.model, subject.tokenizer, *sizes)
     answers = []
     for answer in ask(stream, events(lines, options.seed, distances=DISTANCES)):
         answers.append(answer)
-        subject.progress(answer.question.line, lines)
+        progress(answer.question.line, lines)
     return Report(
         title="streameval: questions about earlier lines of an endless stream",
         tables=[_by_distance(answers), _by_length(answers, lines), paper.TABLE7],

@@ -24,13 +24,14 @@ from sllm_jax.chat import render_answer, render_turn
 from sllm_jax.decode import NO_TOKEN, Carry, decode, forward, init_carry, read
 from sllm_jax.errors import SllmError
 from sllm_jax.model import check_finite, nll_of
+from sllm_jax.perplexity import check_token_ids
+from sllm_jax.progress import Progress
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
-from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 from sllm_jax.sampling import sampling
-from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import decode as decode_text
 from sllm_jax.tokenizer import encode
 
@@ -105,21 +106,31 @@ class Format:
         return whole[len(before) :]
 
 
-def run(subject: Subject) -> Report:
+def plan(subject: Subject) -> Work:
     """Each file of questions in each mode."""
-    options, config = subject.options, subject.model.config
-    start_size, recent_size = fit_sizes(config, options.start_size, options.recent_size)
+    options, (start_size, recent_size) = subject.options, subject.sizes
     form = Format(subject.tokenizer, options.qa_format)
     files = {name: questions[: options.max_questions] for name, questions in options.questions.items()}
     for name, questions in files.items():
         if len(questions) <= form.examples:
             raise SllmError(f"{name} needs {form.examples + 1} questions or more; got {len(questions)}")
+        _check_tokens(subject, form, questions)
     longest = max(_longest(form, questions) for questions in files.values())
     modes = [
         Mode("one-shot", 0, longest, one_stream=False),
         Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
         Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
     ]
+    return partial(_run, subject, form, files, modes)
+
+
+def _run(
+    subject: Subject,
+    form: Format,
+    files: dict[str, Sequence[ArcQuestion]],
+    modes: Sequence[Mode],
+    progress: Progress,
+) -> Report:
     total = len(modes) * sum(len(questions) - form.examples for questions in files.values())
     found: dict[tuple[str, str], list[Outcome]] = {}
     done = 0
@@ -129,15 +140,15 @@ def run(subject: Subject) -> Report:
             for outcome in ask(subject, form, questions, mode):
                 outcomes.append(outcome)
                 done += 1
-                subject.progress(done, total)
+                progress(done, total)
     return Report(
         title="streamqa: multiple-choice questions in one endless stream",
         tables=[_accuracy_table(found, [*files], modes), paper.TABLE5],
         settings=subject.settings()
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
-            "format": options.qa_format + (f", {form.examples} worked example first" if form.examples else ""),
-            "one-shot": f"each question on a stream of its own, {longest} tokens at most, nothing evicted",
+            "format": form.name + (f", {form.examples} worked example first" if form.examples else ""),
+            "one-shot": f"each question on a stream of its own, {modes[0].recent_size} tokens at most, nothing evicted",
             "on the stream": "questions and right answers, one after another",
             "exact": f"% whose greedy reply ({REPLY_TOKENS} tokens) begins with the right letter",
             "likely": "% whose right letter is the most probable of those offered",
@@ -168,6 +179,17 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
             answer = form.answer(question.labels[question.right], closed=True)
             carry = read(module, params, asked, answer)
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
+
+
+def _check_tokens(subject: Subject, form: Format, questions: Sequence[ArcQuestion]) -> None:
+    """Raises `SllmError` for questions or answers that the model cannot read one after another."""
+    answers = [form.answer(label) for label in LABELS]
+    if not all(map(len, answers)):
+        raise SllmError(
+            "streamqa needs a token for the letter of an answer, and the tokenizer has none behind a prompt"
+        )
+    later = [form.prompt(question, answers[0].tolist()) for question in questions]
+    check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), subject.model.config.vocab_size)
 
 
 def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:

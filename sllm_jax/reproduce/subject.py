@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
+from sllm_jax.kv_state import check_memory
 from sllm_jax.long_text import encode_blocks, text_blocks
 from sllm_jax.model import Model
 from sllm_jax.perplexity import check_token_ids
-from sllm_jax.progress import Progress, silent
 from sllm_jax.reproduce.arc import ArcQuestion
+from sllm_jax.stream import fit_sizes
 from sllm_jax.tokenizer import encode
 from sllm_jax.version import __version__
 
@@ -58,8 +60,7 @@ class Subject:
     tokenizer: Any
     text: str
     options: Options = field(default_factory=Options)
-    names: Mapping[str, str] = field(default_factory=dict)  # of model and text, for the settings
-    progress: Progress = silent
+    names: Mapping[str, str] = field(default_factory=dict)  # of model and text, for settings and plots
 
     def __post_init__(self) -> None:
         """Refuse a model without a tokenizer."""
@@ -76,14 +77,29 @@ class Subject:
         return encode(self.tokenizer, "", start=True)
 
     def text_tokens(self) -> np.ndarray:
-        """The token ids [N] of the text alone, `max_tokens` at most."""
-        limit, pieces, count = self.options.max_tokens, [], 0
+        """The token ids [N] of the text alone, `max_tokens` at most. Raises `SllmError` for fewer than two."""
+        return self._text_tokens
+
+    @cached_property
+    def _text_tokens(self) -> np.ndarray:
+        limit, pieces, count = self.options.max_tokens, [np.zeros(0, np.int32)], 0
         for block in encode_blocks(self.tokenizer, text_blocks(self.text)):
             pieces.append(block.tokens.ids)
             count += len(pieces[-1])
             if limit is not None and count >= limit:
                 break
         return check_token_ids(np.concatenate(pieces)[:limit], self.model.config.vocab_size)
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """`start_size` and `recent_size` of the cache, as `fit_sizes` has them; it warns once. Raises `SllmError`."""
+        sizes = fit_sizes(self.model.config, self.options.start_size, self.options.recent_size)
+        self.check_memory(*sizes)
+        return sizes
+
+    def check_memory(self, start_size: int, recent_size: int) -> None:
+        """Raises `SllmError` for a cache that does not fit into the memory that is free."""
+        check_memory(self.model.config, start_size, recent_size, self.model.dtype)
 
     def settings(self) -> dict[str, str]:
         """What every experiment's table says of how it was made."""

@@ -6,12 +6,15 @@ Every cache predicts the same tokens, those of the text but the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sllm_jax.errors import SllmError
+from sllm_jax.progress import Progress
 from sllm_jax.reproduce import paper
-from sllm_jax.reproduce.report import Report
+from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import (
     Run,
     check_longer,
@@ -32,21 +35,27 @@ SINKS = (0, 1, 2, 4, 8)
 PARTS = (8, 4, 2, 1)  # of the largest cache, for table 6
 
 
-def table1(subject: Subject) -> Report:
+def table1(subject: Subject) -> Work:
     """Is it the meaning of the first tokens or their place? Sinks, line breaks in their place, none, re-computation."""
     text, start_size = subject.text_tokens(), subject.options.start_size
     total = total_cache(subject, start_size + 1)
     check_longer(subject, text, total)
     window = total - start_size
     stride = recompute_stride(subject.options, len(text) - 1)
-    line_breaks = [int(encode(subject.tokenizer, "\n", start=False)[-1])] * start_size
+    line_break = encode(subject.tokenizer, "\n", start=False)[-1:].tolist()
+    if not line_break:
+        raise SllmError("table1 needs a token for a line break, and the tokenizer has none")
     runs = {
         f"0 + {total} (window)": Run("window", 0, total),
         f"{start_size} + {window}": Run("streaming", start_size, window),
-        f'{start_size} "\\n" + {window}': Run("streaming", start_size, window, before=line_breaks),
+        f'{start_size} "\\n" + {window}': Run("streaming", start_size, window, before=line_break * start_size),
         "re-computation": Run("recompute", start_size, window, stride=stride),
     }
-    nll = measure(subject, text, runs)
+    return partial(_table1, subject, text, runs)
+
+
+def _table1(subject: Subject, text: np.ndarray, runs: dict[str, Run], progress: Progress) -> Report:
+    nll, start_size = measure(subject, text, runs, progress), subject.options.start_size
     sampled = np.isfinite(nll["re-computation"])
     rows = [(name, int(np.isfinite(x).sum()), perplexity_of(x), perplexity_of(x[sampled])) for name, x in nll.items()]
     columns = ("cache", "tokens evaluated", "perplexity", "perplexity on the re-computed tokens")
@@ -56,21 +65,22 @@ def table1(subject: Subject) -> Report:
         settings=_settings(subject, text)
         | {
             "line breaks": f"{start_size} line-break tokens stand before the text, in the place of its start tokens",
-            "re-computation": f"{fresh_pass(subject, total)}, for one token in {stride}",
+            "re-computation": f"{fresh_pass(subject, sum(subject.sizes))}, "
+            f"for one token in {runs['re-computation'].stride}",
         },
         figures=Table(("cache", "tokens", "perplexity", "perplexity_on_recomputed"), rows),
         draw=lambda figure: _draw(figure, {row[0]: row[3] for row in rows}, "Perplexity on the re-computed tokens"),
     )
 
 
-def table2(subject: Subject) -> Report:
+def table2(subject: Subject) -> Work:
     """How many sinks are enough, at one total cache size?"""
     total = total_cache(subject, SINKS[-1] + 1)
     runs = [Run("streaming", sinks, total - sinks) for sinks in SINKS]
     return _of_caches(subject, "table2: the number of sinks, at one total cache size", runs, paper.TABLE2)
 
 
-def table6(subject: Subject) -> Report:
+def table6(subject: Subject) -> Work:
     """Does a larger cache help? One number of sinks, and caches up to the trained context."""
     start_size = subject.options.start_size
     steps = total_cache(subject, PARTS[0] * (start_size + 2)) + 1  # what a step of the largest cache attends to
@@ -78,11 +88,17 @@ def table6(subject: Subject) -> Report:
     return _of_caches(subject, "table6: the size of the cache, at one number of sinks", runs, *paper.TABLE6)
 
 
-def _of_caches(subject: Subject, title: str, runs: list[Run], *beside: Table) -> Report:
+def _of_caches(subject: Subject, title: str, runs: list[Run], *beside: Table) -> Work:
     """The perplexity of each run, and tables of the paper to stand beside it."""
     text = subject.text_tokens()
     check_longer(subject, text, max(run.start_size + run.recent_size for run in runs))
-    nll = measure(subject, text, {run.cache: run for run in runs})
+    return partial(_compare, subject, title, text, runs, beside)
+
+
+def _compare(
+    subject: Subject, title: str, text: np.ndarray, runs: list[Run], beside: tuple[Table, ...], progress: Progress
+) -> Report:
+    nll = measure(subject, text, {run.cache: run for run in runs}, progress)
     found = {name: perplexity_of(values) for name, values in nll.items()}
     figures = [(run.start_size, run.recent_size, found[run.cache]) for run in runs]
     return Report(

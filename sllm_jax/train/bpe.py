@@ -8,6 +8,7 @@ from typing import Any
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, write_json
+from sllm_jax.tokenizer import quiet
 
 END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
 _BYTES = 256
@@ -21,7 +22,9 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, contex
     every text. Raises `SllmError` if the text is too small for as many tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+
+    with quiet():
+        from transformers import PreTrainedTokenizerFast
 
     if vocab_size < _BYTES + 2:
         raise SllmError(f"vocab_size must be {_BYTES + 2} or more (all bytes and two special tokens); got {vocab_size}")

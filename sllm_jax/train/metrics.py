@@ -41,9 +41,9 @@ def read(path: Path, until: int) -> list[Row]:
     """The rows up to a step; none if there is no file yet. Raises `SllmError` if it holds something else."""
     if not path.exists():
         return []
-    with foreign(str(path), "it must hold the measures of a run; remove it to go on without them"):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
+    remedy = "it must hold the measures of a run; remove it to go on without them"
+    with foreign(str(path), remedy), path.open(encoding="utf-8", newline="") as file:
+        rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
     if any(not row.is_possible() for row in rows):
         raise SllmError(f"{path} holds impossible measures; remove it to go on without them")
     return [row for row in rows if row.step <= until]
@@ -59,8 +59,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         file.write(text.getvalue().encode())
 
 
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Loss on the text that is learned and on the text held back, against tokens, as PNG."""
+def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -73,7 +73,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         axes.grid(alpha=0.3)
 
     with new_file(path) as file:
-        file.write(Plot(draw).png())
+        file.write(Plot(draw, title=title).render(path.suffix[1:]))
 
 
 def _number(name: str, value: str) -> Any:

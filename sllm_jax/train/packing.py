@@ -24,6 +24,20 @@ def pack(tokenizer: Any, documents: Sequence[str], progress: Progress = silent) 
     return np.concatenate([np.array(piece, np.int32) for piece in pieces])
 
 
+def check_size(documents: Sequence[str], context: int) -> None:
+    """Raises `SllmError` for documents that cannot fill one sample, however they become tokens: each takes a byte."""
+    most = 1 + sum(len(document.encode()) + 1 for document in documents)
+    if most <= context:
+        raise _too_small(context, f"{most} at most")
+
+
+def _too_small(context: int, found: str) -> SllmError:
+    return SllmError(
+        f"the text is too small: a sample takes {context + 1} tokens, and it has {found}; give more, or a config with "
+        "a shorter context"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """The samples of a row of token ids [N]: stretches of `context` + 1 tokens that share one token with the next.
@@ -38,10 +52,7 @@ class Samples:
     def __post_init__(self) -> None:
         """Raises `SllmError` if there is not one whole sample."""
         if not len(self):
-            raise SllmError(
-                f"the text is too small: a sample takes {self.context + 1} tokens, and it has {len(self.token_ids)}; "
-                "give more, or a config with a shorter context"
-            )
+            raise _too_small(self.context, str(len(self.token_ids)))
 
     def __len__(self) -> int:
         """How many there are."""

@@ -14,7 +14,7 @@ from sllm_jax.files import load_json, new_folder, write_json
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
-from sllm_jax.train.packing import Samples, pack
+from sllm_jax.train.packing import Samples, check_size, pack
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
 
@@ -29,15 +29,17 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
     """
     config = module_for(hf_config(settings), settings.dtype).config
     learned, held = hold_back(read_documents(texts), settings.hold_back)
+    for documents in (learned, held):
+        check_size(documents, settings.context)
     with new_folder(out) as folder:
         tokenizer = train_tokenizer(learned, config.vocab_size, settings.sink, config.max_position_embeddings)
         save_tokenizer(tokenizer, folder / TOKENIZER)
-        for name, documents in ((LEARNED, learned), (HELD_BACK, held)):
+        for name, documents in ((HELD_BACK, held), (LEARNED, learned)):
             row = pack(tokenizer, documents, progress)
             Samples(row, settings.context)  # refuses a text that is too small
             np.save(folder / name, row)
         (folder / HELD_BACK_TEXT).write_text(FORM_FEED.join(held), encoding="utf-8")
-        written = settings.as_json() | {"text": _fingerprint(texts)}
+        written = settings.as_json() | {"text": _fingerprint(texts), "text_names": [path.name for path in texts]}
         write_json(folder / SETTINGS, written)
 
 
@@ -53,6 +55,11 @@ def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
         raise SllmError(
             f"{out} holds another run ({'; '.join(differences)}); resume with the same settings, or name a new folder"
         )
+
+
+def text_names(out: Path) -> list[str]:
+    """The names of the files that the run in `out` learns from; none if an earlier version prepared it."""
+    return load_json(out / SETTINGS).get("text_names", [])
 
 
 def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:

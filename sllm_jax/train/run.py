@@ -15,17 +15,18 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, write_json
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
+from sllm_jax.plot import can_plot
 from sllm_jax.tokenizer import load_tokenizer
 from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
-from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config
+from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config, text_names
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
 from sllm_jax.unfinished import remove_abandoned
 
-CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss.png", "model"
+CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
 ROW_EVERY = 10  # steps
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # a small model that is greedy repeats itself
 EVALUATED = 256  # samples of held-back text, at most, in one evaluation
@@ -34,9 +35,9 @@ EVALUATED = 256  # samples of held-back text, at most, in one evaluation
 class Run:
     """A prepared run. `steps` does the work; what it has come to is in `state` and `rows`."""
 
-    def __init__(self, folder: Path, settings: Settings, save_every: int = 200) -> None:
+    def __init__(self, folder: Path, settings: Settings, save_every: int = 200, plot_format: str = "png") -> None:
         """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
-        self.folder, self.settings, self.save_every = folder, settings, save_every
+        self.folder, self.settings, self.save_every, self.plot_format = folder, settings, save_every, plot_format
         remove_abandoned(folder)
         self.module = module_for(hf_config(settings), settings.dtype).clone(remat=settings.remat)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
@@ -81,7 +82,7 @@ class Run:
         return float(np.mean([evaluate(self.module, self.state.params, part) for part in of_one_shape]))
 
     def save(self) -> None:
-        """Write a checkpoint, the measures and their plot; raises `SllmError` if that fails.
+        """Write a checkpoint, the measures and, with matplotlib, their plot; raises `SllmError` if that fails.
 
         The measures first: those after the last checkpoint are dropped again when the run is resumed. Steps that are
         in no row yet get one, so that a run that stops between two rows loses no measure.
@@ -90,7 +91,9 @@ class Run:
             self._add_row(evaluates=False)
         metrics.write(self.folder / METRICS, self.rows)
         checkpoint.save(self.folder / CHECKPOINTS, self.step, self.state)
-        metrics.plot(self.folder / PLOT, self.rows)
+        if can_plot():
+            title = ", ".join([self.folder.resolve().name, *text_names(self.folder)])
+            metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
         if not np.isfinite(loss):
