@@ -89,7 +89,8 @@ def run(monkeypatch, capfd):
     def run(*arguments, stdin=""):
         interrupted = signal.getsignal(signal.SIGINT)
         monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as leaving:

@@ -13,7 +13,8 @@ from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
-from sllm_jax.cli.console import Bar, note, progress
+from sllm_jax.cli import stdin
+from sllm_jax.cli.console import Bar, Lines, note, progress
 from sllm_jax.cli.ctrl_c import leave_at_once_on_ctrl_c
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def reproduce(
     out: Annotated[Path, Option(help="The folder to write; it must not exist yet, but `all` goes on in one of its.")],
     text: Annotated[
         Path | None,
-        Option(help="A text that the model was not trained on, UTF-8; streameval, streamqa and fig10 need none."),
+        Option(
+            help='A text that the model was not trained on, UTF-8; "-" is standard input. streameval, streamqa and '
+            "fig10 need none."
+        ),
     ] = None,
     model: o.Model = DEFAULT_MODEL,
     max_tokens: Annotated[
@@ -135,7 +139,7 @@ def reproduce(
         cache_sizes=cache_size or (),
         seed=seed,
     )
-    content = "" if text is None else read_text(text)
+    content = "" if text is None else read_text(stdin.as_file(text))
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
@@ -150,7 +154,7 @@ def reproduce(
 
 
 @contextmanager
-def _watch(name: str, out: Path) -> Iterator[Bar]:
+def _watch(name: str, out: Path) -> Iterator[Bar | Lines]:
     """While an experiment is made: its progress, and a Ctrl-C that leaves nothing unfinished."""
     from sllm_jax.files import remove_unfinished
 
