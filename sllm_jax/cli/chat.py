@@ -27,6 +27,7 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, Option(help="Write at most this many tokens an answer.")] = 1000,
     stop: o.Stop = None,
+    control_tokens: o.ControlTokens = False,
     mode: o.Mode = "streaming",
     start_size: o.StartSize = 4,
     recent_size: o.RecentSize = None,
@@ -61,7 +62,7 @@ def chat(
     loaded, loaded_tokenizer = load_model(model, revision, tokenizer, dtype, weights)
 
     def begin() -> Stream:
-        return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
+        return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed, control_tokens=control_tokens)
 
     opening = loaded.generation_config.get("opening") if system is None else None
     conversation = Conversation(model, begin, system or opening, max_tokens, stop or (), chosen)

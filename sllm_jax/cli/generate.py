@@ -34,6 +34,7 @@ def generate(
     ] = None,
     stop: o.Stop = None,
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Write on past the end-of-text token.")] = False,
+    control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
     mode: o.Mode = "streaming",
     start_size: o.StartSize = 4,
@@ -62,7 +63,7 @@ def generate(
     chosen = sampling_options(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
     check_options(mode, start_size, recent_size, max_tokens, stop or (), chosen)
     loaded, loaded_tokenizer = load_model(model, revision, tokenizer, dtype, weights)
-    stream = Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed)
+    stream = Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed, control_tokens=control_tokens)
     opening = loaded.generation_config.get("opening") if given is None else None
     start, speed, written = given or opening, Speed(stream), Written(stream)
     with CtrlC() as interrupt:

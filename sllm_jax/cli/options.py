@@ -99,6 +99,13 @@ Greedy = Annotated[
 ]
 Seed = Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)]
 
+ControlTokens = Annotated[
+    bool,
+    Option(
+        "--control-tokens",
+        help="Let text that spells a control token, such as <|im_end|>, stand for that token; else it is plain text.",
+    ),
+]
 Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Stop = Annotated[list[str] | None, Option(help="End where this text appears (may be given several times).")]
 Source = Annotated[

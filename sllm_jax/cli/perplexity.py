@@ -66,6 +66,7 @@ def perplexity(
             "It is removed at the end."
         ),
     ] = None,
+    control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
@@ -96,7 +97,9 @@ def perplexity(
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sllm-jax-")))
-        inputs += [_of_text(path, i, loaded_tokenizer, folder, max_tokens) for i, path in enumerate(texts)]
+        inputs += [
+            _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
+        ]
         if mode == "dense":
             start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
         sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
@@ -155,7 +158,9 @@ def _check_text(path: Path) -> None:
         next(file_blocks(path))
 
 
-def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None) -> Input:
+def _of_text(
+    path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None, control_tokens: bool
+) -> Input:
     from sllm_jax.long_text import tokenize_file
 
     if tokenizer is None:
@@ -167,7 +172,7 @@ def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: 
             bar(done, total)
             interrupt.check()
 
-        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell))
+        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell, control_tokens))
 
 
 def _note_past_context(mode: str, inputs: list[Input], context: int) -> None:
