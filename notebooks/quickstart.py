@@ -42,7 +42,7 @@ import sllm_jax
 model, tokenizer = sllm_jax.load("bundled:llama")
 stream = sllm_jax.Stream(model, tokenizer, start_size=4, recent_size=251, seed=1)
 stream.feed("It was a cold evening in November, and")
-for piece in stream.generate(max_tokens=768, ignore_eos=True, temperature=0.8, top_p=0.95):
+for piece in stream.generate(max_tokens=768, ignore_eos=True):
     print(piece, end="", flush=True)
 
 # %% [markdown]
@@ -56,13 +56,13 @@ print(f"{stream.tokens_seen} tokens seen, {stream.cache_in_use} of {stream.cache
 #
 # Every turn goes on where the last one ended: nothing is read a second time, and nothing has to be cut off. What
 # has left the window is forgotten, though: streaming makes a chat endless, not its memory longer. The bundled
-# model was not trained to answer, so it goes on telling.
+# model was trained on novels alone: it answers as a character of theirs would.
 
 # %%
 chat = sllm_jax.Stream(model, tokenizer, start_size=4, recent_size=251)
 for question in ("Who stood at the door?", "What did she say to him?", "And what became of the letter?") * 2:
     print(f"\n\nUSER: {question}\nMODEL: ", end="")
-    for piece in chat.chat(question, max_tokens=80, temperature=0.8, top_p=0.95):
+    for piece in chat.chat(question, max_tokens=80):
         print(piece, end="", flush=True)
     print(f"  [{chat.tokens_seen} tokens seen, {chat.cache_in_use} in the cache]", end="")
 
@@ -80,7 +80,7 @@ model, tokenizer = sllm_jax.load(NAME)
 chat = sllm_jax.Stream(model, tokenizer, start_size=4)  # the window: 2,000 tokens, or what fits the trained context
 for question in ("Tell me a story of the sea.", "How does it end?"):
     print(f"\n\nUSER: {question}\nMODEL: ", end="")
-    for piece in chat.chat(question, max_tokens=120, temperature=0.8, top_p=0.95):
+    for piece in chat.chat(question, max_tokens=120):
         print(piece, end="", flush=True)
 
 # %% [markdown]

@@ -92,6 +92,11 @@ class Stream:
         return int(self._carry.state.filled)
 
     @property
+    def last_ids(self) -> list[int]:
+        """The last token ids of the stream, read and written, at most 512."""
+        return list(self._last)
+
+    @property
     def full(self) -> bool:
         """Whether a dense stream has come to the end of its trained context."""
         return self.mode == "dense" and self.tokens_seen >= self.model.config.max_position_embeddings

@@ -89,7 +89,8 @@ def run(monkeypatch, capfd):
 
     def run(*arguments, stdin=""):
         monkeypatch.setattr(sys, "argv", ["sllm-jax", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         capfd.readouterr()
         before = {number: signal.getsignal(number) for number in STOPPING}
         try:

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from sllm_jax import hub
 from sllm_jax.bundle import DEFAULT_MODEL, FOLDER, bundled_names
+from sllm_jax.cli.chat import chat
+from sllm_jax.cli.generate import generate
 from sllm_jax.cli.perplexity import perplexity
-from sllm_jax.cli.text import chat, generate
 from sllm_jax.decode import extend, init_carry
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load

@@ -26,15 +26,21 @@ def test_version_and_help(run):
         assert option in out
 
 
-def test_models_lists_what_is_supported_with_its_options(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "320")
+def test_models_in_a_pipe_are_plain_rows_with_their_options(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     code, out, _ = run("models")
     assert code == 0
-    for model_type, kind in KINDS.items():
-        line = next(line for line in out.splitlines() if f" {model_type} " in line)
-        assert kind.models in line
-        assert kind.options in line
+    rows = [tuple(line.split("\t")) for line in out.splitlines()]
+    assert rows[: len(KINDS)] == [(model_type, kind.models, kind.options) for model_type, kind in KINDS.items()]
     assert "rope_scaling: default, linear, dynamic, llama3, yarn\n" in out
+
+
+def test_models_on_a_terminal_are_a_table(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "320")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    line = next(line for line in run("models")[1].splitlines() if f" {'gpt_neox'} " in line)
+    assert KINDS["gpt_neox"].models in line
+    assert KINDS["gpt_neox"].options in line
 
 
 def test_python_dash_m():

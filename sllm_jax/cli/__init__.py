@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from sllm_jax.signals import leave_on_signals
@@ -15,7 +16,12 @@ def main() -> None:
     from sllm_jax.cli.console import note, print_warnings
     from sllm_jax.errors import SllmError
 
+    if sys.stderr is None:  # closed, and print would write to standard output instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
     print_warnings()
+    if sys.stdout is None:
+        note("error: standard output is closed; connect a terminal, a pipe or a file, such as /dev/null")
+        sys.exit(2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:

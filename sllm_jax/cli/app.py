@@ -7,24 +7,36 @@ from typing import Annotated
 import typer
 
 from sllm_jax.cli.benchmark import benchmark
+from sllm_jax.cli.chat import chat
 from sllm_jax.cli.convert import convert
+from sllm_jax.cli.generate import generate
 from sllm_jax.cli.models import models
 from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.program_cache import keep_programs
 from sllm_jax.cli.reproduce import reproduce
-from sllm_jax.cli.text import chat, generate
 from sllm_jax.cli.train import train
 from sllm_jax.version import __version__
+
+ALIASES = {"max-new-tokens": "max-tokens", "temp": "temperature"}  # names that other programs have
+EXIT_CODES = """\
+Exit codes: 0 done; 1 the reader of the output has left; 2 bad input, said in a sentence; 130 Ctrl-C; 143 SIGTERM."""
+
+
+def option_name(typed: str) -> str:
+    """The name of an option as we spell it."""
+    name = typed.replace("_", "-")
+    return ALIASES.get(name, name)
+
 
 app = typer.Typer(
     name="sllm-jax",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=EXIT_CODES,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "token_normalize_func": option_name,
     },
 )
 
@@ -47,7 +59,8 @@ def common(
 ) -> None:
     """Endless text from language models: StreamingLLM (attention sinks) in JAX.
 
-    --start-size and --start_size are the same option, and so on. `sllm-jax COMMAND --help` explains a command.
+    `sllm-jax COMMAND --help` explains a command. Other spellings of options are understood: --start_size is
+    --start-size, and so on; --max-new-tokens is --max-tokens; --temp is --temperature.
     """
     if program_cache:
         keep_programs()

@@ -50,6 +50,7 @@ def benchmark(
         ),
     ] = None,
     out: Annotated[Path | None, Option(help="Write all figures to this JSON file.")] = None,
+    as_json: o.Json = False,
     profile: Annotated[
         Path | None,
         Option(help="Write a trace of decoding to this folder, for TensorBoard, XProf or ui.perfetto.dev."),
@@ -96,7 +97,8 @@ def benchmark(
         results = measure(loaded, settings, load_seconds, bar)
     results = replace(results, about={"model": str(config or model), **results.about})
     found = results.as_json()
-    print("\n\n".join(table.markdown() for table in results.tables()), flush=True)
+    if not as_json:
+        print("\n\n".join(table.markdown() for table in results.tables()), flush=True)
     if profile:
         _profile(loaded, settings, profile)
     if against:
@@ -105,6 +107,9 @@ def benchmark(
     if out:
         with new_file(out) as file:
             file.write(json.dumps(found, indent=2).encode() + b"\n")
+    if as_json:
+        print(json.dumps(found))
+        return
     for name, theirs in found.get("against", {}).items():
         print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, {name} {theirs['their_ms_per_step']:.4g} ms")
         print(f"ratio {name}/ours {theirs['ratio_to_ours']:.3g}")

@@ -14,6 +14,9 @@ MODEL, CACHE, SAMPLING = "Model", "Cache", "Sampling"
 Model = Annotated[
     str,
     Option(
+        "--model",
+        "-m",
+        autocompletion=bundled_names,
         help=f"A model that comes with the package ({', '.join(bundled_names())}), a Hugging Face name (such as "
         "lmsys/vicuna-7b-v1.5), a Hugging Face folder, or a converted checkpoint.",
         rich_help_panel=MODEL,
@@ -96,6 +99,14 @@ Greedy = Annotated[
 ]
 Seed = Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)]
 
+ControlTokens = Annotated[
+    bool,
+    Option(
+        "--control-tokens",
+        help="Let text that spells a control token, such as <|im_end|>, stand for that token; else it is plain text.",
+    ),
+]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Stop = Annotated[list[str] | None, Option(help="End where this text appears (may be given several times).")]
 Source = Annotated[
     str, Argument(help="A bundled model, a Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +14,7 @@ from typer import Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
+from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
 from sllm_jax.errors import SllmError
 from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
@@ -27,7 +30,8 @@ SAVED_EVERY = 60  # seconds
 def perplexity(
     model: o.Model = DEFAULT_MODEL,
     text: Annotated[
-        list[Path] | None, Option(help="The text to predict, UTF-8; given several times, texts side by side.")
+        list[Path] | None,
+        Option(help='The text to predict, UTF-8; "-" is standard input; given several times, texts side by side.'),
     ] = None,
     tokens: Annotated[
         list[Path] | None,
@@ -61,6 +65,8 @@ def perplexity(
             "there. It is removed at the end."
         ),
     ] = None,
+    control_tokens: o.ControlTokens = False,
+    as_json: o.Json = False,
     revision: o.Revision = None,
     tokenizer: o.Tokenizer = None,
     dtype: o.Dtype = None,
@@ -69,7 +75,7 @@ def perplexity(
 ) -> None:
     """Measure perplexity over texts of any length; in every mode but dense memory does not grow with them.
 
-    The last line of standard output is `perplexity X over N tokens`; of texts standard error tells bits per byte.
+    The last line of standard output is `perplexity X over N tokens`; standard error has bits per byte of texts.
     """
     if bool(text) == bool(tokens):
         raise SllmError("give either --text FILE or --tokens FILE.npy")
@@ -91,13 +97,16 @@ def perplexity(
     if len({out.expanduser().resolve() for out in outs}) < len(outs):
         raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
-    for path in text or ():
+    texts = [stdin.as_file(path) for path in text or ()]
+    for path in texts:
         _check_text(path)
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
-        inputs += [_of_text(path, i, loaded_tokenizer, folder, max_tokens) for i, path in enumerate(text or ())]
+        inputs += [
+            _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
+        ]
         if mode == "dense":
             start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
         sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
@@ -109,7 +118,11 @@ def perplexity(
         _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
         _do(evaluation, saves=resume is not None)
         _write(evaluation, inputs, nll_file, curve_file)
-    _tell(evaluation, inputs)
+    figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
+    if as_json:
+        print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
+    else:
+        _tell(evaluation, figures)
     if resume is not None:
         evaluation.remove()
 
@@ -152,7 +165,9 @@ def _check_text(path: Path) -> None:
         next(file_blocks(path))
 
 
-def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None) -> Input:
+def _of_text(
+    path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None, control_tokens: bool
+) -> Input:
     from sllm_jax.long_text import tokenize_file
 
     if tokenizer is None:
@@ -164,7 +179,7 @@ def _of_text(path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: 
             bar(done, total)
             check()
 
-        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell))
+        return Input(str(path), *tokenize_file(tokenizer, path, folder / f"{number}.ids", limit, tell, control_tokens))
 
 
 def _note_past_context(mode: str, inputs: list[Input], context: int) -> None:
@@ -208,26 +223,54 @@ def _write(evaluation: Evaluation, inputs: list[Input], nll_file: BinaryIO | Non
         check()
 
 
-def _tell(evaluation: Evaluation, inputs: list[Input]) -> None:
+class Figures(NamedTuple):
+    """What was measured on one text: mean nats a token, over how many tokens, and bits per byte if it is a text."""
+
+    name: str
+    nats: float
+    tokens: int
+    bits_per_byte: float | None
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, number: int, one: Input) -> Figures:
+        """Those of input `number`."""
+        from sllm_jax.perplexity import bits_per_byte
+
+        nats, count = float(evaluation.mean(number)), len(one.ids) - 1
+        bits = float(bits_per_byte(nats, one.predicted_bytes / count)) if one.predicted_bytes else None
+        return cls(one.name, nats, count, bits)
+
+    def as_json(self) -> dict[str, object]:
+        """The fields of `--json`."""
+        return {"name": self.name, **total([self]), "bits_per_byte": self.bits_per_byte}
+
+
+def total(figures: Sequence[Figures]) -> dict[str, float]:
+    """Perplexity over the tokens of all texts."""
+    import numpy as np
+
+    tokens = sum(one.tokens for one in figures)
+    nats = sum(one.nats * one.tokens for one in figures) / tokens
+    return {"perplexity": float(np.exp(nats)), "nats_per_token": nats, "tokens": tokens}
+
+
+def _tell(evaluation: Evaluation, figures: Sequence[Figures]) -> None:
     """The figures of each text, if there are several, and of all."""
     import numpy as np
 
-    from sllm_jax.perplexity import bits_per_byte
-
-    means = [evaluation.mean(i) for i in range(len(inputs))]
-    counts = [len(one.ids) - 1 for one in inputs]
-    for one, mean, count in zip(inputs, means, counts, strict=True):
-        figures = [] if len(inputs) == 1 else [f"perplexity {np.exp(mean):.6g} over {count} tokens"]
-        if one.predicted_bytes:
-            figures.append(f"{bits_per_byte(mean, one.predicted_bytes / count):.4f} bits per byte")
-        if figures:
-            note(", ".join(figures) if len(inputs) == 1 else f"{one.name}: {', '.join(figures)}")
+    for one in figures:
+        words = [] if len(figures) == 1 else [f"perplexity {np.exp(one.nats):.6g} over {one.tokens} tokens"]
+        if one.bits_per_byte is not None:
+            words.append(f"{one.bits_per_byte:.4f} bits per byte")
+        if words:
+            note(", ".join(words) if len(figures) == 1 else f"{one.name}: {', '.join(words)}")
     context = evaluation.model.config.max_position_embeddings
-    if evaluation.how.mode == "dense" and max(counts) > context:
-        parts = [evaluation.nll_of(i) for i in range(len(inputs))]
+    if evaluation.how.mode == "dense" and max(one.tokens for one in figures) > context:
+        parts = [evaluation.nll_of(i) for i in range(len(figures))]
         within, past = (np.concatenate([part[cut] for part in parts]) for cut in (np.s_[:context], np.s_[context:]))
         note(
             f"within the trained context of {context} tokens: perplexity {np.exp(within.mean()):.6g}; "
             f"past it: {np.exp(past.mean()):.6g}"
         )
-    print(f"perplexity {np.exp(np.average(means, weights=counts)):.6g} over {sum(counts)} tokens")
+    whole = total(figures)
+    print(f"perplexity {whole['perplexity']:.6g} over {whole['tokens']} tokens")

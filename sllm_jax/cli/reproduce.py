@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
+from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def reproduce(
     out: Annotated[Path, Option(help="The folder to write; it must not exist yet, but `all` goes on in one of its.")],
     text: Annotated[
         Path | None,
-        Option(help="A text that the model was not trained on, UTF-8; streameval, streamqa and fig10 need none."),
+        Option(
+            help='A text that the model was not trained on, UTF-8; "-" is standard input. streameval, streamqa and '
+            "fig10 need none."
+        ),
     ] = None,
     model: o.Model = DEFAULT_MODEL,
     max_tokens: Annotated[
@@ -141,7 +145,7 @@ def reproduce(
         page.check_folder(out, chosen)
     else:
         check_absent(out)
-    content = "" if text is None else read_text(text)
+    content = "" if text is None else read_text(stdin.as_file(text))
     if not can_plot():
         note(no_plots())
     with progress("loading") as bar:

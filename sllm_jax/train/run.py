@@ -28,7 +28,7 @@ from sllm_jax.unfinished import remove_abandoned
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
 ROW_EVERY = 10  # steps
-SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # a small model that is greedy repeats itself
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}  # a small model that is greedy repeats itself
 EVALUATED = 256  # samples of held-back text, at most, in one evaluation
 
 

@@ -1,0 +1,102 @@
+"""Where the messages of a chat come from: typed at a terminal, piped in, or listed in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from sllm_jax.chat import USER
+from sllm_jax.cli import stdin
+from sllm_jax.cli.console import label, note
+from sllm_jax.errors import SllmError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+
+def at_terminal() -> bool:
+    """Whether somebody types and sees what is typed."""
+    ends = (sys.stdout, sys.stderr)
+    return sys.stdin is not None and sys.stdin.isatty() and any(end is not None and end.isatty() for end in ends)
+
+
+def typed() -> Iterator[str]:
+    """Messages from a line editor with a history, until Ctrl-D, or Ctrl-C on an empty line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import HTML
+    from prompt_toolkit.output import create_output
+
+    session: PromptSession[str] = PromptSession(
+        HTML(f"\n<b>{USER}</b> "),
+        multiline=True,
+        key_bindings=_keys(),
+        reserve_space_for_menu=0,
+        output=create_output(always_prefer_tty=True),
+    )
+    while True:
+        try:
+            yield session.prompt()
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def piped() -> Iterator[str]:
+    """The lines of standard input, shown as they come. A line that is not UTF-8 is skipped with a note.
+
+    Raises `SllmError` at once if standard input is closed, and at its end if there was no message.
+    """
+    return _messages(stdin.lines())
+
+
+def from_prompts(conversations: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The messages of all conversations, shown as they come."""
+    for turns in conversations:
+        for message in turns:
+            _show(message)
+            yield message
+
+
+def _messages(lines: Iterator[bytes]) -> Iterator[str]:
+    count = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            message = stdin.text_of(line)
+        except SllmError as error:
+            note(f"line {number} is skipped: {error}; the next line, please")
+            continue
+        if message.strip():
+            count += 1
+            _show(message)
+            yield message
+    if not count:
+        raise SllmError("standard input has no message; give one on each line")
+
+
+def _show(message: str) -> None:
+    label(USER)
+    note(message)
+
+
+def _keys() -> KeyBindings:
+    """Enter sends, Alt-Enter begins a new line, Ctrl-C discards what was typed or ends the chat."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def break_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c")
+    def discard(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt)
+
+    return keys
