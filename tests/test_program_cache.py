@@ -17,7 +17,7 @@ from sllm_jax.cli.program_cache import keep_programs
 GENERATE = ("generate", "--model", "bundled:falcon", "--max-tokens", "9", "--ignore-eos")
 
 
-def run(home, *arguments, **options):
+def run(home, *arguments):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     found = subprocess.run(
         [sys.executable, "-m", "sllm_jax", *arguments],
@@ -25,7 +25,6 @@ def run(home, *arguments, **options):
         capture_output=True,
         text=True,
         check=True,
-        **options,
     )
     return found.stdout, found.stderr
 
@@ -112,8 +111,12 @@ def test_what_a_full_disk_has_cut_short_is_removed(tmp_path):
     whole = entries(tmp_path)
     largest = max(whole, key=lambda name: len(whole[name]))
     next(tmp_path.rglob(largest)).unlink()
-    limit = len(whole[largest]) // 2
-    _, notes = run(tmp_path, *GENERATE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole[largest]) // 2, unlimited[1]))
+    try:
+        _, notes = run(tmp_path, *GENERATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert entries(tmp_path) == {name: content for name, content in whole.items() if name != largest}
     assert "warning" not in notes
     assert not list(tmp_path.rglob("*.running"))
