@@ -148,10 +148,16 @@ def temporaries(*folders):
     return [path for folder in folders for pattern in patterns for path in folder.rglob(pattern)]
 
 
+def is_done(ended):
+    """Whether a command came to its end, or was killed after it had written its folder, which is refused then."""
+    code, _, err = ended
+    return code == 0 or (code == 2 and "exists already" in err)
+
+
 def problems_of_a_kill(job, place, expected, ended, number):
     code, text, err = ended
     found = JOBS[job].result(place, text)
-    if code not in (0, 128 + number):
+    if code != 128 + number and not is_done(ended):
         yield f"exit code {code}"
     if "Traceback" in err or "Error" in err:
         yield err
@@ -168,20 +174,12 @@ def chain(job, place, cache, seconds, expected, drawn, kills=CHAIN):
     for _ in range(kills):
         kill = drawn.choice((signal.SIGKILL, signal.SIGTERM)), drawn.uniform(0, seconds)
         ended = run(job, place, cache, kill)
-        yield (
-            job,
-            kill[0].name,
-            f"{kill[1]:.3f}",
-            ended[0],
-            "; ".join(problems_of_a_kill(job, place, expected, ended, kill[0])),
-        )
-        if ended[0] == 0:
+        found = problems_of_a_kill(job, place, expected, ended, kill[0])
+        yield job, kill[0].name, f"{kill[1]:.3f}", ended[0], "; ".join(found)
+        if is_done(ended):
             break
-    if ended[0] == 0 and job != "generate":
-        code, text, err = ended
-    else:
-        code, text, err = run(job, place, cache)
-    problems = [] if code == 0 else [f"did not end: {err}"]
+    code, text, err = ended if is_done(ended) else run(job, place, cache)
+    problems = [] if is_done((code, text, err)) else [f"did not end: {err}"]
     problems += [] if JOBS[job].result(place, text) == expected else ["another result"]
     problems += [f"left: {left}"] if (left := temporaries(place, cache)) else []
     yield job, "end", "", code, "; ".join(problems)
