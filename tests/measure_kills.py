@@ -88,7 +88,7 @@ def perplexity_arguments(place):
 
 def generate_arguments(place):
     tokenizer = ["--tokenizer", DATA / "tiny-tokenizer-spm/tokenizer.model"]  # which is converted in a scratch folder
-    sizes = ["--max-tokens", 20_000, "--ignore-eos", "--temperature", 1, "--recent-size", 50]
+    sizes = ["--max-tokens", 5_000, "--ignore-eos", "--temperature", 1, "--recent-size", 50]
     return ["generate", "--model", DATA / "tiny-llama", *tokenizer, *sizes]
 
 
@@ -122,7 +122,7 @@ def prepared(place):
     (place / "tmp").mkdir(parents=True)
     write_text(place)
     (place / "config.json").write_text(json.dumps(CONFIG))
-    np.save(place / "tokens.npy", np.random.default_rng(0).integers(3, 420, 20_000))
+    np.save(place / "tokens.npy", np.random.default_rng(0).integers(3, 420, 6_000))
     return place
 
 
