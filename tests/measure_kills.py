@@ -154,14 +154,15 @@ def is_done(ended):
     return code == 0 or (code == 2 and "exists already" in err)
 
 
-def problems_of_a_kill(job, place, expected, ended, number):
+def problems_of_a_kill(job, place, expected, ended, number, before):
+    """What is wrong after a kill; `before` has the temporary files that an earlier one had left."""
     code, text, err = ended
     found = JOBS[job].result(place, text)
     if code != 128 + number and not is_done(ended):
         yield f"exit code {code}"
     if "Traceback" in err or "Error" in err:
         yield err
-    if code == 143 and (left := temporaries(place)):
+    if code == 143 and (left := set(temporaries(place)) - before):
         yield f"left after SIGTERM: {left}"
     if JOBS[job].whole and any(expected[name] != content for name, content in found.items()):
         yield "what is there is not whole"
@@ -173,8 +174,9 @@ def chain(job, place, cache, seconds, expected, drawn, kills=CHAIN):
     """Rows of one command that is killed and at last left to end: its name, signal, seconds, exit code, problems."""
     for _ in range(kills):
         kill = drawn.choice((signal.SIGKILL, signal.SIGTERM)), drawn.uniform(0, seconds)
+        before = set(temporaries(place))
         ended = run(job, place, cache, kill)
-        found = problems_of_a_kill(job, place, expected, ended, kill[0])
+        found = problems_of_a_kill(job, place, expected, ended, kill[0], before)
         yield job, kill[0].name, f"{kill[1]:.3f}", ended[0], "; ".join(found)
         if is_done(ended):
             break
