@@ -34,6 +34,7 @@ TESTS = (
     "test_evaluation.py",
     "test_train_text.py",
 )  # that need no PyTorch
+LONGEST = 900  # seconds of a command
 COMMANDS = """
 sllm-jax models
 sllm-jax convert TinyLlama/TinyLlama-1.1B-Chat-v1.0 converted
@@ -106,8 +107,11 @@ def failures(environment: Path, work: Path, tests: Path) -> list[str]:
     for command in (*COMMANDS.strip().splitlines(), pytest):
         print(f"$ {command}", flush=True)
         where = tests.parent if command == pytest else work
-        if subprocess.run(shlex.split(command), cwd=where, env=variables).returncode:
-            failed.append(command)
+        try:
+            if subprocess.run(shlex.split(command), cwd=where, env=variables, timeout=LONGEST).returncode:
+                failed.append(command)
+        except subprocess.TimeoutExpired:
+            failed.append(f"{command} (not done after {LONGEST} s)")
     return failed
 
 
