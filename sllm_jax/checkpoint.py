@@ -50,7 +50,7 @@ def restore(folder: Path, initial: Any) -> Any:
     digest = found.pop(_DIGEST, None)
     expected = {_name(i): (leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)}
     same = {name: (array.shape, array.dtype) for name, array in found.items()} == expected
-    if not same or not np.array_equal(digest, _digest(found)):
+    if not same or digest is None or not np.array_equal(digest, _digest(found)):
         raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
     return jax.tree.unflatten(tree, jax.device_put([found[name] for name in expected]))
 

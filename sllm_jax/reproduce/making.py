@@ -70,7 +70,7 @@ def make_all(
     the others.
     """
     missing = {name: one for name, one in experiments.items() if not is_made(out, name, commands[name])}
-    with watch("checking", out):
+    with watch("checking"):
         planned = plan_all(missing, subject)
     made_folder(out)
     failed = {}
