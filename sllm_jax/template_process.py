@@ -23,8 +23,7 @@ def main() -> None:
     for line in sys.stdin:
         signal.alarm(SECONDS)
         try:
-            rendered, _ = render_jinja_template(**json.loads(line))
-            text = rendered[0]
+            text = render_jinja_template(**json.loads(line))[0][0]
             answer = {"text": text} if len(text) <= MAX_CHARACTERS else {"error": f"it writes {len(text)} characters"}
         except MemoryError:
             answer = {"error": "it takes too much memory"}
