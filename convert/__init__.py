@@ -18,6 +18,7 @@ from sllm_jax.convert.falcon import FALCON
 from sllm_jax.convert.gpt_neox import GPT_NEOX
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.mpt import MPT
+from sllm_jax.convert.plausible import check_plausible
 from sllm_jax.convert.table import Table
 from sllm_jax.errors import SllmError
 from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder, write_json
@@ -96,6 +97,7 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
     hf_config = load_config(folder)
     module = module_for(hf_config, dtype)
     refuse_quantized(hf_config, folder)
+    check_plausible(module.config, folder)
     table = TABLES[module.config.model_type]
     ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
     if ties and not is_tied(sources.tensors(folder), table):

@@ -19,7 +19,7 @@ from sllm_jax.convert.dtypes import READABLE
 from sllm_jax.convert.table import Shape
 from sllm_jax.errors import SllmError
 from sllm_jax.extras import how_to_install
-from sllm_jax.files import load_json, other_format
+from sllm_jax.files import is_file, load_json, other_format
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
@@ -39,16 +39,26 @@ class Tensor:
 
 def tensors(folder: Path) -> Iterator[Tensor]:
     """All tensors of the checkpoint in `folder`; raises `SllmError` for weights that are missing or cannot be read."""
-    found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    read = read_pickle if _weights(folder).name.startswith(PICKLE) else read_safetensors
+    for path in weight_files(folder):
+        yield from read(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the weights in `folder` are read from; raises `SllmError` if there are none, or not all."""
+    found = _weights(folder)
+    return shards(found) if found.suffix == ".json" else [found]
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights, or their index."""
+    found = next((folder / name for name in WEIGHT_FILES if is_file(folder / name)), None)
     if found is None:
         instead = other_format(path.name for path in folder.iterdir())
         raise SllmError(
             f"{folder} has no weights{instead}; expected one of {', '.join(WEIGHT_FILES)}, or a converted checkpoint"
         )
-    read = read_pickle if found.startswith(PICKLE) else read_safetensors
-    paths = shards(folder / found) if found.endswith(".json") else [folder / found]
-    for path in paths:
-        yield from read(path)
+    return found
 
 
 def shards(index: Path) -> list[Path]:

@@ -20,8 +20,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from sllm_jax.errors import SllmError
-from sllm_jax.memory import bytes_of, free_memory, gigabytes
+from sllm_jax.memory import bytes_of, check_free
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import LayerCache
 from sllm_jax.position import AngleTable, Rope, rotate
@@ -83,14 +82,12 @@ def check_memory(
     config: ModelConfig, start_size: int, recent_size: int, dtype: jax.typing.DTypeLike, streams: int | None = None
 ) -> None:
     """Raises `SllmError` for a state that does not fit into the memory that is free."""
-    needed, free = bytes_of(state_shapes(config, start_size, recent_size, dtype, streams)), free_memory()
-    if needed > free:
-        of_streams = "" if streams in (None, 1) else f" for {streams} streams"
-        raise SllmError(
-            f"a cache of {start_size} + {recent_size} tokens{of_streams} takes "
-            f"{gigabytes(needed)} of memory, and {gigabytes(free)} are free; give a smaller recent_size, or in "
-            "dense mode a shorter text"
-        )
+    of_streams = "" if streams in (None, 1) else f" for {streams} streams"
+    check_free(
+        bytes_of(state_shapes(config, start_size, recent_size, dtype, streams)),
+        f"a cache of {start_size} + {recent_size} tokens{of_streams}",
+        "give a smaller recent_size, or in dense mode a shorter text",
+    )
 
 
 def state_shapes(

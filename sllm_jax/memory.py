@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import psutil
 
+from sllm_jax.errors import SllmError
+
 _CGROUP = Path("/sys/fs/cgroup")  # of a container that limits memory (version 2)
 
 
@@ -22,6 +24,12 @@ def free_memory() -> int:
     if statistics is not None:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
     return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def check_free(needed: int, what: str, remedy: str) -> None:
+    """Raises `SllmError` if more bytes are needed than are free: "{what} takes ... of memory, ...; {remedy}"."""
+    if needed > (free := free_memory()):
+        raise SllmError(f"{what} takes {gigabytes(needed)} of memory, and {gigabytes(free)} are free; {remedy}")
 
 
 def _free_in_container() -> float:

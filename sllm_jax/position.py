@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sllm_jax.bounds import check_largest
 from sllm_jax.errors import SllmError
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -154,6 +155,7 @@ def _context(config: Mapping[str, Any], kind: str) -> int:
     for name, value in values.items():
         if type(value) is not int or value <= 0:
             raise SllmError(f"{name} in config.json must be a positive integer; got {value!r:.80}")
+        check_largest(name, value)
     return max(values.values(), default=2048)
 
 

@@ -55,7 +55,7 @@ def test_a_stream_with_such_a_cache_is_refused(loaded):
 
 @pytest.mark.usefixtures("nothing_allocated")
 def test_a_dense_text_that_memory_cannot_hold_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(kv_state, "free_memory", lambda: 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**20)
     with pytest.raises(SllmError, match="in dense mode a shorter text"):
         token_nll(tiny, np.ones(5000, np.int32), "dense")
 

@@ -15,15 +15,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PRNGKeyArray
 
 from sllm_jax.int8 import scale_of
+from sllm_jax.memory import bytes_of, check_free
 from sllm_jax.model import Model, parameter_shapes
 from sllm_jax.models import module_for
 
 
 def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, seed: int = 0) -> Model:
-    """A model of these sizes with normal weights that keep the size of what goes through; `int8`: its linear layers."""
+    """A model of these sizes with normal weights that keep the size of what goes through; `int8`: its linear layers.
+
+    Raises `SllmError` for weights that memory cannot hold.
+    """
     module = module_for(hf_config, dtype)
+    shapes = parameter_shapes(module)
+    needed = bytes_of(shapes) // (jnp.dtype(dtype).itemsize if int8 else 1)
+    check_free(needed, "a model of this config", "give one of a smaller model, or another dtype")
     params: dict[str, Array] = {}
-    for i, (path, leaf) in enumerate(flatten_dict(parameter_shapes(module), sep="/").items()):
+    for i, (path, leaf) in enumerate(flatten_dict(shapes, sep="/").items()):
         key, scale = jax.random.fold_in(jax.random.key(seed), i), scale_of(path)
         if leaf.ndim < 2:
             params[path] = (jnp.zeros if path.endswith("bias") else jnp.ones)(leaf.shape, leaf.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sllm_jax.alibi import Alibi
+from sllm_jax.bounds import check_largest
 from sllm_jax.errors import SllmError
 from sllm_jax.position import Rope, is_number
 
@@ -80,12 +81,12 @@ def refuse_unsupported(config: Mapping[str, Any], *names: str) -> None:
 
 
 def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The sizes without which there is no model; raises `SllmError` naming all that are missing or not positive."""
+    """The sizes without which there is no model; raises `SllmError` for any that is missing, not positive or huge."""
     bad = [name for name in names if type(config.get(name)) is not int or config[name] <= 0]
     if bad:
         found = ", ".join(f"{name} = {config.get(name)!r:.80}" for name in bad)
         raise SllmError(f"config.json needs a positive integer for each of {', '.join(bad)}; got {found}")
-    return {name: config[name] for name in names}
+    return {name: check_largest(name, config[name]) for name in names}
 
 
 def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -97,7 +98,7 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
     if not is_of_kind or value < 0:
         expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
         raise SllmError(f"{name} in config.json must be {expected}; got {value!r:.80}")
-    return value
+    return check_largest(name, value) if kind is int else value
 
 
 def options(config: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, new_folder, write_json
+from sllm_jax.memory import bytes_of, check_free
+from sllm_jax.model import parameter_shapes
 from sllm_jax.models import module_for
 from sllm_jax.progress import Progress, silent
 from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
@@ -27,7 +29,10 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
 
     Raises `SllmError` if `out` exists already, and for a config or a text that cannot be learned.
     """
-    config = module_for(hf_config(settings), settings.dtype).config
+    module = module_for(hf_config(settings), np.float32)
+    config = module.config
+    # Weights, gradients and the two moments of Adam.
+    check_free(4 * bytes_of(parameter_shapes(module)), "training a model of this config", "give a smaller config")
     learned, held = hold_back(read_documents(texts), settings.hold_back)
     for documents in (learned, held):
         check_size(documents, settings.context)

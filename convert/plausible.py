@@ -1,0 +1,38 @@
+"""Whether the weights in a folder can be those that its config asks for, before anything of that size is built."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from sllm_jax.convert import orbax, sources
+from sllm_jax.errors import SllmError
+from sllm_jax.models.config import ModelConfig
+
+_SLACK = 16  # what differs by less is told tensor by tensor, which says more
+_SMALL = 2**26  # parameters, which take no time worth the mention
+
+
+def check_plausible(config: ModelConfig, folder: Path) -> None:
+    """Raises `SllmError` if a config asks for many times the parameters that the weights beside it can hold."""
+    asked, held = fewest_parameters(config), most_parameters(folder)
+    if asked > max(_SMALL, _SLACK * held):
+        raise SllmError(
+            f"{folder}: config.json asks for a model of more than {asked:.1e} parameters "
+            f"(vocab_size {config.vocab_size}, hidden_size {config.hidden_size}, {config.num_hidden_layers} layers), "
+            f"but the weights hold at most {held:.1e}; fetch config.json and weights of one checkpoint"
+        )
+
+
+def fewest_parameters(config: ModelConfig) -> int:
+    """Those of the embedding and of attention, which have the same sizes in all families."""
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads)  # queries and output, keys and values
+    attention = config.hidden_size * heads * config.head_dim
+    return config.vocab_size * config.hidden_size + config.num_hidden_layers * attention
+
+
+def most_parameters(folder: Path) -> int:
+    """One for each byte of the weights' files; what Orbax says of a converted checkpoint, which is compressed."""
+    if orbax.is_converted(folder):
+        return sum(math.prod(tensor.shape) for tensor in orbax.tensors(folder))
+    return sum(path.stat().st_size for path in sources.weight_files(folder))
