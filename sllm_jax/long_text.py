@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sllm_jax.errors import SllmError
+from sllm_jax.foreign import foreign
 from sllm_jax.progress import Progress, silent
 from sllm_jax.tokenizer import encode
 
@@ -126,13 +127,14 @@ def _bytes(text: str) -> int:
 
 
 def _tokens(tokenizer: Any, text: str, control_tokens: bool) -> Tokens:
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        verbose=False,
-        split_special_tokens=not control_tokens,
-    )
+    with foreign("the text", "choose another tokenizer (--tokenizer)", "cannot be encoded by this tokenizer"):
+        encoding = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+            split_special_tokens=not control_tokens,
+        )
     offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2)
     return Tokens(np.array(encoding["input_ids"], np.int32), offsets[:, 0], offsets[:, 1])
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, scratch_folder
+from sllm_jax.foreign import foreign
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -45,17 +46,12 @@ def load_tokenizer(source: Path) -> Any:
     for path in _settings_files(file):
         if path.suffix == ".json":
             load_json(path)
-    with quiet():
-        try:
-            return _load(source, file)
-        except SllmError:
-            raise
-        except Exception as error:  # tokenizers and sentencepiece raise bare exceptions
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise SllmError(
-                f"{file} is not a tokenizer that can be read ({reason}): expected the tokenizer.json of a Hugging Face "
-                "tokenizer or a SentencePiece tokenizer.model; fetch the file again or choose another tokenizer"
-            ) from error
+    remedy = (
+        "expected the tokenizer.json of a Hugging Face tokenizer or a SentencePiece tokenizer.model; fetch the file "
+        "again or choose another tokenizer"
+    )
+    with quiet(), foreign(str(file), remedy, "is not a tokenizer that can be read"):
+        return _load(source, file)
 
 
 def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False) -> np.ndarray:
@@ -67,8 +63,9 @@ def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False)
     (`<|im_end|>`) is encoded letter by letter, unless `control_tokens` lets it stand for the token itself.
     """
     check_unicode(text)
-    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False, split_special_tokens=not control_tokens)
-    return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
+    with foreign("the text", "choose another tokenizer (--tokenizer)", "cannot be encoded by this tokenizer"):
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False, split_special_tokens=not control_tokens)
+        return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
 
 
 def check_unicode(text: str) -> None:

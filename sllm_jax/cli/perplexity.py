@@ -17,6 +17,7 @@ from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
 from sllm_jax.errors import SllmError
+from sllm_jax.foreign import foreign
 from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
@@ -147,14 +148,10 @@ def read_token_ids(path: Path) -> np.ndarray:
     """
     import numpy as np
 
-    try:
+    with foreign(str(path), "write one with numpy.save", "is not a .npy file of numbers"):
         if path.is_file():
             return np.lib.format.open_memmap(path, "r")
         return np.lib.format.read_array(BytesIO(path.read_bytes()), allow_pickle=False)
-    except OSError as error:
-        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, EOFError) as error:
-        raise SllmError(f"{path} is not a .npy file of numbers ({error}); write one with numpy.save") from error
 
 
 def _check_text(path: Path) -> None:

@@ -72,8 +72,10 @@ def _question(record: Any, where: str) -> ArcQuestion:
         text, options, right = _of_adapters(record) if "instruction" in record else _of_hugging_face(record)
         text, options = text.strip(), [option.strip() for option in options]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        got = f"the fields {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
-        raise SllmError(f"{where} has another form: {FORMS}; got {got} ({type(error).__name__}: {error})") from error
+        got = f"the fields {', '.join(map(str, record)):.200}" if isinstance(record, dict) else type(record).__name__
+        raise SllmError(
+            f"{where} has another form: {FORMS}; got {got} ({type(error).__name__}: {error!s:.200})"
+        ) from error
     if not 2 <= len(options) <= len(LABELS):
         raise SllmError(f"{where} must have 2 to {len(LABELS)} options; got {len(options)}")
     return ArcQuestion(text, tuple(options), right)

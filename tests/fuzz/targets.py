@@ -1,0 +1,256 @@
+"""What is fuzzed: for each reader a valid input, made by this code, and the call that reads it.
+
+A target is a function that fills a folder, and a function that reads it. It is listed in `TARGETS`; the files that it
+makes are damaged one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA = Path(__file__).parents[1] / "data"
+MODEL = DATA / "tiny-llama"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader: `build` fills an empty folder, `read` reads it and raises SllmError, or returns what is right."""
+
+    build: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    damaged: str = "*"  # a pattern of the files that are
+
+
+def _copy_model(folder: Path) -> None:
+    shutil.copytree(MODEL, folder, dirs_exist_ok=True)
+
+
+def _read_config(folder: Path) -> None:
+    from sllm_jax.convert import read_config
+
+    read_config(folder, np.float32)
+
+
+def _read_generation_config(folder: Path) -> None:
+    from types import SimpleNamespace
+
+    from sllm_jax.files import load_generation_config
+    from sllm_jax.generation_config import stop_strings, unsupported
+    from sllm_jax.model import Model
+    from sllm_jax.sampling import sampling_for
+    from sllm_jax.stream import eos_ids
+
+    config = load_generation_config(folder)
+    sampling_for(config)
+    stop_strings(config)
+    unsupported(config)
+    eos_ids(Model(None, None, {}, config), SimpleNamespace(eos_token_id=2))
+
+
+def _tokenizer(kind: str) -> Target:
+    def build(folder: Path) -> None:
+        shutil.copytree(DATA / f"tiny-tokenizer-{kind.partition(' ')[0]}", folder, dirs_exist_ok=True)
+        if kind.endswith("model"):
+            (folder / "tokenizer.json").unlink()
+
+    return Target(build, _read_tokenizer)
+
+
+def _read_tokenizer(folder: Path) -> None:
+    from sllm_jax.detokenize import Detokenizer
+    from sllm_jax.tokenizer import encode, load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is not None:
+        ids = encode(tokenizer, "The cat, and <|im_end|> 日本.", start=True)
+        Detokenizer(tokenizer).add(ids)
+
+
+def _build_template(folder: Path) -> None:
+    shutil.copytree(DATA / "tiny-tokenizer-spm", folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}\n{% endif %}"
+    )
+
+
+def _read_template(folder: Path) -> None:
+    from sllm_jax.chat import render_turn, turn_end
+    from sllm_jax.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    render_turn(tokenizer, "Hello", first=True)
+    turn_end(tokenizer)
+
+
+@cache
+def _module() -> Any:
+    from sllm_jax.models import module_for
+
+    return module_for(json.loads((MODEL / "config.json").read_text()), np.float32)
+
+
+def _load(folder: Path) -> None:
+    from sllm_jax.convert import load_params
+
+    load_params(folder, _module())
+
+
+def _build_shards(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    _copy_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    half, weight_map = len(tensors) // 2, {}
+    for number, names in enumerate((list(tensors)[:half], list(tensors)[half:]), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file({each: tensors[each] for each in names}, folder / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _build_pickle(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    _copy_model(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _build_orbax(folder: Path) -> None:
+    from sllm_jax.convert import convert
+
+    convert(MODEL, folder / "model")
+
+
+TEXTS = (np.arange(40) % 90,)
+
+
+@cache
+def _evaluated() -> Any:
+    from sllm_jax.loading import load
+
+    return load(MODEL)[0]
+
+
+def _evaluation(folder: Path) -> Any:
+    from sllm_jax.evaluation import Evaluation, How
+
+    return Evaluation(folder, _evaluated(), TEXTS, How("streaming", 2, 10, 8), {"model": "tiny"})
+
+
+def _build_resume(folder: Path) -> None:
+    one = _evaluation(folder)
+    next(one.steps())
+    one.save()
+
+
+@cache
+def _right() -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        one = _evaluation(Path(folder))
+        list(one.steps())
+        return one.nll.tobytes()
+
+
+def _read_resume(folder: Path) -> None:
+    right, one = _right(), _evaluation(folder)
+    list(one.steps())
+    assert one.nll.tobytes() == right, "a wrong number"
+
+
+def _build_prompts(folder: Path) -> None:
+    lines = [{"turns": ["Who is there?", "And now?"]}, {"prompt": "日本"}, {"text": "a"}]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def _read_prompts(folder: Path) -> None:
+    from sllm_jax.chat import read_prompts
+
+    read_prompts(folder / "prompts.jsonl")
+
+
+def _build_text(folder: Path) -> None:
+    import lzma
+
+    (folder / "book.txt").write_text("The cat sat by the window. 日本 🙂\n" * 20)
+    (folder / "book.txt.xz").write_bytes(lzma.compress(b"The cat sat by the window.\n" * 20))
+
+
+def _read_text(folder: Path) -> None:
+    from sllm_jax.long_text import tokenize_file
+    from sllm_jax.tokenizer import load_tokenizer
+    from sllm_jax.train.text import read_documents
+
+    tokenize_file(load_tokenizer(DATA / "tiny-tokenizer-spm"), folder / "book.txt", folder / "ids")
+    read_documents([folder / "book.txt.xz"])
+
+
+def _build_tokens(folder: Path) -> None:
+    np.save(folder / "tokens.npy", np.arange(50))
+
+
+def _read_tokens(folder: Path) -> None:
+    from sllm_jax.cli.perplexity import read_token_ids
+    from sllm_jax.perplexity import check_token_ids
+
+    check_token_ids(read_token_ids(folder / "tokens.npy"), 100)
+
+
+def _build_arc(folder: Path) -> None:
+    choices = {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}
+    hub = {"id": "1", "question": "Which?", "choices": choices, "answerKey": "B"}
+    adapters = {"instruction": "Please answer the question: Which?\n\nAnswer1: a Answer2: b", "answer": "answer2"}
+    (folder / "hub.json").write_text(json.dumps([hub, hub]))
+    (folder / "adapters.json").write_text(json.dumps([adapters]))
+
+
+def _read_arc(folder: Path) -> None:
+    from sllm_jax.reproduce.arc import read_questions
+
+    for path in sorted(folder.glob("*.json")):
+        read_questions(path)
+
+
+def _build_metrics(folder: Path) -> None:
+    from sllm_jax.train.metrics import Row, write
+
+    write(folder / "metrics.csv", [Row(10, 100, 3.5, 0.1, 1e-3, 50.0), Row(20, 200, 3.4, 0.1, 1e-3, 50.0, 3.6, 1.5)])
+
+
+def _read_metrics(folder: Path) -> None:
+    from sllm_jax.train.metrics import read
+
+    read(folder / "metrics.csv", 100)
+
+
+TARGETS = {
+    "config": Target(_copy_model, _read_config, "config.json"),
+    "generation config": Target(_copy_model, _read_generation_config, "generation_config.json"),
+    "tokenizer bytes": _tokenizer("bytes"),
+    "tokenizer spm": _tokenizer("spm"),
+    "tokenizer spm model": _tokenizer("spm model"),
+    "chat template": Target(_build_template, _read_template, "chat_template.jinja"),
+    "safetensors": Target(_copy_model, _load, "model.safetensors"),
+    "index": Target(_build_shards, _load, "*.index.json"),
+    "pickle": Target(_build_pickle, _load, "pytorch_model.bin"),
+    "orbax": Target(_build_orbax, lambda folder: _load(folder / "model"), "params/**/*"),
+    "resume": Target(_build_resume, _read_resume),
+    "prompts": Target(_build_prompts, _read_prompts),
+    "text": Target(_build_text, _read_text),
+    "tokens": Target(_build_tokens, _read_tokens),
+    "arc": Target(_build_arc, _read_arc),
+    "metrics": Target(_build_metrics, _read_metrics),
+}
