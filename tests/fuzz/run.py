@@ -2,7 +2,8 @@
 
     python tests/fuzz/run.py --inputs 100000 --out fuzz
 
-Interrupted, the same command goes on. OUT has a line for each input; `--replay TARGET NUMBER` reads one again. Ends with exit code 1 if there were failures.
+Interrupted, the same command goes on. OUT has a line for each input; `--replay TARGET NUMBER` reads one again.
+Ends with exit code 1 if there were failures.
 """
 
 from __future__ import annotations
