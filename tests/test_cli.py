@@ -244,7 +244,7 @@ def test_the_greedy_story_of_a_trained_checkpoint(run, shared):
 @pytest.mark.parametrize("config", [{"temperature": "hot"}, {"eos_token_id": "</s>"}])
 def test_generation_configs_with_other_types_are_refused(run, model, tmp_path, config):
     folder = broken(tmp_path, model, generation_config_json=json.dumps(config).encode())
-    assert_refused(run("generate", "--model", folder, "--max-tokens", 2), "generation_config.json must")
+    assert_refused(run("generate", "--model", folder, "--max-tokens", 2), "generation_config.json")
 
 
 def test_options_are_checked_before_the_model_is_loaded(run):
