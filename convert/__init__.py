@@ -116,10 +116,8 @@ def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
     quantization = hf_config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        raise SllmError(
-            f"{folder} holds quantized weights ({method or 'bitsandbytes':.40}); give a float32, float16 or bfloat16 "
-            "checkpoint"
-        )
+        name = " ".join(str(method or "bitsandbytes").split())[:40]  # the first configs did not name theirs
+        raise SllmError(f"{folder} holds quantized weights ({name}); give a float32, float16 or bfloat16 checkpoint")
 
 
 def _read_folder(

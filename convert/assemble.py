@@ -21,6 +21,7 @@ from sllm_jax.model import parameter_shapes
 from sllm_jax.progress import Progress, silent
 
 _SHOWN = 10  # problems of one checkpoint
+_LINE = 300  # characters of one problem
 _BLOCK = 1 << 22  # elements looked at together
 _ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
 
@@ -67,9 +68,15 @@ def is_tied(tensors: Iterable[Tensor], table: Table) -> bool:
     if table.tied is None:
         return True
     names = {table.tied.source, table.tied.copy_of}
-    own = ((own_name(tensor.name, names.__contains__, table.frame), tensor) for tensor in tensors)
+    own = ((_own_name(tensor.name, names.__contains__, table), tensor) for tensor in tensors)
     found = {name: tensor for name, tensor in own if name in names}
     return len(found) < 2 or _equal(*found.values())
+
+
+def _own_name(name: str, is_known: Callable[[str], bool], table: Table) -> str:
+    """The name of a tensor in the table, without what was put around it and whatever else it may be called there."""
+    name = own_name(name, lambda name: is_known(table.aliases.get(name, name)), table.frame)
+    return table.aliases.get(name, name)
 
 
 class _Assembly:
@@ -91,7 +98,7 @@ class _Assembly:
 
     def add(self, tensor: Tensor) -> None:
         """Take in one tensor."""
-        tensor = replace(tensor, name=own_name(tensor.name, self._is_known, self.table.frame))
+        tensor = replace(tensor, name=_own_name(tensor.name, self._is_known, self.table))
         if self.table.tied and tensor.name == self.table.tied.copy_of:
             self.embedding = tensor
         rule = self.rules.get(tensor.name)
@@ -137,23 +144,23 @@ class _Assembly:
     def _is_known(self, name: str) -> bool:
         return name in self.rules or any(drop.matches(name) for drop in self.table.drops)
 
+    def _own(self, name: str) -> str | None:
+        own = _own_name(name, self._is_known, self.table)
+        return own if self._is_known(own) else None
+
     def _problem(self, kind: str, line: str) -> None:
-        self.problems.append((kind, line))
+        self.problems.append((kind, " ".join(line.split())[:_LINE]))
 
     def _report(self) -> str:
         """A summary, and the first problems; one that says all by itself is the whole report."""
         lines = [line for _, line in self.problems]
-        what = looks_like(self.seen, self._is_known, *self._embeddings(), self.config) if self.table.frame else None
+        embedding = self.shapes["embed_tokens/embedding"]
+        what = looks_like(self.seen, self._own, self.table, embedding, self.config) if self.table.frame else None
         if what is None and len(lines) == 1:
             return lines[0]
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         kinds = Counter(kind for kind, _ in self.problems)
         return "\n".join([f"{summary(kinds, what)}:", *lines[:_SHOWN], *more])
-
-    def _embeddings(self) -> tuple[Shape | None, Shape]:
-        """The shape of the embedding in the checkpoint, None if it has none, and the shape that the config asks for."""
-        expected = self.shapes["embed_tokens/embedding"]
-        return (self.embedding.shape if self.embedding else None), expected
 
     def _drop(self, tensor: Tensor) -> None:
         drop: Drop | None = next((drop for drop in self.table.drops if drop.matches(tensor.name)), None)

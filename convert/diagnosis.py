@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sllm_jax.convert.table import Shape
+from sllm_jax.convert.names import stray_prefix
+from sllm_jax.convert.table import Shape, Table
 
 # By a part of the names of tensors.
 _SIGNS: dict[str, str] = {
@@ -23,23 +24,31 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def looks_like(
-    names: Collection[str], is_known: Callable[[str], bool], found: Shape | None, expected: Shape, config: Any
+    found: Mapping[str, Shape], own: Callable[[str], str | None], table: Table, embedding: Shape, config: Any
 ) -> str | None:
-    """What tensors of these names are, in words, or None if nothing points to anything.
+    """What a checkpoint is, in words, or None if nothing points to anything.
 
-    `is_known`: whether the family's table has a name. `found`, `expected`: the shape of the embedding in the checkpoint
-    (None: there is none), and the one that the config asks for.
+    `found`: its tensors, under the names of `table` where they have one. `own`: the name in the table of a tensor's
+    name, if it has one. `embedding`: the shape that the config asks for.
     """
+    unknown = [name for name in found if own(name) is None]
     for sign, what in _SIGNS.items():
-        if any(re.search(sign, name) for name in names if not is_known(name)):
+        if any(re.search(sign, name) for name in unknown):
             return what
-    if not any(map(is_known, names)):
+    if prefix := stray_prefix(unknown, lambda name: (its := own(name)) is not None and its not in found):
+        return f"a checkpoint with {prefix!r:.80} before the names of its tensors; save them without it"
+    if len(unknown) == len(found):
         return f"another architecture than the {config.model_type!r} of config.json"
-    layers = 1 + max((int(number[1]) for name in names if (number := _LAYER.search(name))), default=-1)
+    layers = 1 + max((int(number[1]) for name in found if (number := _LAYER.search(name))), default=-1)
     if layers != config.num_hidden_layers:
         return f"a model of {layers} layers, or a part of one; config.json says {config.num_hidden_layers}"
-    if found not in (None, expected):
-        return f"a model with an embedding of {found} (tokens, size); config.json says {expected}"
+    if table.tied is None:
+        return None
+    shape = found.get(str(table.tied.copy_of))
+    if shape not in (None, embedding):
+        return f"a model with an embedding of {shape} (tokens, size); config.json says {embedding}"
+    if shape and table.tied.source not in found and not config.tie_word_embeddings:
+        return "a model without its head, such as an embedder; give a checkpoint that was saved with it"
     return None
 
 

@@ -26,4 +26,5 @@ GPT_NEOX = Table(
         Drop("embed_out.weight", "tied to the embedding", copy_of="gpt_neox.embed_in.weight"),
     ),
     frame="gpt_neox.",
+    aliases={"lm_head.weight": "embed_out.weight"},  # the module in transformers 5, as torch.save writes it
 )

@@ -25,6 +25,7 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts keep the tensors of a model
+_DEPTH = 4  # of these in each other
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def _view(data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
 
 def read_pickle(path: Path) -> Iterator[Tensor]:
     """The tensors of one PyTorch file; raises `SllmError` if it is corrupt, holds more, or PyTorch is not installed."""
-    state = _unpickle(path)
-    if isinstance(state, dict):
-        state = next((state[name] for name in _NESTED if isinstance(state.get(name), dict)), state)
+    state = _tensors_of(_unpickle(path), path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise SllmError(f"{path} must hold tensors by name; got {type(state).__name__}")
     while state:
@@ -111,6 +110,23 @@ def read_pickle(path: Path) -> Iterator[Tensor]:
         value = state.pop(name)
         dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
         yield Tensor(name, tuple(getattr(value, "shape", ())), dtype, partial(_to_numpy, value, dtype))
+
+
+def _tensors_of(state: Any, path: Path) -> Any:
+    """The part of a training script's file that is the model; raises `SllmError` if that part cannot be told."""
+    for _ in range(_DEPTH):
+        if not isinstance(state, dict):
+            return state
+        state = next((state[name] for name in _NESTED if isinstance(state.get(name), dict)), state)
+    if not isinstance(state, dict) or _has_tensors(state):
+        return state
+    if parts := [repr(name)[:80] for name, part in state.items() if isinstance(part, dict) and _has_tensors(part)]:
+        raise SllmError(f"{path} keeps its tensors under {', '.join(parts[:5])}; save that of the model alone")
+    return state
+
+
+def _has_tensors(state: dict[Any, Any]) -> bool:
+    return any(hasattr(value, "shape") for value in state.values())
 
 
 def _unpickle(path: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,7 @@ class Table:
     rules: tuple[Rule, ...]
     drops: tuple[Drop, ...] = ()
     frame: str = ""  # the module around all but the head, with its dot; a checkpoint may leave it out
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other names that a checkpoint may have for its tensors
 
     @property
     def tied(self) -> Drop | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import unquote
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -17,7 +18,8 @@ from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 
-_HOSTS = ("huggingface.co/", "www.huggingface.co/", "hf.co/")
+_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.IGNORECASE)
+_REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
 _TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
 
 
@@ -33,7 +35,7 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     name = str(name_or_folder)
     if name.startswith(PREFIX):
         return bundled_folder(name)
-    if "://" in name or name.startswith(_HOSTS):
+    if "://" in name or _PAGE.fullmatch(name):
         name, revision = _of_address(name, revision)
         return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
     folder = Path(os.path.expanduser(name))
@@ -48,16 +50,16 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
 
 def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
     """Name and revision of a model from the address of its page, or of a file in it."""
-    if path := re.fullmatch(r"hf://([^@]+)(?:@([^/]+))?.*", address):
+    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address)):
         name, found = path[1], path[2]
-    elif page := re.fullmatch(rf"(?:https?://)?(?:{'|'.join(map(re.escape, _HOSTS))})([^?#]+).*", address):
-        name, _, rest = re.sub(r"/(tree|blob|resolve)/", "\n", page[1].strip("/"), count=1).partition("\n")
-        found = rest.partition("/")[0] or None
+    elif page := _PAGE.fullmatch(address):
+        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page[1]), maxsplit=1)
+        found = rest[0] if rest else None
     else:
         raise SllmError(
             f"{address} is not an address of Hugging Face; give one, or a name such as org/model, or a folder"
         )
-    name = "/".join(name.strip("/").split("/")[:2])
+    name = "/".join(name.strip("/").split("/")[:2]).removesuffix(".git")
     if name.startswith(("datasets/", "spaces/")):
         raise SllmError(f"{address} is not the address of a model; give one such as https://huggingface.co/org/model")
     if revision is not None and found not in (None, revision):

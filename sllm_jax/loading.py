@@ -39,10 +39,10 @@ def load(
 ) -> tuple[Model, Any]:
     """The model, and its tokenizer or None if it has none.
 
-    `dtype`: "float32", "bfloat16", "float16" or a NumPy or JAX dtype of these; None as in `default_dtype`. `revision`:
-    branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to take the
-    tokenizer from instead. `progress` hears how many tensors are loaded. `weights`: "int8" keeps those of linear layers
-    as `sllm_jax.int8` says. Raises `SllmError` for whatever cannot be found, read or run.
+    `dtype`: "float32", "bfloat16", "float16" or a NumPy, JAX or PyTorch dtype of these; None as in `default_dtype`.
+    `revision`: branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to
+    take the tokenizer from instead. `progress` hears how many tensors are loaded. `weights`: "int8" keeps those of
+    linear layers as `sllm_jax.int8` says. Raises `SllmError` for whatever cannot be found, read or run.
     """
     check_weights(weights)
     dtype = as_dtype(default_dtype() if dtype is None else dtype)

@@ -135,16 +135,16 @@ def _load(source: Path, file: Path) -> Any:
 def bos_rule(config: Mapping[str, Any]) -> bool | None:
     """Whether a text begins with BOS by `tokenizer_config.json`; None: as the tokenizer's own post-processor has it.
 
-    Of the classes, `LlamaTokenizer` and `LlamaTokenizerFast` decide by `add_bos_token` (true where it is absent) and
-    override the post-processor, as in transformers 4.57, with which such models were published. transformers 5 ignores
-    the option where there is a `tokenizer.json`. Raises `SllmError` for an option that is neither true nor false.
+    Of the classes, `LlamaTokenizer` and `LlamaTokenizerFast` decide by `add_bos_token` (true where it is absent, false
+    where it is null) and override the post-processor, as in transformers 4.57, with which such models were published.
+    transformers 5 ignores the option where there is a `tokenizer.json`. Raises `SllmError` for any other value.
     """
     if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
         return None
-    adds_bos = config.get("add_bos_token")
+    adds_bos = config.get("add_bos_token", True)
     if not isinstance(adds_bos, bool | None):
         raise SllmError(f"add_bos_token in tokenizer_config.json must be true or false; got {adds_bos!r:.80}")
-    return adds_bos is not False
+    return bool(adds_bos)
 
 
 def _set_bos(tokenizer: Any, adds_bos: bool) -> None:
@@ -226,7 +226,7 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dic
     special = {"unk_token": trainer.unk_piece}
     if trainer.bos_id >= 0:
         special["bos_token"] = trainer.bos_piece
-        if config.get("add_bos_token") is not False:
+        if config.get("add_bos_token", True):
             bos = trainer.bos_piece
             backend.post_processor = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, trainer.bos_id)]

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import sllm_jax
 from sllm_jax import convert
 from sllm_jax.convert.dtypes import FLOATS
 from sllm_jax.errors import SllmError
@@ -115,3 +116,10 @@ def problems(folder, dtype="float32"):
         assert number is not None
         assert int(number[1]) == len(lines)
     return lines or [headline]
+
+
+def refusal(folder) -> str:
+    """The message with which a folder is refused."""
+    with pytest.raises(SllmError) as error:
+        sllm_jax.load(folder, "float32")
+    return str(error.value)

@@ -4,15 +4,18 @@ What is expected is what transformers 4.57 does, with which these models were pu
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import SHARED
 from tokenizers import processors
 
 from sllm_jax.errors import SllmError
 from sllm_jax.tokenizer import bos_rule, encode, load_tokenizer, start_ids
 
 DATA = Path(__file__).parent / "data"
+PUBLISHED = SHARED / "data/tokenizers/llama"
 KINDS = ("bytes", "spm")
 
 
@@ -45,7 +48,7 @@ def published(tmp_path):
         ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}, True),
         ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}, True),
         ({"tokenizer_class": "LlamaTokenizerFast"}, True),
-        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": None}, True),
+        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": None}, False),  # null is not absent
         ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, False),
         ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}, False),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}, None),
@@ -73,12 +76,25 @@ def test_a_distill_of_deepseek_r1_begins_with_its_bos_and_its_chat_has_one(publi
     assert chat == ids
 
 
-@pytest.mark.parametrize("add_bos_token", [True, False, None])
-def test_a_sentencepiece_model_alone_follows_the_same_rule(tmp_path, add_bos_token):
+OPTIONS = [({"add_bos_token": True}, [1]), ({}, [1]), ({"add_bos_token": False}, []), ({"add_bos_token": None}, [])]
+
+
+@pytest.mark.parametrize(("option", "bos"), OPTIONS)
+def test_a_sentencepiece_model_alone_follows_the_same_rule(tmp_path, option, bos):
     (tmp_path / "tokenizer.model").write_bytes((DATA / "tiny-tokenizer-spm" / "tokenizer.model").read_bytes())
-    config = {"tokenizer_class": "LlamaTokenizer"} | ({} if add_bos_token is None else {"add_bos_token": add_bos_token})
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert encode(load_tokenizer(tmp_path), "", start=True).tolist() == ([] if add_bos_token is False else [1])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"} | option))
+    assert encode(load_tokenizer(tmp_path), "", start=True).tolist() == bos
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the shared material")
+@pytest.mark.parametrize(("option", "bos"), OPTIONS)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_the_published_tokenizer_of_llama(tmp_path, name, option, bos):
+    shutil.copyfile(PUBLISHED / name, tmp_path / name)
+    config = json.loads((PUBLISHED / "tokenizer_config.json").read_text())
+    assert (config.pop("tokenizer_class"), config.pop("add_bos_token")) == ("LlamaTokenizer", True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizer"} | option))
+    assert encode(load_tokenizer(tmp_path), "Who are you?", start=True).tolist() == [*bos, 11644, 526, 366, 29973]
 
 
 def test_a_class_that_adds_bos_without_having_one(published):

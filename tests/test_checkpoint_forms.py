@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: tied or not, under other names, or something else altogether."""
+"""Checkpoints as people have them: tied or not, or something else altogether."""
 
 import json
 
@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from checkpoints import Q_PROJ, assert_same, load
+from checkpoints import Q_PROJ, assert_same, load, refusal
 
 import sllm_jax
 from sllm_jax.convert import convert, to_huggingface
-from sllm_jax.convert.names import own_name
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_config
 
@@ -21,12 +20,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refusal(folder) -> str:
-    with pytest.raises(SllmError) as error:
-        sllm_jax.load(folder, "float32")
-    return str(error.value)
 
 
 @pytest.fixture
@@ -88,64 +81,6 @@ def test_tied_in_the_config_but_two_matrices_loads_untied_with_a_warning(tied, t
     assert load_config(tmp_path / "back")["tie_word_embeddings"] is False
 
 
-# names
-
-
-WRAPPINGS = {
-    "_orig_mod.": lambda name: f"_orig_mod.{name}",
-    "_orig_mod. amid": lambda name: name.replace("model.layers.", "model._orig_mod.layers."),
-    "module.": lambda name: f"module.{name}",
-    "base_model.model.": lambda name: f"base_model.model.{name}",
-    "module._orig_mod.": lambda name: f"module._orig_mod.{name}",
-    "model. of Lightning": lambda name: f"model.{name}",
-    "no model.": lambda name: name.removeprefix("model."),
-    "_fsdp_wrapped_module.": lambda name: name.replace(".self_attn", "._fsdp_wrapped_module.self_attn"),
-}
-
-
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
-@pytest.mark.parametrize("pickled", [False, True])
-def test_names_that_training_scripts_give_are_understood(folder, wrapping, pickled):
-    expected = load(folder)
-
-    def rename(tensors):
-        renamed = {WRAPPINGS[wrapping](name): tensor for name, tensor in tensors.items()}
-        tensors.clear()
-        tensors.update(renamed)
-
-    checkpoints.rewrite(folder, rename)
-    if pickled:
-        checkpoints.to_pickle(folder)
-    assert_same(load(folder), expected)
-
-
-@pytest.mark.parametrize(
-    ("frame", "known", "bare"),
-    [
-        ("transformer.", "transformer.h.0.self_attention.dense.weight", "h.0.self_attention.dense.weight"),
-        ("gpt_neox.", "gpt_neox.layers.0.attention.dense.weight", "layers.0.attention.dense.weight"),
-        ("transformer.", "transformer.blocks.0.ffn.up_proj.weight", "module.blocks.0.ffn.up_proj.weight"),
-    ],
-)
-def test_names_without_the_frame_of_other_families(frame, known, bare):
-    assert own_name(bare, {known}.__contains__, frame) == known
-    assert own_name("other.weight", {known}.__contains__, frame) == "other.weight"
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
-def test_a_nested_state_dict_is_understood(folder, key):
-    expected = load(folder)
-    checkpoints.to_pickle(folder)
-    path = folder / "pytorch_model.bin"
-    torch.save({key: torch.load(path), "epoch": 3}, path)
-    assert_same(load(folder), expected)
-
-
-def test_a_tensor_under_two_names_is_a_duplicate(folder):
-    checkpoints.rewrite(folder, lambda tensors: tensors.update({f"module.{Q_PROJ}": tensors[Q_PROJ].clone()}))
-    assert refusal(folder) == f"duplicate tensor {Q_PROJ}"
-
-
 # one sentence
 
 
@@ -156,6 +91,8 @@ def test_a_tensor_under_two_names_is_a_duplicate(folder):
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
         ({"load_in_8bit": True}, "bitsandbytes"),
         ("int4", "bitsandbytes"),
+        ({"quant_method": 5}, "5"),
+        ({"quant_method": ["awq\n"] * 10_000}, str(["awq\n"] * 10)[:40]),
     ],
 )
 def test_of_a_quantized_config_the_method_is_told(folder, quantization, method):
@@ -227,6 +164,8 @@ def test_float64_is_converted_to_float32(folder, tmp_path):
 def test_an_embedder_is_refused(folder):
     change_config(folder, is_causal=False)
     assert refusal(folder).startswith("config.json says is_causal = False: an embedder")
+    change_config(folder, is_causal=None, use_bidirectional_attention=True)
+    assert refusal(folder).endswith("use_bidirectional_attention = True")
 
 
 @pytest.mark.parametrize(

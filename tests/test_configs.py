@@ -1,6 +1,8 @@
 """Configs of Hugging Face: published ones, against the models that PyTorch transformers makes of them, and bad ones."""
 
 import json
+import re
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -9,13 +11,19 @@ from conftest import SHARED
 from families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import sllm_jax
 from sllm_jax.convert import TABLES
 from sllm_jax.convert.assemble import shapes_of
 from sllm_jax.errors import SllmError
 from sllm_jax.models import KINDS, kind_of, module_for
 
 FOLDER = SHARED / "data/hf_configs"
-PUBLISHED = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.json"))
+FOUND = {str(path.relative_to(FOLDER)): json.loads(path.read_text()) for path in sorted(FOLDER.rglob("*.json"))}
+PUBLISHED = [name for name, config in FOUND.items() if config.get("model_type") in KINDS]
+REFUSED = [
+    name for name, config in FOUND.items() if config.get("model_type") not in KINDS or "quantization_config" in config
+]
+NONE = [pytest.param("", marks=pytest.mark.skip("needs the shared material"))]
 ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}  # a module of transformers 5: its name in checkpoints
 
 
@@ -38,10 +46,21 @@ def our_tensors(config):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", PUBLISHED or [pytest.param("", marks=pytest.mark.skip("needs the shared material"))])
+@pytest.mark.parametrize("name", PUBLISHED or NONE)
 def test_published_configs_have_the_tensors_of_transformers(name):
-    config = json.loads((FOLDER / name).read_text())
-    assert our_tensors(config) == expected_tensors(config)
+    assert our_tensors(FOUND[name]) == expected_tensors(FOUND[name])
+
+
+@pytest.mark.parametrize("name", REFUSED or NONE)
+def test_published_configs_of_other_models_are_refused_in_one_sentence(name, tmp_path):
+    shutil.copyfile(FOLDER / name, tmp_path / "config.json")
+    with pytest.raises(SllmError) as error:
+        sllm_jax.load(tmp_path)
+    sentence = str(error.value).removeprefix(str(tmp_path))
+    assert re.fullmatch(
+        r"model_type '\w+[\w-]*' is not supported; .*| holds quantized weights \([\w-]+\); .*", sentence
+    )
+    assert len(sentence) < 200
 
 
 FIRST_7B = {

@@ -283,6 +283,31 @@ def test_the_address_of_a_model_is_its_name(cached, address):
 
 
 @pytest.mark.parametrize(
+    ("address", "name", "revision"),
+    [
+        ("https://huggingface.co/org/model/tree/refs/pr/3", "org/model", "refs/pr/3"),
+        ("https://huggingface.co/org/model/blob/refs%2Fpr%2F3/config.json", "org/model", "refs/pr/3"),
+        ("hf://org/model@refs/convert/parquet/config.json", "org/model", "refs/convert/parquet"),
+        ("https://huggingface.co/org/model/commit/abc123", "org/model", "abc123"),
+        ("HTTPS://HuggingFace.co/org/model", "org/model", None),
+        ("https://huggingface.co/org/model.git", "org/model", None),
+        ("hf://models/org/model", "org/model", None),
+        ("https://huggingface.co/gpt2/tree/main", "gpt2", "main"),
+    ],
+)
+def test_name_and_revision_of_an_address(monkeypatch, tmp_path, address, name, revision):
+    asked = []
+
+    def from_hub(*args):
+        asked.append(args[:2])
+        return tmp_path
+
+    monkeypatch.setattr(hub, "_from_hub", from_hub)
+    hub.resolve(address)
+    assert asked == [(name, revision)]
+
+
+@pytest.mark.parametrize(
     ("address", "revision", "message"),
     [
         ("https://example.com/org/model", None, "is not an address of Hugging Face"),

@@ -17,7 +17,7 @@ _REFUSED = (  # options of other architectures, which change what a model comput
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok"),
     *("attn_logit_softcapping", "final_logit_softcapping", "attention_chunk_size", "sliding_window_pattern"),
     *("no_rope_layers", "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "qk_layernorm", "use_qk_norm"),
-    *("is_encoder_decoder", "add_cross_attention"),
+    *("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
 )
 _HEADS = re.compile(r".*(For(Sequence|Token)Classification|ForQuestionAnswering|ForMaskedLM|RewardModel)")
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale")
