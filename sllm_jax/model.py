@@ -56,7 +56,8 @@ def parameter_shapes(module: Any) -> Any:
     one = module.clone(config=replace(module.config, num_hidden_layers=1))
     shapes = jax.eval_shape(lambda: init_params(one))
     layer = shapes.pop("layers_0")
-    return {f"layers_{i}": layer for i in range(module.config.num_hidden_layers)} | shapes
+    layers = {f"layers_{i}": layer for i in range(module.config.num_hidden_layers)}
+    return dict(sorted({**layers, **shapes}.items()))
 
 
 def dense_logits(
