@@ -20,6 +20,7 @@ from sllm_jax.convert.table import Shape
 from sllm_jax.errors import SllmError
 from sllm_jax.extras import how_to_install
 from sllm_jax.files import is_file, load_json, other_format
+from sllm_jax.foreign import foreign
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
@@ -109,7 +110,7 @@ def read_pickle(path: Path) -> Iterator[Tensor]:
         name = next(iter(state))
         value = state.pop(name)
         dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
-        yield Tensor(name, tuple(getattr(value, "shape", ())), dtype, partial(_to_numpy, value, dtype))
+        yield Tensor(name, tuple(getattr(value, "shape", ())), dtype, partial(_to_numpy, name, value, dtype))
 
 
 def _tensors_of(state: Any, path: Path) -> Any:
@@ -146,10 +147,10 @@ def _unpickle(path: Path) -> Any:
         raise SllmError(f"{path} is truncated or not a PyTorch file; download it again") from error
 
 
-def _to_numpy(value: Any, dtype: str) -> np.ndarray:
+def _to_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
     import torch
 
-    bits = (
-        value.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()])
-    )  # NumPy knows no bfloat16
-    return bits.numpy().view(READABLE[dtype])
+    # Sparse, nested and quantized tensors have no plain memory to look at.
+    with foreign(f"the tensor {name:.200}", "save it as an ordinary tensor"):
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]  # NumPy knows no bfloat16
+        return value.detach().contiguous().view(integers).numpy().view(READABLE[dtype])

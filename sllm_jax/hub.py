@@ -17,6 +17,7 @@ from sllm_jax.bundle import PREFIX, bundled_folder
 from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
+from sllm_jax.foreign import foreign
 
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.IGNORECASE)
 _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
@@ -39,9 +40,11 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
         name, revision = _of_address(name, revision)
         return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
     folder = Path(os.path.expanduser(name))
-    if name and folder.is_dir():
+    with foreign(f"{name:.200}", "give a folder, or a Hugging Face name such as org/model", "is no name"):
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    if name and is_folder:
         return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
-    if name and folder.exists():
+    if name and is_there:
         raise SllmError(f"{name} is a file; give the folder that holds the model")
     if isinstance(name_or_folder, Path) or _is_path(name):
         raise SllmError(f"folder {name} not found; give one that exists, or a Hugging Face name such as org/model")

@@ -344,3 +344,10 @@ def test_a_repository_of_something_else_is_named(monkeypatch):
 def test_additional_chat_templates_come_along():
     files = ["additional_chat_templates/tool_use.jinja", "additional_chat_templates/notes.txt", "tokenizer.json"]
     assert set(hub.tokenizer_files(files)) == {"config.json", "tokenizer.json", files[0]}
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "org/" + "b" * 5000, "~/" + "c" * 300 + "/d", "a\0b", "/tmp/\ud800"])
+def test_a_name_that_no_file_can_have_is_one_sentence(name):
+    with pytest.raises(SllmError) as error:
+        hub.resolve(name)
+    assert "\n" not in str(error.value)

@@ -14,6 +14,7 @@ from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of
 
 from sllm_jax import convert
 from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.convert.sources import read_pickle
 from sllm_jax.errors import SllmError
 
 
@@ -159,3 +160,20 @@ def test_a_pickle_without_pytorch(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SllmError, match=r"takes PyTorch; run pip install -e '\.\[torch\]' in /"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint32),
+        lambda tensor: tensor.to_sparse_csr(),
+    ],
+    ids=["sparse", "quantized", "sparse rows"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensor_without_plain_memory_is_one_sentence(tmp_path, make):
+    torch.save({"a": make(torch.ones(3, 4))}, tmp_path / "pytorch_model.bin")
+    (tensor,) = read_pickle(tmp_path / "pytorch_model.bin")
+    with pytest.raises(SllmError, match=r"the tensor a cannot be read .*; save it as an ordinary tensor"):
+        tensor.read()
