@@ -221,6 +221,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, mo
             checkpoint.save(tmp_path, 3, state.replace(step=jnp.int32(3)))
     assert [path.name for path in tmp_path.iterdir()] == ["00000000"]
     (tmp_path / ".00000002.0123abcd.tmp/params").mkdir(parents=True)  # what a killed process leaves
+    checkpoint.restore(tmp_path, state)  # the next start
     checkpoint.save(tmp_path, 3, state.replace(step=jnp.int32(3)))
     assert [path.name for path in tmp_path.iterdir()] == ["00000003"]
     assert_same(checkpoint.restore(tmp_path, state).params, state.params)
