@@ -31,10 +31,12 @@ class Mark:
         """Make the file. Raises OSError if that fails."""
         self.path = path
         self._lock = FileLock(path)
-        path.parent.stat()  # some versions of filelock make the folder
         for _ in range(_ATTEMPTS):
+            path.touch()  # filelock waits for ever where it may not make the file, and makes folders that are missing
             try:
-                self._lock.acquire()
+                self._lock.acquire(timeout=1)
+            except Timeout:  # held for a moment by a process that looks whether it is abandoned
+                continue
             except (OSError, NotImplementedError) as error:
                 if not _means_no_locks(error):
                     raise

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from progress_lines import without_progress
 
 from sllm_jax import cli
 from sllm_jax.loading import load
@@ -17,6 +18,9 @@ from sllm_jax.models import module_for
 from sllm_jax.signals import STOPPING
 
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # processes that tests start leave nothing behind
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -100,6 +104,6 @@ def run(monkeypatch, capfd):
             for number, handler in before.items():
                 signal.signal(number, handler)
         output = capfd.readouterr()
-        return leaving.value.code or 0, output.out, output.err
+        return leaving.value.code or 0, output.out, without_progress(output.err)
 
     return run

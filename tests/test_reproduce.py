@@ -328,7 +328,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):
 
     refuses("experiment 'fig9' is not one of fig2, fig3", "fig9")
     refuses("streamqa needs questions; give --questions FILE", "streamqa")
-    refuses("none.json cannot be read: No such file", "streamqa", "--questions", tmp_path / "none.json")
+    refuses("none.json cannot be read (No such file", "streamqa", "--questions", tmp_path / "none.json")
     refuses("text.txt is neither a JSON list nor JSON lines", "streamqa", "--questions", text)
     refuses("max-questions must be 1 or more; got 0", "fig2", "--max-questions", 0)
     for name in ("table1", "table2", "stability"):

@@ -236,7 +236,11 @@ def test_measures_come_back_and_broken_ones_are_refused(tmp_path):
     assert metrics.read(path, 19) == rows[:1]
     for content in ("step,tokens\n1,2\n", "\x00\n1", "step,surprise\n1,2\n"):
         path.write_text(content)
-        with pytest.raises(SllmError, match="does not hold the measures of a run"):
+        with pytest.raises(SllmError, match=r"metrics\.csv cannot be read .*; it must hold the measures of a run"):
+            metrics.read(path, 99)
+    for loss in ("nan", "inf", "-1"):
+        path.write_text(f"step,tokens,loss,gradient_norm,learning_rate,tokens_per_second\n1,2,{loss},1,1,1\n")
+        with pytest.raises(SllmError, match=r"metrics\.csv holds impossible measures"):
             metrics.read(path, 99)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from checkpoints import assert_same
+from progress_lines import without_progress
 from training import CONFIG, write_text
 
 from sllm_jax.cli import train as command
@@ -74,7 +75,9 @@ def place(tmp_path):
 
 
 def in_a_process(arguments):
-    return subprocess.run([sys.executable, "-m", "sllm_jax", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sllm_jax", *arguments], capture_output=True, text=True)
+    done.stderr = without_progress(done.stderr)
+    return done
 
 
 @pytest.fixture

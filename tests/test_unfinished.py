@@ -227,3 +227,9 @@ def test_a_scratch_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     (tmp_path / f"sllm-jax-{os.getuid()}").symlink_to("theirs")
     with pytest.raises(SllmError, match="belongs to another user; set TMPDIR"), scratch_folder():
         pytest.fail("not reached")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody can write")
+def test_where_nothing_can_be_made_is_an_error_at_once():
+    with pytest.raises(OSError), unfinished(Path("/proc/out")):  # noqa: PT011, the system's own words
+        pass
