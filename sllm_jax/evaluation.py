@@ -98,7 +98,7 @@ class Evaluation:
 
         The checkpoints go first: without one the rest is begun anew, whatever is left of it.
         """
-        shutil.rmtree(self._folder / _CHECKPOINTS, ignore_errors=True)
+        _discard(self._folder / _CHECKPOINTS)
         for name in (_NLL, _SETTINGS):
             (self._folder / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -139,6 +139,7 @@ class Evaluation:
         if not _is_whole(folder / _SETTINGS):
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
                 raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
+            _discard(folder / _CHECKPOINTS)  # of nobody knows which evaluation
             _write_settings(folder / _SETTINGS, settings)
         written = load_json(folder / _SETTINGS)
         if different := [name for name in settings if written.get(name) != settings[name]]:
@@ -178,6 +179,15 @@ class Evaluation:
     def _tree(self, reading: Reading) -> tuple[np.ndarray, Any, np.ndarray]:
         """What a checkpoint holds: tokens done [B], the state, and the digest of the nll of each text [B, 32]."""
         return np.array(reading.done, np.int32), reading.state, self._digests_so_far()
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole, or under a hidden name that the next call removes."""
+    hidden = folder.with_name(f".{folder.name}.discarded")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _is_whole(settings: Path) -> bool:

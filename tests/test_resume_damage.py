@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.evaluation import Evaluation, How
 from sllm_jax.kv_state import init_state, is_possible
+from sllm_jax.model import Model
 
 TEXTS = [np.random.default_rng(0).integers(0, 101, 50), np.random.default_rng(1).integers(0, 101, 30)]
 HOW = How("streaming", 3, 20, 16)
@@ -169,6 +171,24 @@ def test_empty_settings_block_nothing(tiny, right, tmp_path):
     np.testing.assert_array_equal(finished(tmp_path / "one", tiny), right)
 
 
+def test_a_checkpoint_without_settings_is_not_gone_on_with(saved, tiny, right):
+    """It may be another model's, and a mixture of two would be a wrong number."""
+    other = Model(tiny.module, jax.tree.map(lambda leaf: leaf * 1.1, tiny.params), tiny.hf_config)
+    (saved / "settings.json").write_bytes(b"")
+    expected = finished(saved.with_name("other"), other)
+    assert not np.array_equal(expected, right)
+    np.testing.assert_array_equal(finished(saved, other), expected)
+
+
+def test_a_kill_while_the_checkpoints_are_removed_blocks_nothing(saved, tiny, right, monkeypatch):
+    one = begin(saved, tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            one.remove()
+    np.testing.assert_array_equal(finished(saved, tiny), right)
+
+
 def test_a_kill_at_any_place_of_the_end_blocks_nothing(saved, tiny, right, tmp_path):
     names = ("checkpoints", "nll.npy", "settings.json")
     for count in range(len(names) + 1):
@@ -183,7 +203,8 @@ def test_the_end_removes_the_checkpoints_first(saved, tiny, monkeypatch):
     monkeypatch.setattr(evaluation.shutil, "rmtree", lambda path, **_: removed.append(path.name))
     monkeypatch.setattr(evaluation.Path, "unlink", lambda path, **_: removed.append(path.name))
     one.remove()
-    assert removed == ["checkpoints", "nll.npy", "settings.json"]
+    assert removed == [".checkpoints.discarded"] * 2 + ["nll.npy", "settings.json"]
+    assert not (saved / "checkpoints").exists(), "gone in one step"
 
 
 def test_an_nll_of_somebody_else_is_left_alone(tiny, tmp_path):
