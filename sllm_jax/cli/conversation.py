@@ -69,7 +69,7 @@ class Conversation:
 
 def answer_all(conversation: Conversation, messages: Iterable[str]) -> None:
     """Answer listed or piped messages, until there are no more or the stream is full; Ctrl-C ends the process."""
-    for message in messages:
+    for message in _awaited(messages):
         conversation.answer(message)
         if conversation.stream.full:
             return
@@ -77,7 +77,7 @@ def answer_all(conversation: Conversation, messages: Iterable[str]) -> None:
 
 def talk(conversation: Conversation, messages: Iterable[str]) -> None:
     """Answer what somebody types, commands included. Ctrl-C ends an answer; an error does not end the chat."""
-    for message in _typed(messages):
+    for message in _awaited(messages):
         with suppress(KeyboardInterrupt):
             if message.strip() and not respond(conversation, message.strip()):
                 return
@@ -85,7 +85,7 @@ def talk(conversation: Conversation, messages: Iterable[str]) -> None:
             return
 
 
-def _typed(messages: Iterable[str]) -> Iterator[str]:
+def _awaited(messages: Iterable[str]) -> Iterator[str]:
     """The messages; while one is waited for, a signal ends the waiting."""
     iterator = iter(messages)
     while True:
