@@ -54,7 +54,7 @@ def test_a_conversion_that_is_killed_while_it_writes(model, tmp_path, number, co
 
 def test_a_conversion_onto_a_full_disk_leaves_nothing(model, tmp_path):
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, unlimited[1]))
     command = [sys.executable, "-m", "sllm_jax", "convert", model, tmp_path / "out"]
     try:
         found = subprocess.run(command, capture_output=True, text=True)
