@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from sllm_jax.errors import SllmError
+from sllm_jax.foreign import foreign
 from sllm_jax.plain_text import Part, encode_parts, spells
 from sllm_jax.template import render
 from sllm_jax.tokenizer import control_token_ids, encode
@@ -119,10 +120,8 @@ def read_prompts(path: Path) -> list[list[str]]:
 
 
 def _conversation(line: str, where: str) -> list[str]:
-    try:
+    with foreign(where, "give a JSON object on each line", "is not JSON"):
         fields = json.loads(line)
-    except ValueError as error:
-        raise SllmError(f"{where} is not JSON: {error}") from error
     if isinstance(fields, dict):
         one = fields.get("prompt", fields.get("text"))
         turns = fields.get("turns", None if one is None else [one])

@@ -236,6 +236,7 @@ def test_prompts_of_all_forms(tmp_path):
     ("content", "message"),
     [
         (b'{"text": "a"}\n{"turns": ["a"]', r"prompts\.jsonl, line 2 is not JSON"),
+        (b"[" * 100_000, r"prompts\.jsonl, line 1 is not JSON .*; give a JSON object on each line"),
         (b"", r"prompts\.jsonl has no prompts; expected a JSON object a line"),
         (b"\n \n", "has no prompts"),
         (b'{"turns": []}', r'line 1 must be an object with "turns", a list of texts'),
