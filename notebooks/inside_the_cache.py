@@ -35,7 +35,7 @@ import numpy as np
 import sllm_jax
 from sllm_jax import kv_state, ring_picture
 from sllm_jax.attention import plan, query_rotations
-from sllm_jax.decode import extend, init_carry, read
+from sllm_jax.decode import extend, init_carry, prefill
 from sllm_jax.position import rotate
 from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
@@ -58,10 +58,10 @@ ids = encode(tokenizer, text, start=True)
 # that is in it is of the lap before.
 
 # %%
-carry = init_carry(model.module, start_size=2, recent_size=7)
+carry = init_carry(model, start_size=2, recent_size=7)
 states = {}
 for i in range(len(ids)):
-    carry = extend(model.module, model.params, carry, ids[i : i + 1], np.int32(1))
+    carry = extend(model, carry, ids[i : i + 1], np.int32(1))
     states[i + 1] = carry.state.copy()  # a call consumes the state it is given
 
 ring_picture.steps({i: states[i] for i in (1, 2, 3, 6, 9, 10, 11, 14, 17, 18, 19)}, lambda i: tokenizer.decode([i]))
@@ -117,7 +117,7 @@ ours = jnp.stack(
     [rotate(query, angles(numbers[way[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
 )
 
-unrotated = kv_state.read(state, jnp.arange(state.cache_size), model.config.rope)[0][0][0]  # [9, D]
+unrotated = kv_state.keys_and_values(state, jnp.arange(state.cache_size), model.config.rope)[0][0][0]  # [9, D]
 papers = rotate(unrotated, angles(jnp.arange(state.cache_size))) @ rotate(query, angles(planned.position))[0]
 
 Table(
@@ -142,11 +142,11 @@ long = encode(tokenizer, "".join(stream.generate(max_tokens=300, ignore_eos=True
 
 found = {}
 for size in (1, 7, 64, 128, 300):
-    carry = init_carry(model.module, start_size=4, recent_size=59)
+    carry = init_carry(model, start_size=4, recent_size=59)
     for start in range(0, len(long), size):
         chunk = long[start : start + size]
         padded = np.pad(chunk, (0, size - len(chunk)))
-        carry = extend(model.module, model.params, carry, padded, np.int32(len(chunk)))
+        carry = extend(model, carry, padded, np.int32(len(chunk)))
     found[size] = carry
 
 # %%
@@ -168,9 +168,9 @@ Table(("chunk", "same tokens visible", "keys differ by at most", "logits differ 
 # count of the programs of a jitted function):
 
 # %%
-carry = read(model.module, model.params, carry, long)
+carry = prefill(model, carry, long)
 before = extend._cache_size()
-carry = read(model.module, model.params, carry, np.tile(long, 67))
+carry = prefill(model, carry, np.tile(long, 67))
 print(
     f"{extend._cache_size() - before} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}"
 )

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.attention import causal_block, masked_scores, mix, sink_softmax
+from sllm_jax.attention import causal_block
+from sllm_jax.blocks import block_scores, mix_values, sink_logits_of, sink_softmax
 from sllm_jax.model import Model, check_finite
+from sllm_jax.models.attend import Attend, LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import Attend, LayerCache, no_caches
 from sllm_jax.progress import Progress, silent
 
 Measure = Callable[[Array, Array], LayerCache]  # of scores and weights [K, G, T, T]; two arrays, as a layer's cache is
@@ -48,7 +49,7 @@ def _mean(model: Model, windows: np.ndarray, measure: Measure, progress: Progres
     for start in range(0, len(windows), batch):
         taken = windows[start : start + batch]
         padded = np.pad(taken, ((0, batch - len(taken)), (0, 0)))
-        found = _measure(model.module, model.params, padded, measure)
+        found = _measure(model, padded, measure)
         check_finite(model, found[0], f"in windows {start} to {start + len(taken) - 1} of {len(windows)}")
         sums.append([np.asarray(values)[: len(taken)].sum(0, dtype=np.float64) for values in found])
         progress(start + len(taken), len(windows))
@@ -74,9 +75,9 @@ def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Me
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
     ) -> tuple[LayerCache, Float[Array, "T H D"]]:
         blocks = [block_of(q, k, v)]
-        scores = masked_scores(blocks, config, dtype)
-        weights = sink_softmax(scores, config)
-        return measure(scores, weights), mix(weights, blocks, dtype)
+        scores = block_scores(blocks, config.score_scale, dtype)
+        weights = sink_softmax(scores, sink_logits_of(config))
+        return measure(scores, weights), mix_values(weights, blocks, dtype)
 
     return attend
 
@@ -102,14 +103,15 @@ def _first_and_rest(scores: Float[Array, "K G N T"], length: int) -> Float[Array
     return jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
 
 
-@partial(jax.jit, static_argnames=("module", "measure"))
+@partial(jax.jit, static_argnames="measure")
 def _measure(
-    module: Any, params: Any, windows: Int[Array, "B T"], measure: Measure
+    model: Model, windows: Int[Array, "B T"], measure: Measure
 ) -> tuple[Float[Array, "B L *found"], Float[Array, "B L *others"]]:
-    attend = attend_and_measure(module.config, module.dtype, windows.shape[1], measure)
+    attend = partial(attend_and_measure, dtype=model.dtype, length=windows.shape[1], measure=measure)
+    attends, nothing = attend_by_layer(model.config, attend), no_caches(model.config)
 
     def kept(window: Int[Array, " T"]) -> tuple[LayerCache, ...]:
-        return module.apply({"params": params}, window, no_caches(module.config), attend, -1)[1]
+        return model.module.apply({"params": model.params}, window, nothing, attends, -1)[1]
 
     first, second = zip(*jax.vmap(kept)(windows), strict=True)
     return jnp.stack(first, 1), jnp.stack(second, 1)

@@ -1,12 +1,15 @@
-"""The two jitted programs: `extend` reads tokens, `decode` writes them. Both consume the carry that they are given.
+"""The two programs of a stream: `extend` reads tokens, `decode` writes them. Both consume the carry they are given.
 
 Each compiles once per shape and serves a stream of any length. A carry with an axis B in front of every array holds B
-streams; they advance side by side, each with its own state.
+streams, which advance side by side, each with its own state.
+
+`extend` and `decode` check their arguments and run `extend_program` and `decode_program`, which are `jax.jit` functions
+of arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_chunk, attend_one
+from sllm_jax.errors import SllmError
 from sllm_jax.kv_state import KVState, Leaf, advance, init_state, live, over_streams
-from sllm_jax.models.layers import Attend
+from sllm_jax.model import Model
+from sllm_jax.models.attend import Attend, attend_by_layer
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
@@ -29,13 +35,13 @@ NOT_FINITE = -2  # what a stream writes whose logits are not numbers
 class Carry(struct.PyTreeNode):
     """All that one stream carries from call to call; or B streams, with an axis B in front of every array.
 
-    Every token that was read or written is in `state`, and `logits` say what may come next: they depend on the tokens
-    of the stream alone, not on how it was cut into chunks, and how to sample from them is decided when writing.
+    Every token that was read or written is in `state`, and `logits` say what may come next. They depend on the tokens
+    of the stream alone, not on how it was cut into chunks. How to sample from them is decided when writing.
     """
 
     state: KVState
     logits: Leaf  # [V] float32
-    done: Leaf  # [] bool: the stream has written an end-of-text token and stands still until more is read
+    done: Leaf  # [] bool: the stream has written an end-of-text token and is frozen until more is read
     key: Leaf  # [] random key
 
     def copy(self) -> Carry:
@@ -43,65 +49,83 @@ class Carry(struct.PyTreeNode):
         return jax.tree.map(jnp.copy, self)
 
 
-def init_carry(module: Any, start_size: int, recent_size: int, seed: int = 0, streams: int | None = None) -> Carry:
+def init_carry(model: Model, start_size: int, recent_size: int, seed: int = 0, streams: int | None = None) -> Carry:
     """An empty stream, or `streams` of them, each with a random key of its own."""
     batch = () if streams is None else (streams,)
     key = jax.random.key(seed)
     return Carry(
-        state=init_state(module.config, start_size, recent_size, module.dtype, streams),
-        logits=jnp.zeros((*batch, module.config.vocab_size), jnp.float32),
+        state=init_state(model.config, start_size, recent_size, model.dtype, streams),
+        logits=jnp.zeros((*batch, model.config.vocab_size), jnp.float32),
         done=jnp.zeros(batch, bool),
         key=key if streams is None else jax.random.split(key, streams),
     )
 
 
-@partial(jax.jit, static_argnames="module", donate_argnames="carry")
-def extend(module: Any, params: Any, carry: Carry, token_ids: Int[Array, "*B T"], count: Int[Array, "*B"]) -> Carry:
-    """Read a chunk: the first `count` (int32) of the T token ids of each stream; the rest is padding.
+def extend(model: Model, carry: Carry, token_ids: ArrayLike, counts: ArrayLike) -> Carry:
+    """Read a chunk: the first `counts` [*B] of the token ids [*B, T] of each stream; the rest is padding.
 
-    A stream with count 0 stays exactly as it is; with more, one that was done goes on.
+    A stream with count 0 stays as it is; with more, one that was done goes on. Raises `SllmError` for a carry that was
+    consumed before, and for token ids outside the vocabulary and counts above T, unless they are on a device already.
     """
+    check_not_consumed(carry)
+    token_ids, counts = _int32(token_ids, carry.done.ndim + 1, "token_ids"), _int32(counts, carry.done.ndim, "counts")
+    check_in_range(token_ids, model.config.vocab_size, "token id")
+    check_in_range(counts, token_ids.shape[-1] + 1, "count")
+    return extend_program(model, carry, token_ids, counts)
 
-    def read(carry: Carry, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> Carry:
-        attend = attend_chunk(module.config, module.dtype, carry.state, len(token_ids), count)
-        state, logits = forward(module, params, carry.state, token_ids, attend, rows=jnp.maximum(count - 1, 0))
+
+def decode(
+    model: Model, carry: Carry, options: Sampling, eos_ids: ArrayLike | Sequence[int], limit: ArrayLike, steps: int
+) -> tuple[Carry, Int[Array, "*B steps"]]:
+    """Write up to `steps` tokens, at most `limit`: sample one, feed it back, and so on, without host round-trips.
+
+    A stream freezes after one of `eos_ids` [N], and all do once `limit` tokens are written. Frozen streams write
+    `NO_TOKEN`. A stream whose logits hold a NaN or an infinity freezes too, and writes `NOT_FINITE`. Returns the carry
+    and the tokens. Raises `SllmError` for a carry that was consumed before. Another number N of `eos_ids` compiles
+    another program.
+    """
+    check_not_consumed(carry)
+    return decode_program(model, carry, options, _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit"), steps=steps)
+
+
+@partial(jax.jit, donate_argnames="carry")
+def extend_program(model: Model, carry: Carry, token_ids: Int[Array, "*B T"], counts: Int[Array, "*B"]) -> Carry:
+    """`extend` as one compiled program of int32 arrays."""
+
+    def extend_one(carry: Carry, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> Carry:
+        last = jnp.maximum(count - 1, 0)
+        state, logits = read_chunk(model, carry.state, token_ids, count, rows=last)
         return carry.replace(
-            state=advance(state, token_ids, count),
+            state=state,
             logits=jnp.where(count > 0, logits, carry.logits),
             done=carry.done & (count == 0),
         )
 
-    return over_streams(read, carry.state)(carry, token_ids, count)
+    return over_streams(extend_one, carry.state)(carry, token_ids, counts)
 
 
-@partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="carry")
-def decode(
-    module: Any,
-    params: Any,
-    carry: Carry,
-    options: Sampling,
-    eos_ids: Int[Array, " N"],
-    limit: Int[Array, ""],
-    steps: int,
+@partial(jax.jit, static_argnames="steps", donate_argnames="carry")
+def decode_program(
+    model: Model, carry: Carry, options: Sampling, eos_ids: Int[Array, " N"], limit: Int[Array, ""], steps: int
 ) -> tuple[Carry, Int[Array, "*B steps"]]:
-    """Write up to `steps` tokens, at most `limit`: sample one, feed it back, and so on, without a word to the host.
+    """`decode` as one compiled program of int32 arrays."""
 
-    A stream that has written one of `eos_ids` stands still, as do all once `limit` tokens are written: frozen streams
-    write `NO_TOKEN`. A stream whose logits hold a NaN or an infinity stands still too, and writes `NOT_FINITE`. Returns
-    the carry and the tokens.
-    """
-
-    def write(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Int[Array, ""]]:
+    def decode_one(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Int[Array, ""]]:
+        state = carry.state
         ended = carry.done | (i >= limit)
         finite = jnp.isfinite(carry.logits.max())  # a NaN and an infinity are the largest of any numbers
         frozen = ended | ~finite
+
+        # Sample from the logits of the last token.
         greedy = options.temperature is None
         next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
-        state = carry.state
         token = sample(options, carry.logits, key, state.token_ids, live(state))
-        fed, logits = forward(
-            module, params, state, token[None], attend_one(module.config, module.dtype, state), rows=0
-        )
+
+        # Feed it back. A frozen stream does too: what it writes into the dead slot is never seen.
+        attend = partial(attend_one, dtype=model.dtype, state=state)
+        fed, logits = forward(model, state, token[None], attend_by_layer(model.config, attend), rows=0)
+
+        # Advance, unless frozen.
         written = Carry(
             state=advance(fed, token[None], jnp.where(frozen, 0, 1)),
             logits=jnp.where(frozen, carry.logits, logits),
@@ -110,7 +134,7 @@ def decode(
         )
         return written, jnp.where(ended, NO_TOKEN, jnp.where(finite, token, NOT_FINITE))
 
-    step = over_streams(write, carry.state, in_axes=(0, None))
+    step = over_streams(decode_one, carry.state, in_axes=(0, None))
     carry, tokens = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.int32))
     return carry, jnp.moveaxis(tokens, 0, -1)
 
@@ -123,18 +147,55 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def read(module: Any, params: Any, carry: Carry, token_ids: np.ndarray) -> Carry:
-    """Read a prompt of any length into one stream, in chunks."""
-    for chunk, count in chunks(token_ids):
-        carry = extend(module, params, carry, chunk, count)
+def prefill(model: Model, carry: Carry, token_ids: ArrayLike | Sequence[int]) -> Carry:
+    """Read a prompt of any length into one stream, in chunks. Raises `SllmError` as `extend` does."""
+    for chunk, count in chunks(np.asarray(token_ids)):
+        carry = extend(model, carry, chunk, count)
     return carry
 
 
+def read_chunk(
+    model: Model, state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""], rows: Any = slice(None)
+) -> tuple[KVState, Float[Array, "*t V"]]:
+    """The state of one stream after the first `count` of T tokens, and the logits of those that `rows` selects."""
+    attend = partial(attend_chunk, dtype=model.dtype, state=state, length=len(token_ids), count=count)
+    state, logits = forward(model, state, token_ids, attend_by_layer(model.config, attend), rows)
+    return advance(state, token_ids, count), logits
+
+
 def forward(
-    module: Any, params: Any, state: KVState, token_ids: Int[Array, " T"], attend: Attend, rows: Any
+    model: Model, state: KVState, token_ids: Int[Array, " T"], attends: tuple[Attend, ...], rows: Any
 ) -> tuple[KVState, Float[Array, "*t V"]]:
     """The state with the keys and values of T tokens written, and the logits of those that `rows` selects."""
     caches = tuple(zip(state.k, state.v, strict=True))
-    logits, caches = module.apply({"params": params}, token_ids, caches, attend, rows)
+    logits, caches = model.module.apply({"params": model.params}, token_ids, caches, attends, rows)
     k, v = zip(*caches, strict=True)
     return state.replace(k=k, v=v), logits
+
+
+def check_not_consumed(carry: Carry) -> None:
+    """Raises `SllmError` for a carry whose arrays were donated to an earlier call."""
+    logits = carry.logits
+    if isinstance(logits, jax.Array) and not isinstance(logits, jax.core.Tracer) and logits.is_deleted():
+        raise SllmError(
+            "this carry was consumed by an earlier call; go on with the carry that the call returned, "
+            "or call with carry.copy() to keep it"
+        )
+
+
+def check_in_range(values: Any, end: int, what: str, begin: int = 0) -> None:
+    """Raises `SllmError` unless `begin` <= values < `end`. Arrays on a device are not looked at: that would wait."""
+    if isinstance(values, np.ndarray) and values.size and not (begin <= values.min() and values.max() < end):
+        bad = values.min() if values.min() < begin else values.max()
+        raise SllmError(f"{what} must be from {begin} to {end - 1}; got {bad}")
+
+
+def _int32(values: Any, ndim: int, what: str) -> Any:
+    """Python and NumPy integers as one kind of array, so that they share a program; JAX's pass."""
+    if isinstance(values, jax.Array):
+        return values
+    array = np.asarray(values)
+    if array.ndim != ndim or (array.size and array.dtype.kind not in "iu"):
+        raise SllmError(f"{what} must be integers with {ndim} axes; got {array.dtype} of shape {array.shape}")
+    check_in_range(array, 2**31, what, begin=-(2**31))
+    return array.astype(np.int32)

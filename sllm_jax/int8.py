@@ -6,6 +6,7 @@ more than half a step, 1/254 of the largest.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def quantized(model: Model) -> Model:
             params[path] = leaf
         else:
             params[path], params[scale] = map(jnp.asarray, quantize(np.asarray(leaf)))
-    return Model(model.module, unflatten_dict(params, sep="/"), model.hf_config, model.generation_config)
+    return replace(model, params=unflatten_dict(params, sep="/"))
 
 
 def is_quantized(params: Any) -> bool:

@@ -21,8 +21,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sllm_jax.memory import bytes_of, check_free
+from sllm_jax.models.attend import LayerCache
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import LayerCache
 from sllm_jax.position import AngleTable, Rope, rotate
 
 _SLOT_MULTIPLE = 128  # an odd number of slots makes XLA pad or copy whole caches on a GPU and a TPU
@@ -179,7 +179,7 @@ def write_chunk(
     )
 
 
-def written_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
+def write_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
     """Where each token of a padded chunk is written; distinct numbers from A on for tokens that leave no trace.
 
     Of `length` places the first `count` hold tokens, the rest is padding. Of tokens that share a slot the last stays.
@@ -194,7 +194,7 @@ def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) 
     """The state's numbers after the first `count` of the T tokens; the caller sets `k` and `v`."""
     length = len(token_ids)
     return state.replace(
-        token_ids=state.token_ids.at[written_slots(state, length, count)].set(
+        token_ids=state.token_ids.at[write_slots(state, length, count)].set(
             token_ids, mode="drop", unique_indices=True
         ),
         next_slot=slots_after(state, length + 1)[count],
@@ -208,8 +208,8 @@ def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState
     return state.replace(filled=jnp.minimum(state.filled, room))
 
 
-def read(state: KVState, positions: Int[Array, " N"], rope: Rope) -> list[tuple[Array, Array]]:
-    """Keys, unrotated and in float32, and values [K, N, D] of each layer at the given cache positions."""
+def keys_and_values(state: KVState, positions: Int[Array, " N"], rope: Rope) -> list[tuple[Array, Array]]:
+    """Keys, unrotated and in float32, and values [K, N, D] of each layer at N cache positions."""
     slots = _slots_at(state, positions)
     back = angle_table(rope, state.start_size, state.recent_size)(slots).inverse()
     keys = [k[:, :, slots].swapaxes(1, 2).astype(jnp.float32) for k in state.k]
@@ -228,7 +228,7 @@ def select(
     slot = jnp.arange(allocated)
     kept = slot < count
     forth = angle_table(rope, start_size, recent_size)(jnp.where(kept, slot, 0))
-    moved = [(rotate(k, forth).swapaxes(1, 2), v) for k, v in read(state, positions, rope)]
+    moved = [(rotate(k, forth).swapaxes(1, 2), v) for k, v in keys_and_values(state, positions, rope)]
     return KVState(
         k=tuple(jnp.where(kept, k, 0).astype(old.dtype) for (k, _), old in zip(moved, state.k, strict=True)),
         v=tuple(jnp.where(kept[:, None], v, 0) for _, v in moved),

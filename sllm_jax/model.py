@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,28 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.attention import attend_causally
 from sllm_jax.errors import SllmError
+from sllm_jax.models.attend import LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import LayerCache, no_caches
 
 
+class _Files(NamedTuple):
+    """The JSON files of a model, as static data of a pytree: equal by content, and hashable though dicts are not."""
+
+    hf_config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+
+    def __hash__(self) -> int:
+        """The same for all: programs are told apart by the module."""
+        return 0
+
+
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A Linen module of one of the families, its parameters, and the JSON files that came with them."""
+    """A Linen module of one of the families, its parameters, and the JSON files that came with them.
+
+    A pytree whose leaves are the parameters, so that jitted functions take it whole. The rest is static.
+    """
 
     module: Any
     params: Any
@@ -37,6 +52,16 @@ class Model:
         """Of parameters and cache."""
         return self.module.dtype
 
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Any, _Files]]:
+        """The parameters, and what is static."""
+        return (self.params,), (self.module, _Files(self.hf_config, self.generation_config))
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, _Files], children: tuple[Any]) -> Model:
+        """The inverse of `tree_flatten`."""
+        module, files = static
+        return cls(module, *children, *files)
+
 
 @partial(jax.jit, static_argnames="module")
 def init_params(module: Any, seed: int | Int[Array, ""] = 0) -> Any:
@@ -45,7 +70,9 @@ def init_params(module: Any, seed: int | Int[Array, ""] = 0) -> Any:
     def attend(cache: LayerCache, q: Array, k: Array, v: Array) -> tuple[LayerCache, Array]:
         return cache, q  # it has no parameters
 
-    return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), no_caches(module.config), attend)["params"]
+    config = module.config
+    attends = (attend,) * config.num_hidden_layers
+    return module.init(jax.random.key(seed), jnp.zeros(1, jnp.int32), no_caches(config), attends)["params"]
 
 
 def parameter_shapes(module: Any) -> Any:
@@ -60,12 +87,11 @@ def parameter_shapes(module: Any) -> Any:
     return dict(sorted({**layers, **shapes}.items()))
 
 
-def dense_logits(
-    module: Any, params: Any, token_ids: Int[Array, " T"], rows: Any = slice(None)
-) -> Float[Array, "*t V"]:
+def dense_logits(model: Model, token_ids: Int[Array, " T"], rows: Any = slice(None)) -> Float[Array, "*t V"]:
     """Logits (float32) after the tokens that `rows` selects of a text of T tokens, read with dense causal attention."""
-    attend = attend_causally(module.config, module.dtype, len(token_ids))
-    return module.apply({"params": params}, token_ids, no_caches(module.config), attend, rows)[0]
+    attend = partial(attend_causally, dtype=model.dtype, length=len(token_ids))
+    attends = attend_by_layer(model.config, attend)
+    return model.module.apply({"params": model.params}, token_ids, no_caches(model.config), attends, rows)[0]
 
 
 def nll_of(logits: Float[Array, "*t V"], token_ids: Int[Array, "*t"]) -> Float[Array, "*t"]:

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.attention import attend_chunk
-from sllm_jax.decode import forward
+from sllm_jax.decode import Carry, read_chunk
 from sllm_jax.errors import SllmError
 from sllm_jax.kv_cache import check_sizes
-from sllm_jax.kv_state import KVState, advance, init_state, over_streams
+from sllm_jax.kv_state import KVState, init_state, over_streams
 from sllm_jax.model import Model, check_finite, dense_logits, nll_of
 
 MODES = ("streaming", "window", "dense", "recompute")
@@ -159,7 +158,7 @@ def _in_chunks(
         taken = [ids[start : start + chunk_size + 1] for ids in texts]
         counts = np.array([max(len(ids) - 1, 0) for ids in taken], np.int32)
         chunks = np.stack([np.pad(ids, (0, chunk_size + 1 - len(ids))).astype(np.int32) for ids in taken])
-        state, nll = _score_chunk(model.module, model.params, state, chunks, counts)
+        state, nll = _score_chunk(model, state, chunks, counts)
         found = [row[-start % stride : count : stride] for row, count in zip(np.asarray(nll), counts, strict=True)]
         start += chunk_size
         yield Reading(found, [min(start, len(ids) - 1) for ids in texts], state)
@@ -185,31 +184,41 @@ def _recomputed(
             if model.config.attention_sink == "learnable":
                 windows[:, 0] = ids[0]
             padded = np.pad(windows, ((0, batch - len(windows)), (0, 0)))
-            nll = np.asarray(_score_windows(model.module, model.params, padded))[: len(windows)]
+            nll = np.asarray(_score_windows(model, padded))[: len(windows)]
             done[i] = ends[-1] + 1
             yield Reading([nll if j == i else nll[:0] for j in range(len(texts))], done.copy(), None)
 
 
-@partial(jax.jit, static_argnames="module", donate_argnames="state")
+@jax.jit
+def option_nll(model: Model, carry: Carry, options: Int[Array, "B T"], counts: Int[Array, " B"]) -> Float[Array, " B"]:
+    """The nll of each of B continuations of one stream, the first `counts` of T tokens, in nats."""
+
+    def score(option: Int[Array, " T"], count: Int[Array, ""]) -> Float[Array, ""]:
+        _, logits = read_chunk(model, carry.state, option, count)
+        before = jnp.concatenate([carry.logits[None], logits[:-1]])  # what predicts each token
+        return jnp.where(jnp.arange(len(option)) < count, nll_of(before, option), 0).sum()
+
+    return jax.vmap(score)(options, counts)
+
+
+@partial(jax.jit, donate_argnames="state")
 def _score_chunk(
-    module: Any, params: Any, state: KVState, tokens: Int[Array, "B N"], counts: Int[Array, " B"]
+    model: Model, state: KVState, tokens: Int[Array, "B N"], counts: Int[Array, " B"]
 ) -> tuple[KVState, Float[Array, "B T"]]:
     """Read the first `counts` of T = N - 1 tokens of each stream; the nll of each one's successor."""
 
     def score(state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]) -> tuple[KVState, Float[Array, " T"]]:
-        token_ids = tokens[:-1]
-        attend = attend_chunk(module.config, module.dtype, state, len(token_ids), count)
-        state, logits = forward(module, params, state, token_ids, attend, rows=slice(None))
-        return advance(state, token_ids, count), nll_of(logits, tokens[1:])
+        state, logits = read_chunk(model, state, tokens[:-1], count)
+        return state, nll_of(logits, tokens[1:])
 
     return over_streams(score, state)(state, tokens, counts)
 
 
-@partial(jax.jit, static_argnames="module")
-def _score_windows(module: Any, params: Any, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
+@jax.jit
+def _score_windows(model: Model, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
     """The nll of the last token of each window, given those before it."""
 
     def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
-        return dense_logits(module, params, window[:-1], -1)
+        return dense_logits(model, window[:-1], -1)
 
     return nll_of(jax.vmap(last_logits)(windows), windows[:, -1])

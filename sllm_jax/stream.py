@@ -72,7 +72,7 @@ class Stream:
             start_size, recent_size = 0, model.config.max_position_embeddings - 1
         self.model, self.tokenizer, self.mode = model, tokenizer, mode
         self._cache = enable_streaming_llm(model, *fit_sizes(model.config, start_size, recent_size))
-        self._carry = decode.init_carry(model.module, self._cache.start_size, self._cache.recent_size, seed)
+        self._carry = decode.init_carry(model, self._cache.start_size, self._cache.recent_size, seed)
         self._steps, self._control_tokens = steps, control_tokens
         self._last: deque[int] = deque(maxlen=_REMEMBERED)
         self.tokens_seen = 0  # read and written, evicted ones included
@@ -235,7 +235,7 @@ class Stream:
         done = 0
         for chunk, count in decode.chunks(ids):
             with deferred_signals() as deliver:
-                carry = decode.extend(self.model.module, self.model.params, self._carry, chunk, count)
+                carry = decode.extend(self.model, self._carry, chunk, count)
                 self._carry = jax.block_until_ready(carry)
                 self._note(chunk[:count].tolist())
             done += int(count)
@@ -246,9 +246,7 @@ class Stream:
         model = self.model
         if self.mode == "dense":
             limit = min(limit, model.config.max_position_embeddings - self.tokens_seen)
-        self._carry, tokens = decode.decode(
-            model.module, model.params, self._carry, options, eos, np.int32(limit), self._steps
-        )
+        self._carry, tokens = decode.decode(model, self._carry, options, eos, limit, self._steps)
         ids = [token for token in np.asarray(tokens).tolist() if token >= 0]
         self._note(ids)
         self.tokens_written += len(ids)

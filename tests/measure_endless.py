@@ -14,7 +14,7 @@ import numpy as np
 from memory import resident_megabytes
 
 from sllm_jax import load
-from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
+from sllm_jax.decode import NO_TOKEN, decode, init_carry, prefill
 from sllm_jax.sampling import sampling
 
 BLOCK, YOUNG = 500, 1000
@@ -33,11 +33,11 @@ def main() -> None:
 
     def write(carry, tokens):
         for _ in range(tokens // BLOCK):
-            carry, _ = decode(model.module, model.params, carry, sampling(1.0), NO_EOS, np.int32(BLOCK), BLOCK)
+            carry, _ = decode(model, carry, sampling(1.0), NO_EOS, np.int32(BLOCK), BLOCK)
         return jax.block_until_ready(carry)
 
-    start = init_carry(model.module, asked.start_size, asked.recent_size)
-    young = write(read(model.module, model.params, start, np.array([1])), YOUNG)
+    start = init_carry(model, asked.start_size, asked.recent_size)
+    young = write(prefill(model, start, np.array([1])), YOUNG)
     old = young.copy()
     before = resident_megabytes()
     old = write(old, asked.old - YOUNG)

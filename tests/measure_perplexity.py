@@ -17,7 +17,7 @@ import numpy as np
 
 from sllm_jax import load
 from sllm_jax.benchmark.limit import flops_per_token
-from sllm_jax.decode import NO_TOKEN, decode, init_carry, read
+from sllm_jax.decode import NO_TOKEN, decode, init_carry, prefill
 from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import Reading, read_texts
@@ -93,15 +93,13 @@ class Writer:
     def __init__(self, model: Model, sizes: tuple[int, int], steps: int = 32) -> None:
         self.model, self.steps = model, steps
         ids = np.random.default_rng(0).integers(0, model.config.vocab_size, sum(sizes) + 1, np.int32)
-        self.carry = read(model.module, model.params, init_carry(model.module, *sizes), ids)
+        self.carry = prefill(model, init_carry(model, *sizes), ids)
         self.seconds()
 
     def seconds(self) -> float:
         """That one token takes, over `steps` more."""
         begin, no_eos = time.perf_counter(), np.array([NO_TOKEN], np.int32)
-        self.carry, tokens = decode(
-            self.model.module, self.model.params, self.carry, sampling(), no_eos, np.int32(self.steps), self.steps
-        )
+        self.carry, tokens = decode(self.model, self.carry, sampling(), no_eos, np.int32(self.steps), self.steps)
         tokens.block_until_ready()
         return (time.perf_counter() - begin) / self.steps
 

@@ -104,7 +104,7 @@ def stages(name: str) -> None:
     mark("transformers")
     import numpy as np
 
-    from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend
+    from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode_program, extend_program
     from sllm_jax.loading import load
     from sllm_jax.sampling import sampling_for
     from sllm_jax.stream import Stream
@@ -115,11 +115,11 @@ def stages(name: str) -> None:
     stream = Stream(model, tokenizer)
     carry = stream._carry
     mark("state")
-    extend.lower(model.module, model.params, carry, np.zeros(CHUNK_SIZES[0], np.int32), np.int32(1)).compile()
+    extend_program.lower(model, carry, np.zeros(CHUNK_SIZES[0], np.int32), np.int32(1)).compile()
     mark("the program that reads")
     eos = np.array([NO_TOKEN], np.int32)
     options = sampling_for(model.generation_config)
-    decode.lower(model.module, model.params, carry, options, eos, np.int32(8), steps=8).compile()
+    decode_program.lower(model, carry, options, eos, np.int32(8), steps=8).compile()
     mark("the program that writes")
     next(stream.generate(ignore_eos=True))
     mark("reading and writing")

@@ -1,6 +1,6 @@
 """The paper's list, as `attend` for the same modules: unrotated keys, rotated by their index at every step."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from sllm_jax import model
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.position import Rope
 
-dense_logits = jax.jit(model.dense_logits, static_argnums=0)  # one program: op by op it takes four times as long
+dense_logits = jax.jit(model.dense_logits)  # one program: op by op it takes four times as long
 
 
 def rotate_at(x: np.ndarray, position: np.ndarray, rope: Rope, length: int) -> np.ndarray:
@@ -82,16 +82,16 @@ class ListCache:
 
 
 class ListModel:
-    """A module with a `ListCache` a layer: logits token by token, the slow and obvious way."""
+    """A model with a `ListCache` a layer: logits token by token, the slow and obvious way."""
 
-    def __init__(self, module, params, start_size: int, recent_size: int):
-        self.module, self.params = module, params
-        layers = range(module.config.num_hidden_layers)
-        self.caches = [ListCache(module.config, start_size, recent_size) for _ in layers]
+    def __init__(self, model, start_size: int, recent_size: int):
+        self.model = model
+        layers = range(model.config.num_hidden_layers)
+        self.caches = [ListCache(model.config, start_size, recent_size) for _ in layers]
 
     def extend(self, token_ids) -> np.ndarray:
         """Logits [T, V] of T single steps."""
-        steps = [_step(self.module, self.params, self.caches, int(token)) for token in token_ids]
+        steps = [_step(self.model, self.caches, int(token)) for token in token_ids]
         return np.array(steps)
 
     def evict_for_space(self, num_coming: int) -> None:
@@ -114,17 +114,17 @@ class ListModel:
         return len(self.caches[0].k)
 
 
-def _step(module, params, caches: list[ListCache], token: int) -> np.ndarray:
+def _step(model, caches: list[ListCache], token: int) -> np.ndarray:
     _current[:] = caches
-    return np.asarray(_compiled_step(module, params, jnp.int32(token)))
+    return np.asarray(_compiled_step(model, jnp.int32(token)))
 
 
 _current: list[ListCache] = []  # the caches that the compiled step calls back to
 
 
-@partial(jax.jit, static_argnums=0)
-def _compiled_step(module, params, token):
-    layers = iter(range(module.config.num_hidden_layers))
+@jax.jit
+def _compiled_step(model, token):
+    layers = iter(range(model.config.num_hidden_layers))
 
     def attend(cache, q, k, v):
         def on_host(layer, q, k, v):
@@ -135,5 +135,6 @@ def _compiled_step(module, params, token):
         shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
         return cache, io_callback(on_host, shape, next(layers), q, k, v, ordered=True)
 
-    empty = ((jnp.zeros(0), jnp.zeros(0)),) * module.config.num_hidden_layers
-    return module.apply({"params": params}, token[None], empty, attend, 0)[0]
+    empty = ((jnp.zeros(0), jnp.zeros(0)),) * model.config.num_hidden_layers
+    attends = (attend,) * model.config.num_hidden_layers
+    return model.module.apply({"params": model.params}, token[None], empty, attends, 0)[0]

@@ -67,7 +67,7 @@ def test_a_plan_knows_the_cache_position_of_every_key(start_size, recent_size, r
     for t in range(length):
         now = read + t
         seen = [*range(min(start_size, now)), *range(max(start_size, now - recent_size), now)]  # the list, by token
-        for slot in np.flatnonzero(planned.sees[t]):
+        for slot in np.flatnonzero(planned.mask[t]):
             assert planned.key_position[t, slot] == seen.index(int(state.token_ids[slot]))
         assert planned.position[t] == len(seen)
 
@@ -78,7 +78,7 @@ def test_cache_positions_stay_bounded_however_long_the_stream():
         lambda state: jax.lax.fori_loop(0, 1_000_000, lambda i, s: advance(s, i[None], jnp.int32(1)), state)
     )
     planned = plan(ahead(state), 4, jnp.int32(4))
-    positions = np.where(planned.sees, planned.key_position, 0)
+    positions = np.where(planned.mask, planned.key_position, 0)
     assert positions.min() == 0
     assert positions.max() < state.slots
 
@@ -90,4 +90,4 @@ def test_a_sliding_window_hides_what_is_further_back_but_not_the_sinks(window):
     for t in range(3):
         now = 25 + t
         expected = {0, 1, *range(max(16, now - min(window, 10) + 1), 25)}
-        assert {int(token) for token in state.token_ids[planned.sees[t]]} == expected
+        assert {int(token) for token in state.token_ids[planned.mask[t]]} == expected

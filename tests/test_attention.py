@@ -36,12 +36,12 @@ def test_a_plan_says_what_single_steps_would_do(start_size, recent_size, read, l
         assert planned.position[t] == expected.filled
         now = read + t
         in_reach = alive & ((holds < start_size) | (now - holds <= recent_size))
-        np.testing.assert_array_equal(planned.sees[t], in_reach)
+        np.testing.assert_array_equal(planned.mask[t], in_reach)
         expected = advance(expected, jnp.array([now], jnp.int32), jnp.int32(1))
     final = advance(state, read + jnp.arange(length, dtype=jnp.int32), jnp.int32(count))
     for name in ("token_ids", "next_slot", "filled"):
         np.testing.assert_array_equal(getattr(final, name), getattr(expected, name))
-    written = np.asarray(planned.written)
+    written = np.asarray(planned.write_slot)
     assert len(set(written.tolist())) == length
     assert sorted(written[written < state.allocated]) == sorted({int(slot) for slot in planned.slots[:count]})
 

@@ -12,7 +12,7 @@ from sllm_jax.attention import attend_causally
 from sllm_jax.attention_map import _on_first, attend_and_measure, attention_maps, attention_on_first, uniform_mass
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
-from sllm_jax.models.layers import no_caches
+from sllm_jax.models.attend import no_caches
 
 WINDOWS = np.random.default_rng(0).integers(0, 101, (5, 21))
 

@@ -18,7 +18,7 @@ from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, flops_per_toke
 from sllm_jax.benchmark.programs import Program, recomputing, seconds_per_step, streaming
 from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.benchmark.run import Settings, decode_figures
-from sllm_jax.decode import Carry, decode, init_carry
+from sllm_jax.decode import Carry, decode_program, init_carry
 from sllm_jax.errors import SllmError
 from sllm_jax.int8 import is_quantized, quantized
 from sllm_jax.memory import free_memory
@@ -97,7 +97,7 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
 def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, buffers, numbers):
     """Streams take what they carry and their program's buffers, and the one they are copies of; `room` for so many."""
     carried, weights = (
-        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (init_carry(tiny.module, 4, 50), tiny.params)
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (init_carry(tiny, 4, 50), tiny.params)
     )
     programs = {n: SimpleNamespace(memory=weights + n * (1 + buffers) * carried) for n in (1, 2, 4)}
     monkeypatch.setattr(running, "free_memory", lambda: room * carried)
@@ -135,7 +135,7 @@ def test_a_program_of_given_steps_is_compiled_once_and_its_state_is_not_copied(t
 def test_reading_is_timed_with_full_caches_and_counts_the_tokens_of_all_streams(tiny, monkeypatch, streams):
     seen = []
 
-    def reading(module, params, carry, chunk, count):
+    def reading(model, carry, chunk, count):
         seen.append((chunk.shape, np.asarray(count).tolist()))
         return carry
 
@@ -163,7 +163,7 @@ def test_random_weights_have_the_shapes_of_the_model_and_give_finite_logits(conf
     assert {leaf.dtype.name for leaf in jax.tree.leaves(chosen.params)} == (
         {"bfloat16", "int8", "float32"} if int8 else {"bfloat16"}
     )
-    logits = dense_logits(chosen.module, chosen.params, jnp.arange(20))
+    logits = dense_logits(chosen, jnp.arange(20))
     assert 0.1 < logits.std() < 10
     assert is_quantized(chosen.params) is int8
     others = random_model(config, jnp.bfloat16, int8, seed=1)
@@ -205,7 +205,7 @@ def test_random_weights_of_a_config_and_a_trace(run, tmp_path, monkeypatch):
 
 
 def test_the_parts_of_a_step_have_names():
-    lowered = decode.lower(*decode_arguments(jnp.float32), steps=2).as_text(debug_info=True)
+    lowered = decode_program.lower(*decode_arguments(jnp.float32), steps=2).as_text(debug_info=True)
     for scope in SCOPES:
         assert re.search(rf'["/]{scope}[/"]', lowered), scope
 

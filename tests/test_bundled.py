@@ -52,11 +52,11 @@ def test_any_chunking_is_exact_but_for_the_rounding_of_its_dtype(dtype, rounding
 
 def logits_of(model, ids, size):
     """Of the last token, read in chunks of `size` at 4 + 100."""
-    carry = init_carry(model.module, 4, 100)
+    carry = init_carry(model, 4, 100)
     for begin in range(0, len(ids), size):
         part = ids[begin : begin + size]
         padded = np.pad(part, (0, size - len(part))).astype(np.int32)
-        carry = extend(model.module, model.params, carry, padded, np.int32(len(part)))
+        carry = extend(model, carry, padded, np.int32(len(part)))
     return np.asarray(carry.logits)
 
 
@@ -119,7 +119,7 @@ def test_logits_equal_those_of_transformers(name):
     theirs = AutoModelForCausalLM.from_pretrained(hub.resolve(name), dtype=torch.float32, local_files_only=True).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
-    ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
+    ours = dense_logits(model, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
@@ -127,8 +127,8 @@ def test_logits_of_the_zero_sink_equal_the_list():
     """transformers has no such softmax, and would compute something else."""
     model, tokenizer = load(ZERO, dtype="float32")
     tokens = encode(tokenizer, TEXT, start=True)[:60]
-    ours = dense_logits(model.module, model.params, jnp.asarray(tokens))
-    np.testing.assert_allclose(ours, ListModel(model.module, model.params, 0, 127).extend(tokens), atol=1e-4)
+    ours = dense_logits(model, jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, ListModel(model, 0, 127).extend(tokens), atol=1e-4)
 
 
 @pytest.fixture(scope="module")

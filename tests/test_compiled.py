@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from sllm_jax.decode import decode, extend, init_carry
+from sllm_jax.decode import decode, decode_program, extend, extend_program, init_carry
 from sllm_jax.int8 import quantized
-from sllm_jax.model import init_params
+from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 from sllm_jax.sampling import sampling
 
@@ -25,8 +25,9 @@ MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 24, "n_heads": 6, "n_l
 def decode_arguments(dtype, streams=None, options="greedy", config=TINY):
     module = module_for(config, dtype)
     params = jax.eval_shape(lambda: init_params(module))
-    carry = jax.eval_shape(lambda: init_carry(module, 4, 250, streams=streams))
-    return module, params, carry, OPTIONS[options], EOS, LIMIT
+    model = Model(module, params)
+    carry = jax.eval_shape(lambda: init_carry(model, 4, 250, streams=streams))
+    return model, carry, OPTIONS[options], EOS, LIMIT
 
 
 PROGRAMS = {
@@ -42,8 +43,8 @@ PROGRAMS = {
 def compiled(request):
     """The carry, the size of one layer's cache of one stream, and the program."""
     arguments = decode_arguments(jnp.float32, *request.param)
-    carry, streams = arguments[2], request.param[0] or 1
-    return carry, carry.state.k[0].size // streams, decode.lower(*arguments, steps=8).compile().as_text()
+    carry, streams = arguments[1], request.param[0] or 1
+    return carry, carry.state.k[0].size // streams, decode_program.lower(*arguments, steps=8).compile().as_text()
 
 
 def aliased(hlo: str) -> set[int]:
@@ -71,9 +72,9 @@ def test_every_array_of_the_carry_is_updated_in_place(compiled):
 
 
 def test_extend_too_updates_every_array_in_place():
-    module, params, carry, *_ = decode_arguments(jnp.float32)
+    model, carry, *_ = decode_arguments(jnp.float32)
     tokens, count = jax.ShapeDtypeStruct((128,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    hlo = extend.lower(module, params, carry, tokens, count).compile().as_text()
+    hlo = extend_program.lower(model, carry, tokens, count).compile().as_text()
     assert caches_in(carry) <= aliased(hlo)
 
 
@@ -102,16 +103,16 @@ def test_one_loop_carries_the_caches_and_has_no_word_to_the_host(compiled):
 @pytest.mark.parametrize("streams", [None, 3])
 def test_decode_lowers_for_tpu_and_cuda_in_bfloat16(streams, options):
     arguments = decode_arguments(jnp.bfloat16, streams, options)
-    exported = jax.export.export(decode, platforms=("tpu", "cuda"))(*arguments, steps=8)
+    exported = jax.export.export(decode_program, platforms=("tpu", "cuda"))(*arguments, steps=8)
     assert exported.platforms == ("tpu", "cuda")
 
 
 @pytest.mark.parametrize("streams", [None, 3])
 def test_extend_lowers_for_tpu_and_cuda_in_bfloat16(streams):
-    module, params, carry, *_ = decode_arguments(jnp.bfloat16, streams)
+    model, carry, *_ = decode_arguments(jnp.bfloat16, streams)
     batch = () if streams is None else (streams,)
     tokens, count = jax.ShapeDtypeStruct((*batch, 128), jnp.int32), jax.ShapeDtypeStruct(batch, jnp.int32)
-    exported = jax.export.export(extend, platforms=("tpu", "cuda"))(module, params, carry, tokens, count)
+    exported = jax.export.export(extend_program, platforms=("tpu", "cuda"))(model, carry, tokens, count)
     assert exported.platforms == ("tpu", "cuda")
 
 
@@ -123,11 +124,11 @@ def test_what_other_devices_compute_is_what_a_cpu_computes(tiny, monkeypatch, in
 
     def written():
         jax.clear_caches()
-        carry = init_carry(model.module, 3, 12, streams=streams)
+        carry = init_carry(model, 3, 12, streams=streams)
         shape = (streams, 30) if streams else (30,)
         count = np.array([30, 17, 5], np.int32) if streams else np.int32(30)
-        carry = extend(model.module, model.params, carry, np.broadcast_to(tokens, shape), count)
-        carry, ids = decode(model.module, model.params, carry, OPTIONS["greedy"], EOS, LIMIT, 8)
+        carry = extend(model, carry, np.broadcast_to(tokens, shape), count)
+        carry, ids = decode(model, carry, OPTIONS["greedy"], EOS, LIMIT, 8)
         return carry.logits, ids
 
     logits, ids = written()

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from test_compiled import EOS, LIMIT, OPTIONS, aliased, caches_in, operations
 
-from sllm_jax.decode import decode, extend, init_carry
+from sllm_jax.decode import decode_program, extend_program, init_carry
 from sllm_jax.int8 import scale_of
-from sllm_jax.model import init_params
+from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 
 pytestmark = [
@@ -56,7 +56,8 @@ def arguments(tpu, request):
     config, streams = request.param
     module = module_for(config, jnp.bfloat16)
     params = tpu(jax.eval_shape(lambda: init_params(module)))
-    return module, params, tpu(jax.eval_shape(lambda: init_carry(module, 4, 2044, streams=streams)))
+    model = Model(module, params)
+    return model, tpu(jax.eval_shape(lambda: init_carry(model, 4, 2044, streams=streams)))
 
 
 def loop_bodies(hlo: str) -> str:
@@ -74,9 +75,9 @@ def loop_bodies(hlo: str) -> str:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_decode_runs_in_place_and_fits(tpu, arguments, options):
-    module, params, carry = arguments
+    model, carry = arguments
     rest = tpu((OPTIONS[options], EOS, LIMIT))
-    program = decode.lower(module, params, carry, *rest, steps=8).compile()
+    program = decode_program.lower(model, carry, *rest, steps=8).compile()
     hlo, needs = program.as_text(), program.memory_analysis()
     body, one = loop_bodies(hlo), np.prod(carry.state.k[0].shape[-3:])
     assert operations(body, "dynamic-update-slice", one)  # the search finds the caches
@@ -93,14 +94,15 @@ def test_int8_weights_are_read_as_they_are(tpu):
         scale = scale_of(path)
         params[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8) if scale else leaf
         params |= {scale: jax.ShapeDtypeStruct(leaf.shape[:1], jnp.float32)} if scale else {}
-    arguments = unflatten_dict(params, sep="/"), jax.eval_shape(lambda: init_carry(module, 4, 2044))
-    program = decode.lower(module, *tpu((*arguments, OPTIONS["greedy"], EOS, LIMIT)), steps=8).compile()
+    model = Model(module, unflatten_dict(params, sep="/"))
+    carry = jax.eval_shape(lambda: init_carry(model, 4, 2044))
+    program = decode_program.lower(*tpu((model, carry, OPTIONS["greedy"], EOS, LIMIT)), steps=8).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2 * 4096 * 11008  # of one weight in bfloat16
 
 
 def test_extend_fits(tpu, arguments):
-    module, params, carry = arguments
+    model, carry = arguments
     batch = carry.state.filled.shape
     tokens, count = tpu((jax.ShapeDtypeStruct((*batch, 512), jnp.int32), jax.ShapeDtypeStruct(batch, jnp.int32)))
-    needs = extend.lower(module, params, carry, tokens, count).compile().memory_analysis()
+    needs = extend_program.lower(model, carry, tokens, count).compile().memory_analysis()
     assert needs.argument_size_in_bytes + needs.temp_size_in_bytes < MEMORY

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from reference import ListModel
 
 from sllm_jax import decode as programs
-from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
+from sllm_jax.decode import NO_TOKEN, decode, decode_program, extend, extend_program, init_carry, prefill
+from sllm_jax.model import Model
 from sllm_jax.sampling import sampling
 
 TOLERANCE = 1e-4
@@ -27,13 +28,13 @@ def in_chunks(model, carry, token_ids, lengths, places):
     for length in lengths:
         chunk = np.full(places, 7, np.int32)
         chunk[:length], token_ids = token_ids[:length], token_ids[length:]
-        carry = extend(model.module, model.params, carry, chunk, np.int32(length))
+        carry = extend(model, carry, chunk, np.int32(length))
     return carry
 
 
 def write(model, carry, steps, limit=None, options=SAMPLED, eos=NO_EOS):
     limit = jnp.int32(steps if limit is None else limit)
-    return decode(model.module, model.params, carry, options, eos, limit, steps)
+    return decode(model, carry, options, eos, limit, steps)
 
 
 @settings(max_examples=30, deadline=None)
@@ -44,8 +45,8 @@ def write(model, carry, steps, limit=None, options=SAMPLED, eos=NO_EOS):
 )
 def test_any_chunking_equals_the_list(tiny, sizes, lengths, seed):
     tokens = tokens_of(sum(lengths) + 1, seed)
-    carry = in_chunks(tiny, init_carry(tiny.module, *sizes), tokens, [*lengths, 1], 40)
-    expected = ListModel(tiny.module, tiny.params, *sizes)
+    carry = in_chunks(tiny, init_carry(tiny, *sizes), tokens, [*lengths, 1], 40)
+    expected = ListModel(tiny, *sizes)
     np.testing.assert_allclose(carry.logits, expected.extend(tokens)[-1], atol=TOLERANCE)
     assert int(carry.state.filled) == len(expected)
 
@@ -57,12 +58,12 @@ def test_any_chunking_equals_the_list(tiny, sizes, lengths, seed):
     seed=st.integers(0, 1000),
 )
 def test_any_chunking_of_ragged_streams_equals_the_lists(tiny, sizes, rounds, seed):
-    batch = init_carry(tiny.module, *sizes, streams=3)
-    expected = [ListModel(tiny.module, tiny.params, *sizes) for _ in range(3)]
+    batch = init_carry(tiny, *sizes, streams=3)
+    expected = [ListModel(tiny, *sizes) for _ in range(3)]
     logits = np.zeros((3, 101), np.float32)
     for turn, lengths in enumerate(rounds):
         chunk = tokens_of(3 * 40, seed + turn).reshape(3, 40).astype(np.int32)
-        batch = extend(tiny.module, tiny.params, batch, chunk, np.array(lengths, np.int32))
+        batch = extend(tiny, batch, chunk, np.array(lengths, np.int32))
         for i, length in enumerate(lengths):
             if length:
                 logits[i] = expected[i].extend(chunk[i, :length])[-1]
@@ -73,16 +74,16 @@ def test_any_chunking_of_ragged_streams_equals_the_lists(tiny, sizes, rounds, se
 @pytest.mark.parametrize("sizes", SIZES)
 def test_decode_equals_the_list(tiny, sizes):
     tokens = tokens_of(23)
-    carry, written = write(tiny, in_chunks(tiny, init_carry(tiny.module, *sizes), tokens, [23], 40), 50)
-    expected = ListModel(tiny.module, tiny.params, *sizes)
+    carry, written = write(tiny, in_chunks(tiny, init_carry(tiny, *sizes), tokens, [23], 40), 50)
+    expected = ListModel(tiny, *sizes)
     logits = expected.extend([*tokens, *written.tolist()])[-1]
     np.testing.assert_allclose(carry.logits, logits, atol=TOLERANCE)
 
 
 def test_a_prompt_ten_times_the_cache_equals_token_by_token(tiny):
     tokens = tokens_of(10 * 17)
-    whole = read(tiny.module, tiny.params, init_carry(tiny.module, 4, 12), tokens)
-    single = in_chunks(tiny, init_carry(tiny.module, 4, 12), tokens, [1] * len(tokens), 40)
+    whole = prefill(tiny, init_carry(tiny, 4, 12), tokens)
+    single = in_chunks(tiny, init_carry(tiny, 4, 12), tokens, [1] * len(tokens), 40)
     np.testing.assert_allclose(whole.logits, single.logits, atol=TOLERANCE)
     for one, other in zip(jax.tree.leaves(whole.state), jax.tree.leaves(single.state), strict=True):
         np.testing.assert_allclose(one, other, atol=TOLERANCE)
@@ -90,14 +91,14 @@ def test_a_prompt_ten_times_the_cache_equals_token_by_token(tiny):
 
 def test_ragged_streams_equal_single_streams(tiny):
     rounds = [[5, 0, 40, 1], [0, 33, 2, 1], [17, 17, 0, 0]]
-    batch = init_carry(tiny.module, 3, 12, seed=5, streams=4)
-    singles = [init_carry(tiny.module, 3, 12).replace(key=key) for key in batch.key]
+    batch = init_carry(tiny, 3, 12, seed=5, streams=4)
+    singles = [init_carry(tiny, 3, 12).replace(key=key) for key in batch.key]
     for turn, lengths in enumerate(rounds):
         chunk = np.stack([tokens_of(40, 10 * turn + i) for i in range(4)]).astype(np.int32)
-        batch = extend(tiny.module, tiny.params, batch, chunk, np.array(lengths))
+        batch = extend(tiny, batch, chunk, np.array(lengths))
         batch, written = write(tiny, batch, 6)
         for i, length in enumerate(lengths):
-            one = extend(tiny.module, tiny.params, singles[i], chunk[i], np.int32(length))
+            one = extend(tiny, singles[i], chunk[i], np.int32(length))
             singles[i], tokens = write(tiny, one, 6)
             np.testing.assert_array_equal(written[i], tokens)
             np.testing.assert_allclose(batch.logits[i], singles[i].logits, atol=TOLERANCE)
@@ -105,7 +106,7 @@ def test_ragged_streams_equal_single_streams(tiny):
 
 
 def test_decode_in_parts_equals_decode_in_one(tiny):
-    carry = in_chunks(tiny, init_carry(tiny.module, 2, 9, seed=3), tokens_of(20), [20], 40)
+    carry = in_chunks(tiny, init_carry(tiny, 2, 9, seed=3), tokens_of(20), [20], 40)
     whole, tokens = write(tiny, carry.copy(), 30)
     first, some = write(tiny, carry, 11)
     second, rest = write(tiny, first, 19)
@@ -116,7 +117,7 @@ def test_decode_in_parts_equals_decode_in_one(tiny):
 
 
 def test_a_limit_writes_fewer_and_changes_nothing_else(tiny):
-    carry = in_chunks(tiny, init_carry(tiny.module, 2, 9, seed=3), tokens_of(20), [20], 40)
+    carry = in_chunks(tiny, init_carry(tiny, 2, 9, seed=3), tokens_of(20), [20], 40)
     whole, tokens = write(tiny, carry.copy(), 30)
     limited, some = write(tiny, carry, 30, limit=11)
     assert some[11:].tolist() == [NO_TOKEN] * 19
@@ -126,9 +127,9 @@ def test_a_limit_writes_fewer_and_changes_nothing_else(tiny):
 
 
 def test_a_stream_freezes_after_its_end_of_text_and_goes_on_after_extend(tiny):
-    start = init_carry(tiny.module, 2, 9, seed=1, streams=2)
+    start = init_carry(tiny, 2, 9, seed=1, streams=2)
     chunk = np.stack([tokens_of(20, 1), tokens_of(20, 2)]).astype(np.int32)
-    start = extend(tiny.module, tiny.params, start, chunk, np.array([20, 20]))
+    start = extend(tiny, start, chunk, np.array([20, 20]))
     free, tokens = write(tiny, start.copy(), 12)
     stops = next(i for i, token in enumerate(tokens[0].tolist()) if token not in tokens[1].tolist())
     eos = tokens[0, stops][None]
@@ -140,16 +141,16 @@ def test_a_stream_freezes_after_its_end_of_text_and_goes_on_after_extend(tiny):
     np.testing.assert_array_equal(carry.logits[1], free.logits[1])
 
     more = tokens_of(9, 3)
-    carry = extend(tiny.module, tiny.params, carry, np.stack([more, more]), np.array([9, 0]))
+    carry = extend(tiny, carry, np.stack([more, more]), np.array([9, 0]))
     assert carry.done.tolist() == [False, False]
-    expected = ListModel(tiny.module, tiny.params, 2, 9)
+    expected = ListModel(tiny, 2, 9)
     logits = expected.extend([*chunk[0], *tokens[0, : stops + 1].tolist(), *more])[-1]
     np.testing.assert_allclose(carry.logits[0], logits, atol=TOLERANCE)
     np.testing.assert_array_equal(carry.logits[1], free.logits[1])
 
 
 def test_a_frozen_stream_keeps_everything_but_its_dead_slot(tiny):
-    carry = in_chunks(tiny, init_carry(tiny.module, 2, 9), tokens_of(20), [20], 40).replace(done=jnp.array(True))
+    carry = in_chunks(tiny, init_carry(tiny, 2, 9), tokens_of(20), [20], 40).replace(done=jnp.array(True))
     before = carry.copy()
     after, written = write(tiny, carry, 8)
     assert written.tolist() == [NO_TOKEN] * 8
@@ -164,25 +165,25 @@ def test_a_frozen_stream_keeps_everything_but_its_dead_slot(tiny):
 
 def test_repetition_penalty_sees_what_is_in_the_cache(tiny):
     options = sampling(repetition_penalty=1e9)
-    carry = in_chunks(tiny, init_carry(tiny.module, 2, 30), tokens_of(5), [5], 40)
+    carry = in_chunks(tiny, init_carry(tiny, 2, 30), tokens_of(5), [5], 40)
     _, written = write(tiny, carry, 25, options=options)
     assert len({*tokens_of(5).tolist(), *written.tolist()}) == len({*tokens_of(5).tolist()}) + 25
 
 
 def test_the_number_of_programs_is_fixed(tiny):
     count = len(programs.CHUNK_SIZES)
-    before = extend._cache_size(), decode._cache_size()
-    carry = init_carry(tiny.module, 5, 11)
+    before = extend_program._cache_size(), decode_program._cache_size()
+    carry = init_carry(tiny, 5, 11)
     for length in [1, 2, 15, 16, 17, 100, 128, 129, 500, 600, 1100, *range(1, 30)]:
-        carry = read(tiny.module, tiny.params, carry, tokens_of(length))
+        carry = prefill(tiny, carry, tokens_of(length))
         for options in (sampling(temperature=0.5, top_k=3), sampling(temperature=1.5, top_k=9)):
             carry, _ = write(tiny, carry, 8, limit=length % 9, options=options)
-    assert extend._cache_size() - before[0] == count
-    assert decode._cache_size() - before[1] == 1
+    assert extend_program._cache_size() - before[0] == count
+    assert decode_program._cache_size() - before[1] == 1
 
 
 def test_every_number_of_a_state_stays_below_twice_its_slots(tiny):
-    carry = init_carry(tiny.module, 3, 6)
+    carry = init_carry(tiny, 3, 6)
     for _ in range(40):
         carry, _ = write(tiny, carry, 50)
         assert 0 <= int(carry.state.next_slot) < 2 * carry.state.slots
@@ -195,9 +196,10 @@ def test_bfloat16_and_float16_run_on_a_cpu(tiny, streams):
         module = tiny.module.clone(dtype=dtype)
         params = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), tiny.params)
         batch = () if streams is None else (streams,)
-        carry = init_carry(module, 2, 9, streams=streams)
-        carry = extend(module, params, carry, np.full((*batch, 16), 7), np.full(batch, 14))
-        carry, written = decode(module, params, carry, SAMPLED, NO_EOS, jnp.int32(8), 8)
+        model = Model(module, params)
+        carry = init_carry(model, 2, 9, streams=streams)
+        carry = extend(model, carry, np.full((*batch, 16), 7), np.full(batch, 14))
+        carry, written = decode(model, carry, SAMPLED, NO_EOS, jnp.int32(8), 8)
         assert carry.state.k[0].dtype == dtype
         assert np.isfinite(carry.logits).all()
         assert (written >= 0).all()

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 from memory import resident_megabytes
 
-from sllm_jax.decode import decode, extend
+from sllm_jax.decode import decode_program, extend_program
 from sllm_jax.loading import load
 from sllm_jax.stream import Stream
 
@@ -23,10 +23,10 @@ def test_a_hundred_thousand_tokens(shared):
         if stream.tokens_written == 1000:
             gc.collect()
             young = resident_megabytes()
-            programs = extend._cache_size(), decode._cache_size()
+            programs = extend_program._cache_size(), decode_program._cache_size()
     gc.collect()
     assert stream.tokens_written == 100_000
     assert written > 200_000
     assert stream.cache_in_use == stream.cache_size == 256
-    assert (extend._cache_size(), decode._cache_size()) == programs
+    assert (extend_program._cache_size(), decode_program._cache_size()) == programs
     assert resident_megabytes() - young < 4

@@ -19,10 +19,10 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 import sllm_jax.models
 from sllm_jax import convert
-from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry, read
+from sllm_jax.decode import NO_TOKEN, decode, decode_program, extend, extend_program, init_carry, prefill
 from sllm_jax.files import load_config, write_json
 from sllm_jax.loading import load
-from sllm_jax.model import init_params
+from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import token_nll
 from sllm_jax.sampling import sampling
@@ -50,8 +50,8 @@ def test_dense_logits_equal_those_of_transformers(case):
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
     assert expected.std() > 0.5
-    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.array(tokens)), expected, atol=TOLERANCE)
-    dense = read(ours.module, ours.params, init_carry(ours.module, 0, 49), tokens)
+    np.testing.assert_allclose(dense_logits(ours, jnp.array(tokens)), expected, atol=TOLERANCE)
+    dense = prefill(ours, init_carry(ours, 0, 49), tokens)
     np.testing.assert_allclose(dense.logits, expected[-1], atol=TOLERANCE)
 
 
@@ -62,13 +62,13 @@ def test_dense_logits_equal_those_of_transformers(case):
 )
 def test_streaming_in_chunks_equals_the_list(case, sizes, lengths):
     *_, ours = case
-    tokens, carry = tokens_of(sum(lengths), 1), init_carry(ours.module, *sizes)
-    expected = ListModel(ours.module, ours.params, *sizes).extend(tokens)
+    tokens, carry = tokens_of(sum(lengths), 1), init_carry(ours, *sizes)
+    expected = ListModel(ours, *sizes).extend(tokens)
     done = 0
     for length in lengths:
         chunk = np.full(PLACES, 7, np.int32)
         chunk[:length] = tokens[done : done + length]
-        carry = extend(ours.module, ours.params, carry, chunk, np.int32(length))
+        carry = extend(ours, carry, chunk, np.int32(length))
         done += length
         np.testing.assert_allclose(carry.logits, expected[done - 1], atol=TOLERANCE)
 
@@ -77,18 +77,18 @@ def test_ragged_streams_read_and_write_as_the_lists_do(case):
     *_, ours = case
     rounds = np.array([[20, 3, 0], [13, 20, 1], [0, 20, 20], [5, 6, 7]], np.int32)
     tokens = [tokens_of(total, seed) for seed, total in enumerate(rounds.sum(0))]
-    carry, done = init_carry(ours.module, 2, 9, streams=3), np.zeros(3, int)
+    carry, done = init_carry(ours, 2, 9, streams=3), np.zeros(3, int)
     for lengths in rounds:
         chunk = np.full((3, PLACES), 7, np.int32)
         for row, length in enumerate(lengths):
             chunk[row, :length] = tokens[row][done[row] : done[row] + length]
-        carry = extend(ours.module, ours.params, carry, chunk, lengths)
+        carry = extend(ours, carry, chunk, lengths)
         done += lengths
     no_eos = jnp.array([NO_TOKEN], jnp.int32)
-    carry, written = decode(ours.module, ours.params, carry, sampling(), no_eos, jnp.int32(14), 14)
+    carry, written = decode(ours, carry, sampling(), no_eos, jnp.int32(14), 14)
     for row in range(3):
         text = np.concatenate([tokens[row], written[row]])
-        expected = ListModel(ours.module, ours.params, 2, 9).extend(text)
+        expected = ListModel(ours, 2, 9).extend(text)
         np.testing.assert_array_equal(written[row], expected[len(tokens[row]) - 1 : -1].argmax(-1))
         np.testing.assert_allclose(carry.logits[row], expected[-1], atol=TOLERANCE)
 
@@ -117,11 +117,12 @@ def test_there_and_back_is_exact(case, tmp_path):
 def test_both_programs_lower_for_tpu_and_cuda_in_bfloat16(case, platforms):
     module = module_for(case[2].hf_config, jnp.bfloat16)
     params = jax.eval_shape(lambda: init_params(module))
-    carry = jax.eval_shape(lambda: init_carry(module, 4, 250, streams=3))
+    model = Model(module, params)
+    carry = jax.eval_shape(lambda: init_carry(model, 4, 250, streams=3))
     tokens, count = jax.ShapeDtypeStruct((3, 128), jnp.int32), jax.ShapeDtypeStruct((3,), jnp.int32)
-    assert jax.export.export(extend, platforms=platforms)(module, params, carry, tokens, count).platforms == platforms
+    assert jax.export.export(extend_program, platforms=platforms)(model, carry, tokens, count).platforms == platforms
     rest = (sampling(0.8, top_p=0.9), jnp.array([2], jnp.int32), jnp.int32(8))
-    assert jax.export.export(decode, platforms=platforms)(module, params, carry, *rest, steps=8).platforms == platforms
+    assert jax.export.export(decode_program, platforms=platforms)(model, carry, *rest, steps=8).platforms == platforms
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)
@@ -129,10 +130,10 @@ def test_zero_sinks_are_those_of_the_list(case):
     _, folder, _ = case
     hf_config = load_config(folder) | {"attention_sink": "zero"}
     module = module_for(hf_config, jnp.float32)
-    params = convert.load_params(folder, module)
+    model = Model(module, convert.load_params(folder, module))
     tokens = tokens_of(PLACES)
-    carry = extend(module, params, init_carry(module, 2, 9), tokens.astype(np.int32), np.int32(PLACES))
-    np.testing.assert_allclose(carry.logits, ListModel(module, params, 2, 9).extend(tokens)[-1], atol=TOLERANCE)
+    carry = extend(model, init_carry(model, 2, 9), tokens, PLACES)
+    np.testing.assert_allclose(carry.logits, ListModel(model, 2, 9).extend(tokens)[-1], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("file", sorted(Path(sllm_jax.models.__path__[0]).glob("*.py")), ids=lambda path: path.stem)
@@ -153,7 +154,7 @@ def assert_dense_equal(ours, theirs):
     tokens = tokens_of(40)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
-    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.array(tokens)), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(dense_logits(ours, jnp.array(tokens)), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -240,5 +241,5 @@ def test_mpt_with_norms_of_queries_and_keys(tmp_path):
     ours, _ = load(tmp_path, dtype="float32")
     assert_dense_equal(ours, theirs)
     tokens = tokens_of(40)
-    streamed = read(ours.module, ours.params, init_carry(ours.module, 3, 12), tokens).logits
-    np.testing.assert_allclose(streamed, ListModel(ours.module, ours.params, 3, 12).extend(tokens)[-1], atol=TOLERANCE)
+    streamed = prefill(ours, init_carry(ours, 3, 12), tokens).logits
+    np.testing.assert_allclose(streamed, ListModel(ours, 3, 12).extend(tokens)[-1], atol=TOLERANCE)

@@ -15,7 +15,7 @@ import pytest
 from pages import ROOT
 from test_compiled import decode_arguments
 
-from sllm_jax.decode import decode
+from sllm_jax.decode import decode_program
 from sllm_jax.model import Model
 
 FOLDER = ROOT / "tests/gpu"
@@ -248,7 +248,7 @@ def test_the_kernels_of_a_gpu_program_by_hand(script):
 
 
 def test_the_kernels_of_a_real_program_are_in_the_loop_over_steps(script):
-    text = decode.lower(*decode_arguments(jnp.float32), steps=8).compile().as_text()
+    text = decode_program.lower(*decode_arguments(jnp.float32), steps=8).compile().as_text()
     found = script("program_text").kernel_figures(text)
     assert found["kernels"] == found["by_part"].total() == found["by_kind"].total() > 20
     assert {"attention", "mlp", "head"} <= {*found["by_part"]}

@@ -18,7 +18,7 @@ from test_compiled import EOS, LIMIT, OPTIONS
 import sllm_jax
 from sllm_jax import convert, loading
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.decode import decode, init_carry, read
+from sllm_jax.decode import decode, decode_program, init_carry, prefill
 from sllm_jax.errors import SllmError
 from sllm_jax.int8 import is_quantized, quantize, quantized, scale_of
 from sllm_jax.model import Model, init_params
@@ -85,9 +85,9 @@ def test_every_family_reads_and_writes_as_with_floats(tmp_path, name, variant):
     tokens = np.random.default_rng(0).integers(0, 101, 40, np.int32)
     results = []
     for one in (model, floats):
-        carry = read(one.module, one.params, init_carry(one.module, 3, 12), tokens)
+        carry = prefill(one, init_carry(one, 3, 12), tokens)
         logits = carry.logits.copy()
-        _, written = decode(one.module, one.params, carry, OPTIONS["greedy"], EOS, LIMIT, 8)
+        _, written = decode(one, carry, OPTIONS["greedy"], EOS, LIMIT, 8)
         results.append((logits, written))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-4)
     assert results[0][1].tolist() == results[1][1].tolist()
@@ -148,9 +148,9 @@ def test_no_weight_becomes_floats_in_memory(options):
     """The conversion stays inside the products: not moved out of the loop over steps, not written out in it."""
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 20}
     module = module_for(TINY | sizes, jnp.float32)
-    params = quantized(Model(module, init_params(module))).params
-    arguments = module, params, init_carry(module, 4, 50), OPTIONS[options], EOS, LIMIT
-    needs = decode.lower(*arguments, steps=8).compile().memory_analysis()
+    model = quantized(Model(module, init_params(module)))
+    arguments = model, init_carry(model, 4, 50), OPTIONS[options], EOS, LIMIT
+    needs = decode_program.lower(*arguments, steps=8).compile().memory_analysis()
     assert needs.temp_size_in_bytes < 4 * 512 * 128  # of one weight
 
 

@@ -28,7 +28,7 @@ class Ring:
     def __init__(self, model: Model, start_size: int, recent_size: int):
         self.model = model
         self.cache = enable_streaming_llm(model, start_size, recent_size)
-        self.carry = decode.init_carry(model.module, start_size, recent_size)
+        self.carry = decode.init_carry(model, start_size, recent_size)
 
     def extend(self, token_ids) -> np.ndarray:
         """Logits of the last token."""
@@ -36,7 +36,7 @@ class Ring:
             chunk = np.zeros(self.PLACES, np.int32)
             chunk[: len(token_ids[i:])][: self.PLACES] = token_ids[i : i + self.PLACES]
             count = np.int32(min(len(token_ids) - i, self.PLACES))
-            self.carry = decode.extend(self.model.module, self.model.params, self.carry, chunk, count)
+            self.carry = decode.extend(self.model, self.carry, chunk, count)
         return np.asarray(self.carry.logits)
 
     def apply(self, method, *args) -> None:
@@ -87,7 +87,7 @@ def test_other_families_evict_and_move_as_the_list_does(of_family, sizes, steps,
 def run_both(model, sizes, steps, seed):
     """The same steps on the ring and on the list, which must agree after each."""
     rng = np.random.default_rng(seed)
-    ring, expected = Ring(model, *sizes), ListModel(model.module, model.params, *sizes)
+    ring, expected = Ring(model, *sizes), ListModel(model, *sizes)
     for name, size in [*steps, ("extend", 3)]:
         if name == "extend":
             tokens = rng.integers(0, 101, size)
@@ -113,7 +113,7 @@ def run_both(model, sizes, steps, seed):
 def test_call_keeps_first_and_last_of_a_dense_state(tiny, read, sizes):
     rng = np.random.default_rng(read)
     tokens, more = rng.integers(0, 101, (2, 40))
-    ring, expected = Ring(tiny, 0, 60), ListModel(tiny.module, tiny.params, 0, 60)
+    ring, expected = Ring(tiny, 0, 60), ListModel(tiny, 0, 60)
     if read:
         ring.extend(tokens[:read]), expected.extend(tokens[:read])
     expected.resize(*sizes)
@@ -124,7 +124,7 @@ def test_call_keeps_first_and_last_of_a_dense_state(tiny, read, sizes):
 
 def test_a_wrapped_ring_can_become_another_ring(tiny):
     tokens = np.arange(50) * 7 % 101
-    ring, expected = Ring(tiny, 3, 20), ListModel(tiny.module, tiny.params, 3, 20)
+    ring, expected = Ring(tiny, 3, 20), ListModel(tiny, 3, 20)
     ring.extend(tokens), expected.extend(tokens)
     expected.resize(2, 9)
     ring.apply(enable_streaming_llm(tiny, 2, 9))
@@ -149,12 +149,14 @@ def test_more_coming_than_the_window_leaves_the_sinks_and_stays_within_the_cache
 
 
 def test_visible_token_ids_and_keys_in_cache_order(tiny):
-    ring, expected = Ring(tiny, 2, 5), ListModel(tiny.module, tiny.params, 2, 5)
+    ring, expected = Ring(tiny, 2, 5), ListModel(tiny, 2, 5)
     tokens = np.arange(30)
     ring.extend(tokens), expected.extend(tokens)
     state = ring.carry.state
     assert kv_state.visible_token_ids(state).tolist() == [0, 1, 25, 26, 27, 28, 29]
-    for (k, v), cache in zip(kv_state.read(state, jnp.arange(7), tiny.config.rope), expected.caches, strict=True):
+    for (k, v), cache in zip(
+        kv_state.keys_and_values(state, jnp.arange(7), tiny.config.rope), expected.caches, strict=True
+    ):
         np.testing.assert_allclose(k.swapaxes(0, 1), np.stack(cache.k), atol=TOLERANCE)
         np.testing.assert_allclose(v.swapaxes(0, 1), np.stack(cache.v), atol=TOLERANCE)
 
@@ -171,9 +173,9 @@ def test_methods_leave_the_state_they_are_given_as_it_was(tiny):
 
 def test_methods_serve_several_streams(tiny):
     cache = enable_streaming_llm(tiny, 2, 5)
-    carry = decode.init_carry(tiny.module, 2, 5, streams=3)
+    carry = decode.init_carry(tiny, 2, 5, streams=3)
     tokens, counts = np.arange(90).reshape(3, 30), np.array([30, 4, 17])  # two rings are turned, each in its own way
-    carry = decode.extend(tiny.module, tiny.params, carry, tokens, counts)
+    carry = decode.extend(tiny, carry, tokens, counts)
     state = cache.evict_range(cache.evict_for_space(carry.state, 3), 0, 1)
     singles = []
     for row, count in zip(tokens, counts, strict=True):

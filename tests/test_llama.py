@@ -11,7 +11,7 @@ from test_position import KINDS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sllm_jax.attention import attend_causally
-from sllm_jax.decode import init_carry, read
+from sllm_jax.decode import init_carry, prefill
 from sllm_jax.errors import SllmError
 from sllm_jax.loading import load
 from sllm_jax.models import module_for
@@ -71,7 +71,7 @@ def test_dense_logits_equal_those_of_transformers(tmp_path, options, length):
     attend = attend_causally(ours.config, ours.dtype, length)
     causal, _ = ours.module.apply({"params": ours.params}, jnp.array(tokens), nothing, attend)
     np.testing.assert_allclose(causal, expected, atol=TOLERANCE)
-    dense = read(ours.module, ours.params, init_carry(ours.module, 0, length - 1), tokens)
+    dense = prefill(ours, init_carry(ours, 0, length - 1), tokens)
     np.testing.assert_allclose(dense.logits, expected[-1], atol=TOLERANCE)
 
 
@@ -80,8 +80,8 @@ def test_streaming_equals_the_list_for_every_option(tmp_path, options):
     random_llama(tmp_path, **options)
     ours, _ = load(tmp_path, dtype="float32")
     tokens = np.random.default_rng(1).integers(0, 101, 90)
-    logits = read(ours.module, ours.params, init_carry(ours.module, 3, 20), tokens).logits
-    expected = ListModel(ours.module, ours.params, 3, 20).extend(tokens)[-1]
+    logits = prefill(ours, init_carry(ours, 3, 20), tokens).logits
+    expected = ListModel(ours, 3, 20).extend(tokens)[-1]
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
 
 

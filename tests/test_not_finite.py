@@ -28,9 +28,9 @@ def damaged(tiny, request):
 
 
 def test_decode_says_at_which_token(damaged):
-    carry = init_carry(damaged.module, 2, 20)
-    carry = extend(damaged.module, damaged.params, carry, np.full(16, 7, np.int32), np.int32(1))
-    carry, tokens = decode(damaged.module, damaged.params, carry, sampling(), EOS, np.int32(3), 5)
+    carry = init_carry(damaged, 2, 20)
+    carry = extend(damaged, carry, np.full(16, 7, np.int32), np.int32(1))
+    carry, tokens = decode(damaged, carry, sampling(), EOS, np.int32(3), 5)
     assert tokens.tolist() == [NOT_FINITE] * 3 + [NO_TOKEN] * 2
     assert int(carry.state.filled) == 1, "the stream stands still"
 
@@ -38,10 +38,10 @@ def test_decode_says_at_which_token(damaged):
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "top_p": 0.9}])
 def test_a_stream_that_is_not_finite_leaves_those_beside_it_alone(damaged, tiny, options):
     def written(model, firsts):
-        carry = init_carry(model.module, 2, 20, streams=len(firsts))
+        carry = init_carry(model, 2, 20, streams=len(firsts))
         chunk = np.pad(np.array(firsts, np.int32)[:, None], ((0, 0), (0, 15)))
-        carry = extend(model.module, model.params, carry, chunk, np.ones(len(firsts), np.int32))
-        return np.asarray(decode(model.module, model.params, carry, sampling(**options), EOS, np.int32(4), 4)[1])
+        carry = extend(model, carry, chunk, np.ones(len(firsts), np.int32))
+        return np.asarray(decode(model, carry, sampling(**options), EOS, np.int32(4), 4)[1])
 
     found, expected = written(damaged, [5, 7, 9]), written(tiny, [5, 6, 9])
     assert (found[1] == NOT_FINITE).all()

@@ -33,13 +33,13 @@ def test_chunk_size_never_changes_the_result(tiny, tokens, mode, chunk_size):
 
 @pytest.mark.parametrize(("mode", "sizes"), [("streaming", (3, 20)), ("window", (0, 20)), ("dense", (0, 1000))])
 def test_modes_equal_the_list(tiny, tokens, mode, sizes):
-    logits = ListModel(tiny.module, tiny.params, *sizes).extend(tokens[:-1])
+    logits = ListModel(tiny, *sizes).extend(tokens[:-1])
     np.testing.assert_allclose(whole(tiny, tokens, mode, 3, 20), nll_of(logits, tokens), atol=TOLERANCE)
 
 
 def test_recompute_is_a_fresh_pass_over_the_last_tokens(tiny, tokens):
     ends = range(1, len(tokens))
-    logits = [ListModel(tiny.module, tiny.params, 0, 1000).extend(tokens[max(0, end - 24) : end])[-1] for end in ends]
+    logits = [ListModel(tiny, 0, 1000).extend(tokens[max(0, end - 24) : end])[-1] for end in ends]
     np.testing.assert_allclose(
         whole(tiny, tokens, "recompute", 3, 20), nll_of(np.array(logits), tokens), atol=TOLERANCE
     )

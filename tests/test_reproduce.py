@@ -275,9 +275,9 @@ def test_fig10_writes_what_a_fresh_pass_says(loaded):
     tokens = np.random.default_rng(0).integers(0, 420, width).astype(np.int32)
     expected = tokens.tolist()
     for _ in range(5):
-        logits = dense_logits(chosen.module, chosen.params, jnp.array(expected[-width:]), -1)
+        logits = dense_logits(chosen, jnp.array(expected[-width:]), -1)
         expected.append(int(logits.argmax()))
-    found = programs.recompute(chosen.module, chosen.params, jnp.asarray(tokens), steps=5)
+    found = programs.recompute(chosen, jnp.asarray(tokens), steps=5)
     assert np.asarray(found).tolist() == expected[-width:]
 
 

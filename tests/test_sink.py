@@ -13,7 +13,7 @@ from test_cli import assert_refused
 from training import done, prepared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sllm_jax.attention import MASKED, sink_softmax
+from sllm_jax.blocks import MASKED, sink_logits_of, sink_softmax
 from sllm_jax.convert import convert, to_huggingface
 from sllm_jax.decode import NO_TOKEN, decode, extend, init_carry
 from sllm_jax.errors import SllmError
@@ -67,8 +67,10 @@ def test_zero_sink_is_softmax_off_by_one(zero):
     scores = rows_of_scores()
     powers = np.exp(np.asarray(scores, np.longdouble))  # as the paper writes it; exp(1e4) needs more than float64
     expected = powers / (1 + powers.sum(-1, keepdims=True))
-    np.testing.assert_allclose(sink_softmax(scores, zero.config), expected.astype(np.float64), rtol=1e-5, atol=1e-9)
-    assert not np.asarray(sink_softmax(scores, zero.config))[5].any(), "nothing to see is nothing mixed"
+    np.testing.assert_allclose(
+        sink_softmax(scores, sink_logits_of(zero.config)), expected.astype(np.float64), rtol=1e-5, atol=1e-9
+    )
+    assert not np.asarray(sink_softmax(scores, sink_logits_of(zero.config)))[5].any(), "nothing to see is nothing mixed"
 
 
 def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
@@ -76,7 +78,7 @@ def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=scores.shape), jnp.float32)
 
     def ours(scores):
-        return jnp.sum(weights * sink_softmax(scores, zero.config))
+        return jnp.sum(weights * sink_softmax(scores, sink_logits_of(zero.config)))
 
     def over_one_more(scores):
         longer = jnp.concatenate([scores, jnp.zeros((len(scores), 1))], axis=-1)
@@ -90,31 +92,33 @@ def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
 @pytest.mark.parametrize("sink", ["none", "learnable"])
 def test_other_sinks_leave_the_softmax_alone(tiny, sink):
     config = replace(tiny.config, attention_sink=sink)
-    np.testing.assert_array_equal(sink_softmax(rows_of_scores(), config), jax.nn.softmax(rows_of_scores(), axis=-1))
+    np.testing.assert_array_equal(
+        sink_softmax(rows_of_scores(), sink_logits_of(config)), jax.nn.softmax(rows_of_scores(), axis=-1)
+    )
 
 
 @pytest.mark.parametrize("sizes", [(0, 12), (4, 12)])
 @pytest.mark.parametrize("lengths", [[1] * 6 + [34], [7, 0, 16, 17], [40]], ids=str)
 def test_zero_model_streams_as_the_list_for_every_chunking(zero, sizes, lengths):
     tokens, start = np.random.default_rng(2).integers(0, 101, 40), 0
-    carry = init_carry(zero.module, *sizes)
+    carry = init_carry(zero, *sizes)
     for length in lengths:
         chunk = np.full(40, 7, np.int32)
         chunk[:length] = tokens[start : start + length]
-        carry, start = extend(zero.module, zero.params, carry, chunk, np.int32(length)), start + length
-    expected = ListModel(zero.module, zero.params, *sizes)
+        carry, start = extend(zero, carry, chunk, np.int32(length)), start + length
+    expected = ListModel(zero, *sizes)
     np.testing.assert_allclose(carry.logits, expected.extend(tokens)[-1], atol=TOLERANCE)
     no_eos, options = jnp.array([NO_TOKEN], jnp.int32), sampling(temperature=0)
-    carry, written = decode(zero.module, zero.params, carry, options, no_eos, jnp.int32(9), 9)
+    carry, written = decode(zero, carry, options, no_eos, jnp.int32(9), 9)
     np.testing.assert_allclose(carry.logits, expected.extend(written.tolist())[-1], atol=TOLERANCE)
 
 
 def test_zero_model_read_densely_equals_the_list(tiny, zero):
     tokens = np.random.default_rng(3).integers(0, 101, 30)
-    logits = dense_logits(zero.module, zero.params, jnp.asarray(tokens))
-    expected = ListModel(zero.module, zero.params, 0, 63).extend(tokens)
+    logits = dense_logits(zero, jnp.asarray(tokens))
+    expected = ListModel(zero, 0, 63).extend(tokens)
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
-    ordinary = dense_logits(tiny.module, tiny.params, jnp.asarray(tokens))
+    ordinary = dense_logits(tiny, jnp.asarray(tokens))
     assert np.abs(logits - ordinary).max() > 0.1, "the sink changes nothing"
 
 
@@ -135,7 +139,7 @@ def test_recomputation_keeps_the_sink_token_that_a_model_was_trained_with(tiny, 
     window = tokens[12:22].copy()  # as many as a step sees, before token 22
     if sink == "learnable":
         window[0] = tokens[0]
-    expected = nll_of(dense_logits(module, tiny.params, jnp.asarray(window))[-1:], jnp.asarray(tokens[22:23]))
+    expected = nll_of(dense_logits(replace(tiny, module=module), jnp.asarray(window))[-1:], jnp.asarray(tokens[22:23]))
     np.testing.assert_allclose(nll[21], expected[0], atol=TOLERANCE)
 
 
@@ -174,7 +178,7 @@ def test_exported_model_and_tokenizer_equal_ours_in_transformers(trained, tmp_pa
     assert tokenizer.decode(ids, skip_special_tokens=True) == TEXT
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(dense_logits(ours.module, ours.params, jnp.asarray(ids)), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(dense_logits(ours, jnp.asarray(ids)), expected, atol=TOLERANCE)
 
 
 def test_a_stream_begins_with_the_sink_token_and_keeps_it(trained):
@@ -202,6 +206,6 @@ def test_perplexity_of_a_text_begins_with_the_sink_token(run, trained, tmp_path,
     assert (code, out.split()[-2]) == (0, str(count - 1 + more))
     ids = tokenizer(TEXT)["input_ids"]
     model, _ = load(trained(sink))
-    first = dense_logits(model.module, model.params, jnp.asarray(ids))[0]
+    first = dense_logits(model, jnp.asarray(ids))[0]
     expected = -jax.nn.log_softmax(first)[ids[1]]
     np.testing.assert_allclose(np.load(tmp_path / "nll.npy")[0], expected, atol=TOLERANCE)

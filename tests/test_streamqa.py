@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax.decode import init_carry, read
+from sllm_jax.decode import init_carry, prefill
 from sllm_jax.errors import SllmError
 from sllm_jax.model import dense_logits
 from sllm_jax.reproduce import EXPERIMENTS, streamqa
@@ -112,11 +112,11 @@ def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):
     chosen, _ = loaded
     before, options = np.arange(10, 60, dtype=np.int32), np.array([[7, 0, 0], [8, 9, 0], [3, 4, 5]], np.int32)
     counts = np.array([1, 2, 3], np.int32)
-    carry = read(chosen.module, chosen.params, init_carry(chosen.module, 4, 100), before)
-    found = option_nll(chosen.module, chosen.params, carry, options, counts)
+    carry = prefill(chosen, init_carry(chosen, 4, 100), before)
+    found = option_nll(chosen, carry, options, counts)
     for option, count, nll in zip(options, counts, np.asarray(found), strict=True):
         text = jnp.concatenate([before, option[:count]])
-        logits = np.asarray(dense_logits(chosen.module, chosen.params, text), np.float64)
+        logits = np.asarray(dense_logits(chosen, text), np.float64)
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected = -sum(logs[len(before) - 1 + i, option[i]] for i in range(count))
         assert nll == pytest.approx(expected, abs=1e-4)
@@ -141,17 +141,17 @@ def reads_of(subject, mode, monkeypatch):
         def copy(self):
             return self
 
-    def note(module, params, carry, ids):
+    def note(model, carry, ids):
         return Read((*carry, *ids.tolist()))
 
-    def score(module, params, carry, options, counts):
+    def score(model, carry, options, counts):
         seen.append(
             decode(subject.tokenizer, carry).replace("\n\n Question", "\n\nQuestion")
         )  # SentencePiece's own space
         return np.zeros(len(counts))
 
     with monkeypatch.context() as patch:
-        patch.setattr(streamqa, "read", note)
+        patch.setattr(streamqa, "prefill", note)
         patch.setattr(streamqa, "init_carry", lambda *_: Read())
         patch.setattr(streamqa, "option_nll", score)
         patch.setattr(streamqa, "_reply", lambda *_: " A")

@@ -260,11 +260,7 @@ def test_every_family_learns_and_its_model_is_that_of_transformers(tmp_path, mod
     assert run.rows[-1].loss < run.rows[0].loss
     to_huggingface(run.folder / MODEL, tmp_path / "hf")
     tokens = samples_of(2)[:, :16]
-    ours = evaluate_logits(run.module, run.state.params, tokens)
+    ours = jax.vmap(partial(dense_logits, Model(run.module, run.state.params)))(jnp.asarray(tokens))
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")(torch.tensor(tokens, dtype=torch.long)).logits
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
-
-
-def evaluate_logits(module, params, tokens):
-    return jax.vmap(partial(dense_logits, module, params))(jnp.asarray(tokens))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode, extend, init_carry, read
+from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode_program, extend, init_carry, prefill
 from sllm_jax.model import Model, check_finite, dense_logits
 from sllm_jax.sampling import first_of_the_largest, sampling
 
@@ -39,21 +39,20 @@ def streaming(
 
     `steps` of a call: None is as many as take about `CALL_SECONDS`, which is compiled twice.
     """
-    module, params = model.module, model.params
     tokens = random_tokens(model, start_size + recent_size, seed)
-    carry = read(module, params, init_carry(module, start_size, recent_size, seed), tokens)
+    carry = prefill(model, init_carry(model, start_size, recent_size, seed), tokens)
     check_finite(model, carry.logits, f"after {len(tokens)} tokens")
     if streams > 1:
         carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)
         more = np.repeat(random_tokens(model, CHUNK_SIZES[0], seed)[None], streams, axis=0)
-        carry = extend(module, params, carry, more, np.arange(streams, dtype=np.int32) % CHUNK_SIZES[0])
+        carry = extend(model, carry, more, np.arange(streams) % CHUNK_SIZES[0])
     rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
 
     def of_steps(start: Carry, steps: int) -> Program:
         begin = time.perf_counter()
-        program = decode.lower(module, params, start, *rest, steps=steps).compile()
+        program = decode_program.lower(model, start, *rest, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Program(lambda carry: program(params, carry, *rest)[0], start, steps, memory_of(program), seconds)
+        return Program(lambda carry: program(model, carry, *rest)[0], start, steps, memory_of(program), seconds)
 
     return of_steps(carry, steps) if steps else _long_enough(of_steps, carry)
 
@@ -63,24 +62,23 @@ def recomputing(model: Model, width: int, seed: int = 0, steps: int | None = Non
 
     `steps` as for `streaming`.
     """
-    module, params = model.module, model.params
 
     def of_steps(start: Array, steps: int) -> Program:
         begin = time.perf_counter()
-        program = recompute.lower(module, params, start, steps=steps).compile()
+        program = recompute.lower(model, start, steps=steps).compile()
         seconds = time.perf_counter() - begin
-        return Program(lambda tokens: program(params, tokens), start, steps, memory_of(program), seconds)
+        return Program(lambda tokens: program(model, tokens), start, steps, memory_of(program), seconds)
 
     tokens = jnp.asarray(random_tokens(model, width, seed))
     return of_steps(tokens, steps) if steps else _long_enough(of_steps, tokens)
 
 
-@partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="tokens")
-def recompute(module: Any, params: Any, tokens: Int[Array, " W"], steps: int) -> Int[Array, " W"]:
+@partial(jax.jit, static_argnames="steps", donate_argnames="tokens")
+def recompute(model: Model, tokens: Int[Array, " W"], steps: int) -> Int[Array, " W"]:
     """Write `steps` tokens, each from a fresh pass over the last W; the last W then."""
 
     def step(tokens: Int[Array, " W"], _: None) -> tuple[Int[Array, " W"], None]:
-        token = first_of_the_largest(dense_logits(module, params, tokens, -1))
+        token = first_of_the_largest(dense_logits(model, tokens, -1))
         return jnp.append(tokens[1:], token), None
 
     return jax.lax.scan(step, tokens, None, length=steps)[0]

@@ -16,7 +16,7 @@ import numpy as np
 
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
 from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
-from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, read
+from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, prefill
 from sllm_jax.errors import SllmError
 from sllm_jax.memory import bytes_of, free_memory
 from sllm_jax.model import Model
@@ -100,7 +100,7 @@ def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int,
                 return
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
-        one = bytes_of(jax.eval_shape(lambda: init_carry(model.module, *sizes)))  # which all others are copies of
+        one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # which all others are copies of
         needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # by twice as many
         del program
 
@@ -128,13 +128,12 @@ def decode_figures(
 def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, float]:
     """From a prompt to the first token that is written: with the programs still to be compiled, and without."""
     prompt = random_tokens(model, PROMPT, settings.seed)
-    eos = np.array([NO_TOKEN], np.int32)
 
     def first_token() -> float:
         begin = time.perf_counter()
-        carry = init_carry(model.module, settings.start_size, settings.recent_size)
-        carry = read(model.module, model.params, carry, prompt)
-        _, tokens = decode(model.module, model.params, carry, sampling(), eos, np.int32(1), 1)
+        carry = init_carry(model, settings.start_size, settings.recent_size)
+        carry = prefill(model, carry, prompt)
+        _, tokens = decode(model, carry, sampling(), [NO_TOKEN], 1, 1)
         np.asarray(tokens)
         return time.perf_counter() - begin
 
@@ -160,12 +159,12 @@ def tokens_read_per_second(model: Model, settings: Settings, size: int, streams:
     None: one stream, without an axis of streams.
     """
     batch = () if streams is None else (streams,)
-    carry = init_carry(model.module, settings.start_size, settings.recent_size, streams=streams)
+    carry = init_carry(model, settings.start_size, settings.recent_size, streams=streams)
     chunk = np.broadcast_to(random_tokens(model, size, settings.seed), (*batch, size))
     count, seconds = np.full(batch, size, np.int32), []
     for _ in range(-(-(settings.start_size + settings.recent_size) // size) + 1 + settings.rounds):
         begin = time.perf_counter()
-        carry = jax.block_until_ready(extend(model.module, model.params, carry, chunk, count))
+        carry = jax.block_until_ready(extend(model, carry, chunk, count))
         seconds.append(time.perf_counter() - begin)
     return chunk.size / float(np.median(seconds[-settings.rounds :]))
 

@@ -54,6 +54,10 @@ class ModelConfig:
         """A Hugging Face config under the names that transformers has today."""
         return config
 
+    def at_layer(self, i: int) -> ModelConfig:
+        """The config of layer `i`, for what a layer may have of its own (window, RoPE). Here all layers are alike."""
+        return self
+
     @property
     def max_position_embeddings(self) -> int:
         """The trained context, in tokens."""

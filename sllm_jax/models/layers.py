@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.errors import SllmError
+from sllm_jax.models.attend import Attend, LayerCache
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.linear import Linear, times
 
-LayerCache = tuple[Array, Array]  # whatever `attend` keeps of one layer; models only pass it on
 Heads = tuple[Array, Array, Array]  # queries [T, H, D], keys and values [T, K, D]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -30,22 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
-
-
-@runtime_checkable
-class Attend(Protocol):
-    """Attention of one layer: takes what it kept of that layer and the chunk's queries, keys and values, unrotated."""
-
-    def __call__(
-        self, cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
-    ) -> tuple[LayerCache, Float[Array, "T H D"]]:
-        """Returns what to keep, and for each query the mixture of values it attends to."""
-        ...
-
-
-def no_caches(config: ModelConfig) -> tuple[LayerCache, ...]:
-    """For an `attend` that keeps nothing."""
-    return ((jnp.zeros(0), jnp.zeros(0)),) * config.num_hidden_layers
 
 
 def activation(config: Mapping[str, Any], name: str, default: str) -> str:
@@ -161,15 +145,20 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_ids: Int[Array, " T"], caches: Sequence[LayerCache], attend: Attend, rows: Any = slice(None)
+        self,
+        token_ids: Int[Array, " T"],
+        caches: Sequence[LayerCache],
+        attends: Sequence[Attend],
+        rows: Any = slice(None),
     ) -> tuple[Float[Array, "*t V"], tuple[LayerCache, ...]]:
-        """Logits (float32) of the tokens that `rows` selects of the T, and the caches passed on, one a layer."""
+        """Logits (float32) of the tokens that `rows` selects of the T, and the new caches. One of each per layer."""
         config, dtype = self.config, self.dtype
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
         layer: Any = nn.remat(self.layer, static_argnums=(3,)) if self.remat else self.layer
         with jax.named_scope("embedding"):
             hidden, kept = embed(token_ids), []  # hidden [T, E]
-        for i, cache in zip(range(config.num_hidden_layers), caches, strict=True):
+        layers = range(config.num_hidden_layers)
+        for i, cache, attend in zip(layers, caches, attends, strict=True):
             hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
             kept.append(cache)
         hidden = self.norm()(hidden[rows])

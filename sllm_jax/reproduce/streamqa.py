@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
-from sllm_jax.attention import attend_chunk
 from sllm_jax.chat import render_answer, render_turn
-from sllm_jax.decode import NO_TOKEN, Carry, decode, forward, init_carry, read
+from sllm_jax.decode import NO_TOKEN, Carry, decode, init_carry, prefill
 from sllm_jax.errors import SllmError
-from sllm_jax.model import check_finite, nll_of
-from sllm_jax.perplexity import check_token_ids
+from sllm_jax.model import check_finite
+from sllm_jax.perplexity import check_token_ids, option_nll
 from sllm_jax.progress import Progress
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
@@ -162,22 +158,22 @@ def _run(
 
 def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
     """Put the questions but the examples; their outcomes as they come."""
-    module, params = subject.model.module, subject.model.params
-    carry = init_carry(module, mode.start_size, mode.recent_size)
+    model = subject.model
+    carry = init_carry(model, mode.start_size, mode.recent_size)
     last: list[int] = []
     scored = _padded_options(form, max(len(question.options) for question in questions))
 
     for number, question in enumerate(questions, 1):
         prompt = form.prompt(question, last)
-        asked = read(module, params, carry if mode.one_stream else carry.copy(), prompt)
+        asked = prefill(model, carry if mode.one_stream else carry.copy(), prompt)
         if number > form.examples:
-            nll = np.asarray(option_nll(module, params, asked, *scored))[: len(question.options)]
-            check_finite(subject.model, nll, f"at question {number}")
+            nll = np.asarray(option_nll(model, asked, *scored))[: len(question.options)]
+            check_finite(model, nll, f"at question {number}")
             reply = _reply(subject, asked.copy())
             yield Outcome(number, question, reply, int(nll.argmin()))
         if mode.one_stream or number <= form.examples:
             answer = form.answer(question.labels[question.right], closed=True)
-            carry = read(module, params, asked, answer)
+            carry = prefill(model, asked, answer)
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
 
 
@@ -204,9 +200,7 @@ def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
 
 def _reply(subject: Subject, carry: Carry) -> str:
     """What the model writes, greedily."""
-    eos, limit = np.array([NO_TOKEN], np.int32), np.int32(REPLY_TOKENS)
-    model = subject.model
-    _, ids = decode(model.module, model.params, carry, sampling(), eos, limit, REPLY_TOKENS)
+    _, ids = decode(subject.model, carry, sampling(), [NO_TOKEN], REPLY_TOKENS, REPLY_TOKENS)
     return decode_text(subject.tokenizer, np.asarray(ids))
 
 
@@ -216,21 +210,6 @@ def _padded_options(form: Format, count: int) -> tuple[np.ndarray, np.ndarray]:
     width = -(-max(map(len, ids)) // _ROUND_UP) * _ROUND_UP
     padded = np.stack([np.pad(one, (0, width - len(one))) for one in ids]).astype(np.int32)
     return padded, np.array([len(one) for one in ids], np.int32)
-
-
-@partial(jax.jit, static_argnames="module")
-def option_nll(
-    module: Any, params: Any, carry: Carry, options: Int[Array, "B N"], counts: Int[Array, " B"]
-) -> Float[Array, " B"]:
-    """The nll of each of B answers, the first `counts` of N tokens, as what comes next on a stream."""
-
-    def score(option: Int[Array, " N"], count: Int[Array, ""]) -> Float[Array, ""]:
-        attend = attend_chunk(module.config, module.dtype, carry.state, len(option), count)
-        _, logits = forward(module, params, carry.state, option, attend, rows=slice(None))
-        before = jnp.concatenate([carry.logits[None], logits[:-1]])
-        return jnp.where(jnp.arange(len(option)) < count, nll_of(before, option), 0).sum()
-
-    return jax.vmap(score)(options, counts)
 
 
 def _share(outcomes: Sequence[Outcome], score: str) -> float:

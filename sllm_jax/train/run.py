@@ -13,6 +13,7 @@ from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, write_json
+from sllm_jax.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.plot import can_plot
@@ -79,7 +80,7 @@ class Run:
         samples, size = self._held_back.evenly(EVALUATED), self.settings.batch_size // self.settings.accumulate
         parts = [samples[i : i + size] for i in range(0, len(samples), size)]
         of_one_shape = [part for part in parts if len(part) == len(parts[0])]
-        return float(np.mean([evaluate(self.module, self.state.params, part) for part in of_one_shape]))
+        return float(np.mean([evaluate(Model(self.module, self.state.params), part) for part in of_one_shape]))
 
     def save(self) -> None:
         """Write a checkpoint, the measures and, with matplotlib, their plot; raises `SllmError` if that fails.

@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.model import dense_logits, init_params, nll_of
+from sllm_jax.model import Model, dense_logits, init_params, nll_of
 from sllm_jax.train.settings import Settings
 
 
@@ -58,10 +58,10 @@ def _schedule(peak: float, final: float, warmup_steps: int, steps: int) -> optax
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, final)
 
 
-def mean_nll(module: Any, params: Any, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+def mean_nll(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
     """Mean negative log-likelihood, in nats, of every token but the first of each sample, given those before it."""
-    cast = jax.tree.map(lambda leaf: leaf.astype(module.dtype), params)
-    logits = jax.vmap(partial(dense_logits, module, cast))(samples[:, :-1])
+    cast = jax.tree.map(lambda leaf: leaf.astype(model.dtype), model)
+    logits = jax.vmap(partial(dense_logits, cast))(samples[:, :-1])
     return jnp.mean(nll_of(logits, samples[:, 1:]))
 
 
@@ -70,7 +70,7 @@ def train_step(
     module: Any, chain: optax.GradientTransformation, state: TrainState, samples: Int[Array, "B N"], parts: int
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step on B samples, computed in `parts` parts; the next state, and the loss and the norm of the gradient."""
-    value_and_grad = jax.value_and_grad(partial(mean_nll, module))
+    value_and_grad = jax.value_and_grad(lambda params, part: mean_nll(Model(module, params), part))
 
     def add(total: Any, part: Int[Array, "b N"]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(state.params, part)), None
@@ -87,7 +87,7 @@ def train_step(
     return after, {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
 
-@partial(jax.jit, static_argnames="module")
-def evaluate(module: Any, params: Any, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+@jax.jit
+def evaluate(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
     """`mean_nll`, compiled."""
-    return mean_nll(module, params, samples)
+    return mean_nll(model, samples)

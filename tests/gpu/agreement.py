@@ -26,7 +26,7 @@ import numpy as np
 from small_models import BUNDLED, RANDOM, in_float32, on_device, small_model
 from step import Record, run
 
-from sllm_jax.decode import NO_TOKEN, Carry, decode, extend, init_carry, read
+from sllm_jax.decode import NO_TOKEN, Carry, decode, extend, init_carry, prefill
 from sllm_jax.model import Model, dense_logits
 from sllm_jax.sampling import Sampling, sampling
 
@@ -114,17 +114,17 @@ class Side:
 
     def dense(self) -> np.ndarray:
         """Logits of the whole text [T, V]."""
-        return self._here(lambda: np.asarray(_dense(self.model.module, self.model.params, self.tokens)))
+        return self._here(lambda: np.asarray(_dense(self.model, self.tokens)))
 
     def carry(self, cuts: tuple[int, ...] = (), tokens: np.ndarray | None = None) -> Carry:
         """A stream that has read the text, in pieces of these lengths in turns."""
         tokens = self.tokens if tokens is None else tokens
 
         def make() -> Carry:
-            carry, left, i = init_carry(self.model.module, self.sizes.start_size, self.sizes.recent_size), tokens, 0
+            carry, left, i = init_carry(self.model, self.sizes.start_size, self.sizes.recent_size), tokens, 0
             while len(left):
                 size = cuts[i % len(cuts)] if cuts else 128
-                carry, left, i = read(self.model.module, self.model.params, carry, left[:size]), left[size:], i + 1
+                carry, left, i = prefill(self.model, carry, left[:size]), left[size:], i + 1
             return carry
 
         return self._here(make)
@@ -135,9 +135,7 @@ class Side:
 
         def write() -> tuple[Carry, np.ndarray]:
             limited = np.int32(steps if limit is None else limit)
-            carry, ids = decode(
-                self.model.module, self.model.params, self.carry(), options, NO_EOS, limited, steps=steps
-            )
+            carry, ids = decode(self.model, self.carry(), options, NO_EOS, limited, steps=steps)
             return carry, np.asarray(ids)
 
         return self._here(write)
@@ -153,11 +151,10 @@ class Side:
         """Logits [3, V] of three streams that read 16, 11 and 5 tokens at a time."""
 
         def make() -> np.ndarray:
-            module, params = self.model.module, self.model.params
-            carry = init_carry(module, self.sizes.start_size, self.sizes.recent_size, streams=3)
+            carry = init_carry(self.model, self.sizes.start_size, self.sizes.recent_size, streams=3)
             for i in range(0, len(self.tokens) - 15, 16):
                 chunk = np.broadcast_to(self.tokens[i : i + 16], (3, 16))
-                carry = extend(module, params, carry, chunk, np.array([16, 11, 5], np.int32))
+                carry = extend(self.model, carry, chunk, [16, 11, 5])
             return np.asarray(carry.logits)
 
         return self._here(make)
@@ -201,7 +198,7 @@ def difference(found: Any, expected: Any) -> float:
     return float(apart) if np.isfinite(apart) else float("inf")
 
 
-_dense = jax.jit(dense_logits, static_argnums=0)
+_dense = jax.jit(dense_logits)
 
 if __name__ == "__main__":
     run(measure)

@@ -14,8 +14,8 @@ from random_models import config, settings, seven_b
 from step import Record, run
 
 from sllm_jax.benchmark.run import Settings
-from sllm_jax.decode import NO_TOKEN, Carry, decode, init_carry
-from sllm_jax.model import parameter_shapes
+from sllm_jax.decode import NO_TOKEN, Carry, decode_program, init_carry
+from sllm_jax.model import Model, parameter_shapes
 from sllm_jax.models import module_for
 from sllm_jax.sampling import sampling
 
@@ -27,11 +27,11 @@ def measure(record: Record, tiny: bool) -> None:
     """Of one stream at 4 + 2044. Kernels of a layer: what two layers more add."""
     how, steps = settings(tiny), 8 if tiny else STEPS
     model = seven_b(tiny)
-    program, carry = decode_program(model.module, model.params, how, steps)
+    program, carry = compiled(model, how, steps)
     layers = model.config.num_hidden_layers
     record.attempt("text", {"layers": layers}, lambda: kernel_figures(program.as_text()))
     with tempfile.TemporaryDirectory() as folder:
-        record.attempt("profile", {"steps": steps}, partial(profile, program, model.params, carry, steps, Path(folder)))
+        record.attempt("profile", {"steps": steps}, partial(profile, program, model, carry, steps, Path(folder)))
     for few in (2, 4):
         record.attempt("text", {"layers": few}, partial(kernels_of_layers, few, tiny, how, steps))
     by_layers = {row["layers"]: row.get("kernels") for row in record.found["text"]}
@@ -40,10 +40,10 @@ def measure(record: Record, tiny: bool) -> None:
         record.note(kernels_per_layer=a_layer, kernels_outside_layers=by_layers[2] - 2 * a_layer)
 
 
-def decode_program(module: Any, params: Any, how: Settings, steps: int) -> tuple[Any, Carry]:
-    """The compiled `decode`, and the carry of an empty stream; `params` may be shapes."""
-    carry = init_carry(module, how.start_size, how.recent_size)
-    return decode.lower(module, params, carry, *rest(steps), steps=steps).compile(), carry
+def compiled(model: Model, how: Settings, steps: int) -> tuple[Any, Carry]:
+    """The compiled `decode`, and the carry of an empty stream; parameters may be shapes."""
+    carry = init_carry(model, how.start_size, how.recent_size)
+    return decode_program.lower(model, carry, *rest(steps), steps=steps).compile(), carry
 
 
 def rest(steps: int) -> tuple[Any, ...]:
@@ -54,7 +54,7 @@ def rest(steps: int) -> tuple[Any, ...]:
 def kernels_of_layers(layers: int, tiny: bool, how: Settings, steps: int) -> dict[str, Any]:
     """`kernel_figures` of a model of so many layers; only its shapes are needed."""
     module = module_for(config(tiny, layers), "bfloat16")
-    program, _ = decode_program(module, parameter_shapes(module), how, steps)
+    program, _ = compiled(Model(module, parameter_shapes(module)), how, steps)
     return kernel_figures(program.as_text())
 
 

@@ -17,7 +17,7 @@ def measure(record: Record, tiny: bool) -> None:
     """Each try is a tenth smaller than the one before."""
     model, how = seven_b(tiny), settings(tiny)
     free = free_memory()
-    one = bytes_of(jax.eval_shape(lambda: init_carry(model.module, how.start_size, how.recent_size)))
+    one = bytes_of(jax.eval_shape(lambda: init_carry(model, how.start_size, how.recent_size)))
     record.note(free_gb=free / 1e9, stream_gb=one / 1e9, fit_by_size=free // one - 1)
     streams = 3 if tiny else int(0.97 * free / one) - 1  # 1: the one that the others are copies of
     for _ in range(TRIES):
