@@ -183,6 +183,10 @@ class _Assembly:
 
     def _make(self, tensor: Tensor, rule: Rule) -> None:
         for target, view in zip(rule.targets, rule.transform.forward(tensor.read(), self.config), strict=True):
+            if view.shape != self.shapes[target]:
+                made = f"the transform {rule.transform.name!r} makes {view.shape} of it for {target}"
+                self._problem("misshapen", f"tensor {tensor.name}: {made}, which is {self.shapes[target]}")
+                continue
             for path, array in self._arrays(tensor, target, view).items():
                 self.maker[path] = tensor.name
                 if bad := _count_not_finite(array):

@@ -38,11 +38,14 @@ def _join_fused(arrays: Arrays, config: Any) -> np.ndarray:
     return np.concatenate(grouped, axis=1).reshape(-1, *rest)
 
 
+def _split_stacked(array: np.ndarray, config: Any) -> Arrays:
+    queries, keys = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    return tuple(np.split(array, [queries, queries + keys]))
+
+
 FUSED = Transform("fused by key/value head: its queries, its key, its value", _split_fused, _join_fused)
 STACKED = Transform(
-    "all queries, all keys, all values",
-    lambda array, _: tuple(np.split(array, 3)),
-    lambda arrays, _: np.concatenate(arrays),
+    "stacked: all queries, all keys, all values", _split_stacked, lambda arrays, _: np.concatenate(arrays)
 )
 
 

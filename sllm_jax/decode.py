@@ -69,8 +69,10 @@ def extend(model: Model, carry: Carry, token_ids: ArrayLike, counts: ArrayLike) 
     """
     check_not_consumed(carry)
     token_ids, counts = _int32(token_ids, carry.done.ndim + 1, "token_ids"), _int32(counts, carry.done.ndim, "counts")
-    check_in_range(token_ids, model.config.vocab_size, "token id")
     check_in_range(counts, token_ids.shape[-1] + 1, "count")
+    if isinstance(token_ids, np.ndarray) and isinstance(counts, np.ndarray):
+        is_token = np.arange(token_ids.shape[-1]) < counts[..., None]
+        check_in_range(token_ids[is_token], model.config.vocab_size, "token id")
     return extend_program(model, carry, token_ids, counts)
 
 
@@ -149,7 +151,8 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
 
 def prefill(model: Model, carry: Carry, token_ids: ArrayLike | Sequence[int]) -> Carry:
     """Read a prompt of any length into one stream, in chunks. Raises `SllmError` as `extend` does."""
-    for chunk, count in chunks(np.asarray(token_ids)):
+    ids = _int32(token_ids, 1, "token_ids")
+    for chunk, count in chunks(np.asarray(ids)):
         carry = extend(model, carry, chunk, count)
     return carry
 

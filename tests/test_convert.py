@@ -1,5 +1,7 @@
 """Tensors to parameters: what the table maps and drops, and every problem in one error."""
 
+from types import SimpleNamespace
+
 import checkpoints
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from sllm_jax.convert import orbax, sources
 from sllm_jax.convert.assemble import assemble, disassemble, shapes_of
 from sllm_jax.convert.llama import LLAMA
-from sllm_jax.convert.table import Drop, Rule, Table, Transform
+from sllm_jax.convert.table import STACKED, Drop, Rule, Table, Transform
 from sllm_jax.errors import SllmError
 
 
@@ -76,6 +78,34 @@ def test_a_fused_tensor_becomes_several_parameters_and_comes_back(folder):
     tensors.remove(fused)
     with pytest.raises(SllmError, match=r"missing tensor model\.layers\.1\.self_attn\.qk\.weight of shape \(64, 24\)$"):
         assemble(tensors, table, module, None, lambda array: array)
+
+
+def test_a_transform_that_yields_another_shape_is_named(folder):
+    halves = Transform(
+        "in halves", lambda array, _: tuple(np.split(array, 2)), lambda arrays, _: np.concatenate(arrays)
+    )
+    both = ("layers_{i}/self_attn/q_proj/weight", "layers_{i}/self_attn/k_proj/weight")  # 6 and 2 heads of 8
+    kept = tuple(rule for rule in LLAMA.rules if not set(rule.targets) & set(both))
+    table = Table((*kept, Rule("model.layers.{i}.self_attn.qk.weight", both, halves)), LLAMA.drops)
+    module = module_of(folder)
+    tensors = [
+        sources.Tensor(name, array.shape, "float32", lambda array=array: array)
+        for name, array in disassemble(load(folder), table, module)
+    ]
+    said = (
+        r"tensor model\.layers\.0\.self_attn\.qk\.weight: the transform 'in halves' makes \(32, 24\) of it for "
+        r"layers_0/self_attn/q_proj/weight, which is \(48, 24\)"
+    )
+    with pytest.raises(SllmError, match=said):
+        assemble(tensors, table, module, None, lambda array: array)
+
+
+def test_stacked_queries_keys_and_values_may_differ_in_size():
+    config = SimpleNamespace(num_attention_heads=6, num_key_value_heads=2, head_dim=5)
+    parts = tuple(np.full((heads * 5, 7), i) for i, heads in enumerate((6, 2, 2)))
+    found = STACKED.forward(STACKED.inverse(parts, config), config)
+    for part, expected in zip(found, parts, strict=True):
+        np.testing.assert_array_equal(part, expected)
 
 
 def test_a_parameter_without_a_rule_is_missing(folder):
