@@ -28,6 +28,7 @@ from sllm_jax.models.attend import Attend, attend_by_layer
 from sllm_jax.sampling import Sampling, sample
 
 CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
+Integers = ArrayLike | Sequence[Any]  # whatever becomes an array of integers
 NO_TOKEN = -1  # what a frozen stream writes
 NOT_FINITE = -2  # what a stream writes whose logits are not numbers
 
@@ -61,7 +62,7 @@ def init_carry(model: Model, start_size: int, recent_size: int, seed: int = 0, s
     )
 
 
-def extend(model: Model, carry: Carry, token_ids: ArrayLike, counts: ArrayLike) -> Carry:
+def extend(model: Model, carry: Carry, token_ids: Integers, counts: Integers) -> Carry:
     """Read a chunk: the first `counts` [*B] of the token ids [*B, T] of each stream; the rest is padding.
 
     A stream with count 0 stays as it is; with more, one that was done goes on. Raises `SllmError` for a carry that was
@@ -73,11 +74,11 @@ def extend(model: Model, carry: Carry, token_ids: ArrayLike, counts: ArrayLike) 
     if isinstance(token_ids, np.ndarray) and isinstance(counts, np.ndarray):
         is_token = np.arange(token_ids.shape[-1]) < counts[..., None]
         check_in_range(token_ids[is_token], model.config.vocab_size, "token id")
-    return extend_program(model, carry, token_ids, counts)
+    return extend_program(model, carry, jnp.asarray(token_ids), jnp.asarray(counts))
 
 
 def decode(
-    model: Model, carry: Carry, options: Sampling, eos_ids: ArrayLike | Sequence[int], limit: ArrayLike, steps: int
+    model: Model, carry: Carry, options: Sampling, eos_ids: Integers, limit: Integers, steps: int
 ) -> tuple[Carry, Int[Array, "*B steps"]]:
     """Write up to `steps` tokens, at most `limit`: sample one, feed it back, and so on, without host round-trips.
 
@@ -87,7 +88,8 @@ def decode(
     another program.
     """
     check_not_consumed(carry)
-    return decode_program(model, carry, options, _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit"), steps=steps)
+    eos_ids, limit = _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit")
+    return decode_program(model, carry, options, jnp.asarray(eos_ids), jnp.asarray(limit), steps=steps)
 
 
 @partial(jax.jit, donate_argnames="carry")
@@ -149,7 +151,7 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def prefill(model: Model, carry: Carry, token_ids: ArrayLike | Sequence[int]) -> Carry:
+def prefill(model: Model, carry: Carry, token_ids: Integers) -> Carry:
     """Read a prompt of any length into one stream, in chunks. Raises `SllmError` as `extend` does."""
     ids = _int32(token_ids, 1, "token_ids")
     for chunk, count in chunks(np.asarray(ids)):
@@ -194,7 +196,7 @@ def check_in_range(values: Any, end: int, what: str, begin: int = 0) -> None:
 
 
 def _int32(values: Any, ndim: int, what: str) -> Any:
-    """Python and NumPy integers as one kind of array, so that they share a program; JAX's pass."""
+    """Python and NumPy integers as an int32 array, which shares the program of JAX's; those pass as they are."""
     if isinstance(values, jax.Array):
         return values
     array = np.asarray(values)

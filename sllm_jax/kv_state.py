@@ -1,8 +1,8 @@
 """The state of a stream: sink and window tokens of every layer in arrays of fixed shape.
 
 Axis letters: S sinks (`start_size`), R window slots (`recent_size` + 1, the token being processed takes one), C = S + R
-slots, A = C rounded up to a multiple of 128 (slots that are allocated; the tail stays unused), K key/value heads,
-D head dimension, T tokens of a chunk. Everything here is written for one stream; `jax.vmap` makes it many.
+slots in use, A slots allocated (C rounded up to a multiple of 128; the rest stays unused), K key/value heads, D head
+dimension, T tokens of a chunk, N cache positions. Everything here is written for one stream; `jax.vmap` makes it many.
 
 The newest token takes the slot of the oldest one. A token's *cache position* is its index in the list that the paper's
 code keeps: the sinks first, then the window, oldest first. Every number in a state stays below 2C, however long the
@@ -30,12 +30,12 @@ Leaf = Any  # an array, or what JAX puts in its place while it transforms a tree
 
 
 class KVState(struct.PyTreeNode):
-    """What is kept of one stream between calls, or of B streams with an axis B in front of every array."""
+    """What one stream keeps between calls, or B streams with an axis B in front of every array."""
 
     k: tuple[Leaf, ...]  # a layer: [K, D, A], each key rotated by the number of its slot
     v: tuple[Leaf, ...]  # a layer: [K, A, D]
     token_ids: Leaf  # [A] int32, the token in each slot
-    next_slot: Leaf  # [] int32, where the next token goes; between calls what it holds is already evicted
+    next_slot: Leaf  # [] int32, where the next token goes; between calls its content counts as evicted
     filled: Leaf  # [] int32, live tokens; at most cache_size
     start_size: int = struct.field(pytree_node=False)
     recent_size: int = struct.field(pytree_node=False)
@@ -61,7 +61,7 @@ class KVState(struct.PyTreeNode):
         return self.token_ids.shape[-1]
 
     def copy(self) -> KVState:
-        """The same state in arrays of its own: programs consume the state that they are given."""
+        """The same state in arrays of its own, for programs consume the state they are given."""
         return jax.tree.map(jnp.copy, self)
 
 
@@ -74,7 +74,7 @@ def init_state(
     """
     check_memory(config, start_size, recent_size, dtype, streams)
     shapes = state_shapes(config, start_size, recent_size, dtype, streams)
-    # Each array its own: one that two fields share cannot be donated.
+    # A buffer that two fields share cannot be donated, so each gets its own zeros.
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -113,7 +113,7 @@ def state_shapes(
 
 
 def is_possible(state: KVState, vocab_size: int) -> bool:
-    """Whether the numbers of a state, of one stream or several, are ones that reading tokens can lead to."""
+    """Whether reading tokens can lead to a state with these numbers, of one stream or several."""
     slot, filled, tokens = (np.asarray(one) for one in (state.next_slot, state.filled, state.token_ids))
     counts = (slot >= 0) & (slot < state.slots) & (filled >= 0) & (filled <= state.cache_size)
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in (*state.k, *state.v))
@@ -121,37 +121,37 @@ def is_possible(state: KVState, vocab_size: int) -> bool:
 
 
 def over_streams(function: Callable, state: KVState, in_axes: Any = 0) -> Callable:
-    """`function`, written for one stream, over as many as the state holds."""
+    """`function`, written for one stream, mapped over the streams of the state."""
     return jax.vmap(function, in_axes=in_axes) if state.filled.ndim else function
 
 
 def slots_after(state: KVState, count: int) -> Int[Array, " {count}"]:
-    """Slots that the next `count` tokens take: straight up to C, then round the window for ever."""
+    """Slots that the next `count` tokens take: up to C - 1, then around the window for ever."""
     number = state.next_slot + jnp.arange(count)
     return jnp.where(number < state.slots, number, state.start_size + (number - state.slots) % state.window)
 
 
 def ages(state: KVState) -> Int[Array, " A"]:
-    """For each window slot 1 for the token written last, 2 for the one before; R for `next_slot`. Sinks have none."""
+    """The age of each window slot's token: 1 for the newest, R for the one at `next_slot`. Meaningless for sinks."""
     return (state.next_slot - 1 - jnp.arange(state.allocated)) % state.window + 1
 
 
 def live(state: KVState) -> Bool[Array, " A"]:
-    """Which slots hold a token of the list; follows from `filled` and the ages alone."""
+    """Which slots hold a token that is still in the cache; follows from `filled` and the ages alone."""
     slot = jnp.arange(state.allocated)
     in_window = (slot < state.slots) & (ages(state) <= state.filled - state.start_size)
     return jnp.where(slot < state.start_size, slot < state.filled, in_window)
 
 
 def cache_order(state: KVState) -> Int[Array, " N"]:
-    """The slot of the token at each cache position 0 ... `cache_size` - 1; those from `filled` on mean nothing."""
+    """The slot of the token at each of the N = `cache_size` positions; meaningless from `filled` on."""
     position = jnp.arange(state.cache_size)
     in_window = state.start_size + (state.next_slot - state.start_size - (state.filled - position)) % state.window
     return jnp.where(position < state.start_size, position, in_window)
 
 
 def visible_token_ids(state: KVState) -> Int[Array, " N"]:
-    """Token ids in cache order, -1 from `filled` on: what the model can still see."""
+    """Token ids in cache order, N = `cache_size`, -1 from `filled` on: what the model can still see."""
     position = jnp.arange(state.cache_size)
     return jnp.where(position < state.filled, state.token_ids[cache_order(state)], -1)
 
@@ -159,7 +159,7 @@ def visible_token_ids(state: KVState) -> Int[Array, " N"]:
 def write_token(
     cache: LayerCache, slot: Int[Array, ""], k: Float[Array, "K 1 D"], v: Float[Array, "K 1 D"]
 ) -> LayerCache:
-    """One layer's keys and values with those of one token in `slot`; in place where the cache is donated."""
+    """Write the keys and values of one token into `slot` of a layer's cache; in place where the cache is donated."""
     keys, values = cache
     return (
         jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(1, 2).astype(keys.dtype), slot, axis=2),
@@ -170,7 +170,7 @@ def write_token(
 def write_chunk(
     cache: LayerCache, slots: Int[Array, " T"], k: Float[Array, "K T D"], v: Float[Array, "K T D"]
 ) -> LayerCache:
-    """The same for T tokens; a slot number of A or more means that the token is not written."""
+    """The same for T tokens. A token whose slot is A or more is not written."""
     keys, values = cache
     dropped: Any = {"mode": "drop", "unique_indices": True}
     return (
@@ -180,9 +180,10 @@ def write_chunk(
 
 
 def write_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
-    """Where each token of a padded chunk is written; distinct numbers from A on for tokens that leave no trace.
+    """Where to write each token of a padded chunk: its slot, or a number from A on for one that is not written.
 
-    Of `length` places the first `count` hold tokens, the rest is padding. Of tokens that share a slot the last stays.
+    Of `length` places the first `count` hold tokens, the rest padding. Of tokens that share a slot only the last is
+    written. All numbers differ, so that a scatter may assume unique indices.
     """
     t = jnp.arange(length)
     slots = slots_after(state, length)
@@ -191,7 +192,7 @@ def write_slots(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array
 
 
 def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> KVState:
-    """The state's numbers after the first `count` of the T tokens; the caller sets `k` and `v`."""
+    """The state after the first `count` of T tokens, but for `k` and `v`, which the caller sets."""
     length = len(token_ids)
     return state.replace(
         token_ids=state.token_ids.at[write_slots(state, length, count)].set(
@@ -203,7 +204,7 @@ def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) 
 
 
 def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState:
-    """Drop the oldest window tokens until `num_coming` more fit, or only sinks are left; no key moves."""
+    """Drop the oldest window tokens until `num_coming` more fit or only sinks are left. No key moves."""
     room = jnp.maximum(jnp.minimum(state.filled, state.start_size), state.cache_size - num_coming)
     return state.replace(filled=jnp.minimum(state.filled, room))
 
@@ -219,9 +220,9 @@ def keys_and_values(state: KVState, positions: Int[Array, " N"], rope: Rope) -> 
 def select(
     state: KVState, positions: Int[Array, " N"], count: Int[Array, ""], start_size: int, recent_size: int, rope: Rope
 ) -> KVState:
-    """A state of another capacity that holds the tokens at `positions`[:count], in this order, in slots 0, 1, ...
+    """A state of another capacity, with the tokens at `positions`[:count] in slots 0, 1, ...
 
-    Each key is rotated on from its old slot to its new one.
+    Each key is rotated from its old slot to its new one.
     """
     allocated = _round_up(start_size + recent_size + 1)
     positions = jnp.pad(positions, (0, allocated - len(positions)))
@@ -241,7 +242,7 @@ def select(
 
 
 def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Rope) -> KVState:
-    """Drop the tokens at cache positions `start` ... `end` - 1 and put the survivors back in cache order."""
+    """Drop the tokens at cache positions `start` ... `end` - 1, and move the rest to slots 0, 1, ... in cache order."""
     position = jnp.arange(state.cache_size)
     survivors = jnp.where(position < start, position, position + (end - start))
     return select(state, survivors, state.filled - (end - start), state.start_size, state.recent_size, rope)

@@ -244,9 +244,9 @@ def _turn(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
 
 
 def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*heads T D"]:
-    """Rotate each vector of `x` by the angle of its row T, in float32 (half-split pairs, as Hugging Face stores them).
+    """Rotate the vectors of T tokens by their angles, in float32 (half-split pairs, Hugging Face's layout).
 
-    Dimensions past the rotated ones (partial rotary embeddings) are left as they are.
+    Dimensions beyond the rotated ones (partial rotary embeddings) pass unchanged.
     """
     half = angles.cos.shape[-1]
     if half == 0:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 
 from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode_program, extend, init_carry, prefill
 from sllm_jax.model import Model, check_finite, dense_logits
-from sllm_jax.sampling import first_of_the_largest, sampling
+from sllm_jax.sampling import argmax, sampling
 
 CALL_SECONDS = 0.5  # that a call takes, about
 MOST_STEPS = 256
@@ -78,7 +78,7 @@ def recompute(model: Model, tokens: Int[Array, " W"], steps: int) -> Int[Array, 
     """Write `steps` tokens, each from a fresh pass over the last W; the last W then."""
 
     def step(tokens: Int[Array, " W"], _: None) -> tuple[Int[Array, " W"], None]:
-        token = first_of_the_largest(dense_logits(model, tokens, -1))
+        token = argmax(dense_logits(model, tokens, -1))
         return jnp.append(tokens[1:], token), None
 
     return jax.lax.scan(step, tokens, None, length=steps)[0]

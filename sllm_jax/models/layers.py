@@ -1,4 +1,4 @@
-"""What the families are built of: the contract with attention, layers of one precision, and the frame of a decoder.
+"""Building blocks of the families: norms, attention, feed-forward networks, and the decoder around them.
 
 Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimension, F feed-forward size, V vocabulary.
 """
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(config: Mapping[str, Any], name: str, default: str) -> str:
-    """The activation that the config has under `name`, if it is one of `ACTIVATIONS`."""
+    """The activation that the config names, one of `ACTIVATIONS`; raises `SllmError` for any other."""
     value = config.get(name) or default
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise SllmError(f"{name} {value!r:.80} is not supported; supported are {', '.join(ACTIVATIONS)}")
@@ -46,7 +46,7 @@ def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.RMSNorm:
 
 
 def layer_norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.LayerNorm:
-    """Layer norm over the last axis, its variance computed around the mean."""
+    """Layer norm over the last axis, with the two-pass variance."""
     return nn.LayerNorm(
         epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name
     )
@@ -61,7 +61,7 @@ class Attention(nn.Module):
     output_bias: bool = False
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Cut queries, keys and values into heads; families that do more to them do it here."""
+        """Split queries, keys and values into heads. Families that do more to them override this."""
         q, k, v = (x.reshape(len(x), -1, self.config.head_dim) for x in (q, k, v))
         return q, k, v
 
@@ -69,18 +69,18 @@ class Attention(nn.Module):
     def __call__(
         self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "T E"], LayerCache]:
-        """The mixture of values for each token, and the layer's cache passed on."""
+        """The attention output of each token, and the layer's new cache."""
         config, dtype = self.config, self.dtype
         sizes = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         sizes["v_proj"] = config.num_key_value_heads
         with jax.named_scope("qkv"):
             projected = [
-                Linear(heads * config.head_dim, self.qkv_bias, dtype, name=name)(hidden)
-                for name, heads in sizes.items()
+                Linear(count * config.head_dim, self.qkv_bias, dtype, name=name)(hidden)
+                for name, count in sizes.items()
             ]
-            cut = self.prepare(*projected)
+            heads = self.prepare(*projected)
         with jax.named_scope("attention"):
-            cache, mixed = attend(cache, *cut)  # [T, H, D]
+            cache, mixed = attend(cache, *heads)  # [T, H, D]
         output = Linear(config.hidden_size, self.output_bias, dtype, name="o_proj")
         return output(mixed.reshape(len(hidden), -1)), cache
 
@@ -96,7 +96,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        """One token at a time, as all here but attention."""
+        """Position-wise."""
         up = Linear(self.intermediate_size, self.use_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
         down = Linear(self.config.hidden_size, self.use_bias, self.dtype, name="down_proj")
         return down(ACTIVATIONS[self.act](up))
@@ -106,7 +106,7 @@ Norm = Callable[[Float[Array, "T E"]], Float[Array, "T E"]]
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward network, each on a normed input and added to it: in turn, or side by side."""
+    """A pre-norm transformer layer: attention and a feed-forward network with residuals, sequential or parallel."""
 
     config: Any
     dtype: Any
@@ -116,14 +116,14 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def is_parallel(self) -> bool:
-        """Whether the feed-forward network reads what attention reads, and not what attention has added to it."""
+        """Whether the feed-forward network reads the layer's input instead of attention's residual output."""
         return False
 
     @nn.compact
     def __call__(
         self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "T E"], LayerCache]:
-        """The layer's output, and its cache passed on."""
+        """The layer's output, and its new cache."""
         attention_norm, attention, mlp_norm, mlp = self.parts()
         mixed, cache = attention(attention_norm(hidden), cache, attend)
         after = hidden + mixed
@@ -131,16 +131,16 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to logits; attention and what it keeps between calls come from outside. A family gives the layers."""
+    """Token ids to logits. Attention and its caches come from the caller; a family gives the layers."""
 
     layer: ClassVar[type[Layer]]
 
     config: Any
     dtype: Any = jnp.float32
-    remat: bool = False  # backpropagation computes the insides of a layer again instead of keeping them
+    remat: bool = False  # recompute each layer's activations in the backward pass instead of keeping them
 
     def norm(self) -> Norm:
-        """The last norm."""
+        """The final norm."""
         raise NotImplementedError
 
     @nn.compact

@@ -1,9 +1,9 @@
-"""Linear layers. Their weights are kept as PyTorch keeps them, [out, in], in the model's dtype or as int8.
+"""Linear layers. Weights have PyTorch's layout, [out, in], and the model's dtype or int8.
 
-At batch 1 a product is as fast as its weight is read, and a CPU reads rows that each give one number of the output
-faster than rows that all outputs share.
+At batch 1 the time of a product is the time to read its weight. A CPU reads [out, in], whose rows each give one output,
+faster than [in, out].
 
-A weight is int8 if its layer also has a `scale`: symmetric, one scale for each output channel. See `sllm_jax.int8`.
+A layer with a `scale` has an int8 weight: symmetric, one scale for each output channel. See `sllm_jax.int8`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, Int8
 
 
 def precision_of(dtype: Any) -> jax.lax.Precision:
-    """float32 means float32: the highest matrix-product precision on every backend."""
+    """The precision of matrix products. float32 means float32 on every backend: never TF32 or bfloat16 passes."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def times(x: Float[Array, "*t in"], weight: Float[Array, "out in"], out_dtype: Any) -> Float[Array, "*t out"]:
-    """Each vector of `x` times a weight."""
+    """`x` times the transposed weight."""
     precision = precision_of(weight.dtype)
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision, preferred_element_type=out_dtype)
 
@@ -31,17 +31,18 @@ def times(x: Float[Array, "*t in"], weight: Float[Array, "out in"], out_dtype: A
 def times_int8(
     x: Float[Array, "*t in"], weight: Int8[Array, "out in"], scale: Float[Array, " out"], out_dtype: Any
 ) -> Float[Array, "*t out"]:
-    """Each vector of `x` times an int8 weight, which is read as it is where the compiler takes in the conversion.
+    """`x` times the transposed int8 weight, scaled.
 
-    A CPU's matrix product does not: it would write the weight out in floats first. For a single vector there, products
-    are added up instead.
+    GPU and TPU compilers fuse the conversion into the product and read the weight as int8. A CPU's matrix product would
+    write the weight out in floats first, so there a single vector is multiplied and summed instead.
     """
 
     def product(x: Array, weight: Array) -> Array:
         return times(x, weight.astype(x.dtype), jnp.float32)
 
     def on_cpu(x: Array, weight: Array) -> Array:
-        x, weight = jax.lax.optimization_barrier((x, weight))  # else the conversion is moved out of the loop over steps
+        # Without the barrier the conversion is hoisted out of the loop over steps, and floats are kept.
+        x, weight = jax.lax.optimization_barrier((x, weight))
         if math.prod(x.shape[:-1]) > 1:
             return product(x, weight)
         return (x.reshape(-1).astype(jnp.float32) * weight.astype(jnp.float32)).sum(-1).reshape(*x.shape[:-1], -1)
@@ -50,7 +51,7 @@ def times_int8(
 
 
 class Linear(nn.Module):
-    """A linear layer whose parameters have the given dtype, and its output too unless `out_dtype` says otherwise."""
+    """A linear layer. Parameters have the given dtype, and so has the output unless `out_dtype` is given."""
 
     features: int
     use_bias: bool
@@ -59,7 +60,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*t in"]) -> Float[Array, "*t out"]:
-        """One token at a time."""
+        """Position-wise."""
         x, out_dtype = x.astype(self.dtype), self.out_dtype or self.dtype
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         weight = self.param("weight", init, (self.features, x.shape[-1]), self.dtype)

@@ -149,7 +149,7 @@ class LlamaMLP(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        """One token at a time."""
+        """Position-wise."""
         config, size = self.config, self.config.intermediate_size
         gate = Linear(size, config.mlp_bias, self.dtype, name="gate_proj")(hidden)  # [T, F]
         up = Linear(size, config.mlp_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
