@@ -22,7 +22,7 @@ from sllm_jax.kv_state import Leaf
 
 
 class Sampling(struct.PyTreeNode):
-    """Sampling options as arrays. Those that are None are left out of the program; others change without recompiling."""
+    """Sampling options as arrays. Those that are None are left out of the program; others may change freely."""
 
     temperature: Leaf = None  # None: greedy, the most probable token
     top_k: Leaf = None
