@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -90,7 +91,8 @@ def tensors(folder: Path) -> Iterator[Tensor]:
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             _check_index(path)
-            metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutines that it gives up
+                metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
         except Exception as error:  # whatever Orbax meets in a broken folder
             raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
         found = [
@@ -107,7 +109,12 @@ def check_layout(folder: Path) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error."""
+    """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error.
+
+    A pipe among the files raises too: to open it would wait for ever.
+    """
+    if others := [one.name for one in path.rglob("*") if not (one.is_file() or one.is_dir())]:
+        raise FileNotFoundError(f"{path} holds what is no file: {', '.join(others)}")
     store = import_module("tensorstore").KvStore.open(
         {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     )

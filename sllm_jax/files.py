@@ -8,13 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sllm_jax.errors import SllmError
 from sllm_jax.foreign import foreign, reason
-from sllm_jax.unfinished import remove_abandoned, unfinished
+from sllm_jax.unfinished import alone_in, remove_abandoned, unfinished
 
 MAX_JSON = 2**26  # bytes; the largest index of a published checkpoint has some 2**23
 MAX_DEPTH = 100
@@ -42,14 +42,14 @@ def existing_folder(path: Path | str) -> Path:
     return folder
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else.
+def load_json(path: Path, remedy: str = "fetch the file again") -> dict[str, Any]:
+    """The object in a JSON file; raises `SllmError`, with the `remedy`, if there is none or it holds something else.
 
     Files of more than `MAX_JSON` bytes and values nested deeper than `MAX_DEPTH` are refused.
     """
     if not is_file(path):
         raise SllmError(f"{path.parent} has no {path.name}; give the folder of a whole checkpoint")
-    with foreign(str(path), "fetch the file again", "is not JSON"):
+    with foreign(str(path), remedy, "is not JSON"):
         if (size := path.stat().st_size) > MAX_JSON:
             raise SllmError(f"{path} has {size} bytes; expected at most {MAX_JSON} in a file of settings")
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -191,6 +191,24 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             _sync_folder(path.parent)
     except OSError as error:
         raise SllmError(f"{path} could not be written: {reason(error)}") from error
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """A folder that no other process works in meanwhile, made if it is not there, removed at the end if it is empty.
+
+    Raises `SllmError` if another process works in it, or if it cannot be written. On a file system without locks
+    nobody can tell.
+    """
+    path = made_folder(Path(os.path.expanduser(path)))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(path))
+        except BlockingIOError as error:
+            raise SllmError(f"another process works in {path}; wait for its end, or name another folder") from error
+        except OSError as error:
+            raise SllmError(f"{path} could not be written: {reason(error)}") from error
+        yield path
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -83,7 +83,7 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder
+    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder, work_folder
     from sllm_jax.kv_cache import check_sizes
     from sllm_jax.loading import load
     from sllm_jax.perplexity import check_chunk_size, check_mode
@@ -97,35 +97,48 @@ def perplexity(
         check_writable(out)
     if len({out.expanduser().resolve() for out in outs}) < len(outs):
         raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
+    if resume is not None:
+        _check_outside(resume, {"--nll-out": nll_out, "--curve-out": curve_out})
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     texts = [stdin.as_file(path) for path in text or ()]
     for path in texts:
         _check_text(path)
-    with progress("loading") as bar:
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch_folder())
-        inputs += [
-            _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
-        ]
-        if mode == "dense":
-            start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
-        sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
-        nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
-        curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
-        names = {"model": model, "revision": revision}
-        kept = made_folder(folder / "evaluation" if resume is None else resume.expanduser())
-        evaluation = Evaluation(kept, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
-        _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
-        _do(evaluation, saves=resume is not None)
-        _write(evaluation, inputs, nll_file, curve_file)
-    figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
-    if as_json:
-        print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
-    else:
-        _tell(evaluation, figures)
-    if resume is not None:
-        evaluation.remove()
+    with ExitStack() as work:
+        kept = None if resume is None else work.enter_context(work_folder(resume))
+        with progress("loading") as bar:
+            loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
+        with ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder())
+            inputs += [
+                _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
+            ]
+            if mode == "dense":
+                start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
+            sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
+            nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
+            curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
+            names = {"model": model, "revision": revision}
+            place = kept or made_folder(folder / "evaluation")
+            evaluation = Evaluation(place, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
+            _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
+            _do(evaluation, saves=kept is not None)
+            _write(evaluation, inputs, nll_file, curve_file)
+        figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
+        if as_json:
+            print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
+        else:
+            _tell(evaluation, figures)
+        if kept is not None:
+            evaluation.remove()
+
+
+def _check_outside(folder: Path, outs: Mapping[str, Path | None]) -> None:
+    """Raises `SllmError` for a result in the folder that is removed at the end."""
+    for option, out in outs.items():
+        if out is not None and out.expanduser().resolve().is_relative_to(folder.expanduser().resolve()):
+            raise SllmError(
+                f"{option} {out} is in the folder of --resume, which is removed at the end; name another place"
+            )
 
 
 class Input(NamedTuple):

@@ -224,16 +224,23 @@ def _read_arc(folder: Path) -> None:
         read_questions(path)
 
 
-def _build_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import Row, write
+def _rows() -> list[Any]:
+    from sllm_jax.train.metrics import Row
 
-    write(folder / "metrics.csv", [Row(10, 100, 3.5, 0.1, 1e-3, 50.0), Row(20, 200, 3.4, 0.1, 1e-3, 50.0, 3.6, 1.5)])
+    return [Row(10, 100, 3.5, 0.1, 1e-3, 50.0), Row(20, 200, 3.4, 0.1, 1e-3, 50.0, 3.6, 1.5)]
+
+
+def _build_metrics(folder: Path) -> None:
+    from sllm_jax.train.metrics import write
+
+    write(folder / "metrics.csv", _rows())
 
 
 def _read_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import read
+    from sllm_jax.train.metrics import digest, read
 
-    read(folder / "metrics.csv", 100)
+    found = read(folder / "metrics.csv", 100, digest(_rows()))
+    assert found in ([], _rows()), "a wrong measure"
 
 
 TARGETS = {
