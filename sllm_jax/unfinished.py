@@ -111,8 +111,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     It is marked meanwhile by a file in it, which is removed after a signal too. Raises BlockingIOError if another
     process is in it, and OSError if nothing can be written in it. Without locks nobody is kept out.
     """
-    mark = Mark(folder / _IN_USE, attempts=1)
-    forget = before_leaving(partial(_leave, mark.path))
+    if (path := folder / _IN_USE).exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a file")
+    mark = Mark(path, attempts=1)
+    forget = before_leaving(partial(_leave, path))
     try:
         yield
     finally:
