@@ -142,6 +142,36 @@ def test_a_wrong_digit_of_a_finished_run_is_no_figure(run, trained, tmp_path):
     assert "metrics.csv has no measures" in err
 
 
+# Reproduce.
+
+PAGE_DAMAGE = {
+    "not UTF-8": (lambda path: path.write_bytes(b"# Figure \xff\xfe"), "fig2.md is damaged"),
+    "empty": (Path.touch, "fig2 was made by another command"),
+    "a pipe": (os.mkfifo, "fig2.md is missing, or is not a file; remove"),
+    "a folder": (os.mkdir, "fig2.md is missing, or is not a file; remove"),
+    "gone": (lambda _: None, "fig2.md is missing, or is not a file; remove"),
+}
+
+
+@pytest.mark.parametrize("damage", PAGE_DAMAGE)
+def test_a_damaged_folder_of_reproduce_is_one_sentence(run, model, tmp_path, damage):
+    (tmp_path / "text.txt").write_text("The cat sat by the window and saw the rain. " * 60)
+    (tmp_path / "all/fig2").mkdir(parents=True)
+    make, message = PAGE_DAMAGE[damage]
+    make(tmp_path / "all/fig2/fig2.md")
+    arguments = ["reproduce", "all", "--model", model, "--text", tmp_path / "text.txt", "--out", tmp_path / "all"]
+    assert_refused(run(*arguments), message)
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["fig2"]
+
+
+def test_a_pipe_in_the_place_of_the_page_is_refused(run, model, tmp_path):
+    (tmp_path / "text.txt").write_text("The cat sat by the window and saw the rain. " * 60)
+    (tmp_path / "all").mkdir()
+    os.mkfifo(tmp_path / "all/README.md")
+    arguments = ["reproduce", "all", "--model", model, "--text", tmp_path / "text.txt", "--out", tmp_path / "all"]
+    assert_refused(run(*arguments), "holds other things than a report (README.md); name a new folder")
+
+
 # Two processes.
 
 HOLDS = """
@@ -193,12 +223,16 @@ def test_a_process_that_is_asked_to_stop_leaves_no_mark(held, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_perplexity_and_train_work_in_no_folder_of_another_process(run, interrupted, trained, tmp_path):
+def test_commands_work_in_no_folder_of_another_process(run, model, interrupted, trained, tmp_path):
+    (tmp_path / "text.txt").write_text("The cat sat by the window and saw the rain. " * 60)
+    (tmp_path / "report").mkdir()
+    reproduce = ["reproduce", "all", "--model", model, "--text", tmp_path / "text.txt"]
     for arguments, folder, *option in (
-        (interrupted[0], interrupted[1], "--resume"),
+        (*interrupted, "--resume"),
         (*trained[:2], "--resume", "--out"),
+        (reproduce, tmp_path / "report", "--out"),
     ):
-        place = shutil.copytree(folder, tmp_path / folder.name)
+        place = shutil.copytree(folder, tmp_path / "places" / folder.name)
         before = sorted(place.rglob("*"))
         with FileLock(place / ".lock"):
             assert_refused(run(*arguments, *option, place), f"another process works in {place}; wait for its end")
