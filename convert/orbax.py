@@ -91,7 +91,7 @@ def tensors(folder: Path) -> Iterator[Tensor]:
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             _check_index(path)
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # coroutines that it gives up
+            with _unheard():
                 metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
         except Exception as error:  # whatever Orbax meets in a broken folder
             raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
@@ -100,6 +100,18 @@ def tensors(folder: Path) -> Iterator[Tensor]:
             for name, leaf in metadata.items()
         ]
         yield from sorted(found, key=lambda tensor: -math.prod(tensor.shape))  # large ones while memory is free
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """In a broken folder Orbax logs what it meets, and gives up coroutines, of which Python warns."""
+    logged = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    finally:
+        logging.disable(logged)
 
 
 def check_layout(folder: Path) -> None:

@@ -200,6 +200,19 @@ def test_a_pipe_in_a_checkpoint_is_damage(saved, tiny):
         begin(saved, tiny)
 
 
+@pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"])
+def test_a_checkpoint_that_was_cut_is_not_talked_about_by_libraries(saved, tiny, right, name, caplog):
+    """Their lines would stand on standard error beside the one sentence."""
+    path = next(saved.glob(f"checkpoints/*/params/{name}"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    if name == "_CHECKPOINT_METADATA":  # says nothing about the arrays
+        np.testing.assert_array_equal(finished(saved, tiny), right)
+    else:
+        with pytest.raises(SllmError, match="is damaged, or not of this run"):
+            begin(saved, tiny)
+    assert [record.message for record in caplog.records if record.name == "absl"] == []
+
+
 @pytest.mark.parametrize("name", ["0abc", "00000007.bak", "0", "7", "\u0663", "00000007 "])
 def test_a_folder_among_the_checkpoints_that_is_none_changes_nothing(saved, tiny, right, name):
     shutil.copytree(next(saved.glob("checkpoints/*")), saved / "checkpoints" / name)

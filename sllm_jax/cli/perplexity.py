@@ -63,7 +63,7 @@ def perplexity(
         Path | None,
         Option(
             help="Keep what is done in this folder, every minute and on Ctrl-C or SIGTERM, and go on from it if it is "
-            "there. It is removed at the end."
+            "there; one process at a time. It is removed at the end."
         ),
     ] = None,
     control_tokens: o.ControlTokens = False,
@@ -92,13 +92,13 @@ def perplexity(
     check_mode(mode)
     check_sizes(start_size, recent_size or 0)
     check_chunk_size(chunk_size)
+    if resume is not None:
+        _check_outside(resume, {"--nll-out": nll_out, "--curve-out": curve_out})
     outs = [out for out in (nll_out, curve_out) if out is not None]
     for out in outs:
         check_writable(out)
     if len({out.expanduser().resolve() for out in outs}) < len(outs):
         raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
-    if resume is not None:
-        _check_outside(resume, {"--nll-out": nll_out, "--curve-out": curve_out})
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     texts = [stdin.as_file(path) for path in text or ()]
     for path in texts:

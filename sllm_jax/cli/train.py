@@ -130,7 +130,7 @@ def train(
                 note(f"stopped after step {run.step} of {steps}; --resume goes on")
                 raise
     if not run.rows:
-        note(f"{out / METRICS} has no measures: it was removed after the last step")
+        note(f"{out / METRICS} has no measures; it was removed or emptied after the last step")
     for row in run.rows[-1:]:
         print(f"held back: {row.held_back_nll:.4f} nats per token, {row.held_back_bits_per_byte:.4f} bits per byte")
     note(f"wrote {out / MODEL}")
