@@ -270,3 +270,7 @@ def test_usage_errors_are_exit_code_2_without_a_traceback(run):
     for arguments in (["convert"], ["generate", "--no-such-option"], ["nonsense"]):
         code, _, err = run(*arguments)
         assert (code, "Traceback" in err) == (2, False)
+
+
+def test_the_help_of_generate_shows_an_optional_prompt(run):
+    assert "generate [OPTIONS] [PROMPT] " in run("generate", "--help")[1]
