@@ -43,6 +43,15 @@ def test_models_on_a_terminal_are_a_table(run, monkeypatch):
     assert KINDS["gpt_neox"].options in line
 
 
+@pytest.mark.parametrize("columns", [20, 50])
+def test_models_on_a_narrow_terminal_are_whole(run, monkeypatch, columns):
+    """Long names are broken, not cut."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, _ = run("models")
+    assert (code, "…" in out) == (0, False)
+
+
 def test_python_dash_m():
     out = subprocess.run([sys.executable, "-m", "sllm_jax", "--version"], capture_output=True, text=True, check=True)
     assert out.stdout == f"sllm-jax {__version__}\n"
