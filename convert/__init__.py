@@ -25,7 +25,7 @@ from sllm_jax.files import copy_companions, existing_folder, load_config, new_fo
 from sllm_jax.int8 import INT8, check_weights, is_quantized
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
-from sllm_jax.models.config import is_bare
+from sllm_jax.models.config import bare_architecture
 from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "read_config", "to_huggingface"]
@@ -100,10 +100,10 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
     module = module_for(hf_config, dtype)
     refuse_quantized(hf_config, folder)
     check_plausible(module.config, folder)
-    if module.config.tie_word_embeddings and is_bare(hf_config):
+    if module.config.tie_word_embeddings and (bare := bare_architecture(hf_config)):
         warnings.warn(
-            f"{folder}: config.json is of a {hf_config['architectures'][0]:.80}, saved without a head; the embedding "
-            "serves as its head (tie_word_embeddings), but the text of an embedder makes no sense",
+            f"{folder}: config.json is of a {bare:.80}, saved without a head; the embedding serves as its head "
+            "(tie_word_embeddings), but the text of an embedder makes no sense",
             stacklevel=3,
         )
     table = TABLES[module.config.model_type]

@@ -201,11 +201,14 @@ def test_a_bare_model_without_a_head_is_one_sentence(folder, architecture):
     )
 
 
-@pytest.mark.parametrize("architecture", ["LlamaModel", "MistralModel"])
-def test_a_tied_bare_model_loads_with_a_warning(tied, tmp_path, architecture):
+@pytest.mark.parametrize(
+    ("architectures", "architecture"),
+    [(["LlamaModel"], "LlamaModel"), (["MistralModel"], "MistralModel"), ([5, "LlamaModel"], "LlamaModel")],
+)
+def test_a_tied_bare_model_loads_with_a_warning(tied, architectures, architecture):
     expected = load(tied)
     checkpoints.rewrite(tied, lambda tensors: [tensors.update({name[6:]: tensors.pop(name)}) for name in [*tensors]])
-    change_config(tied, architectures=[architecture])
+    change_config(tied, architectures=architectures)
     with pytest.warns(UserWarning, match=f"is of a {architecture}, saved without a head"):
         model, _ = sllm_jax.load(tied, "float32")
     assert_same(model.params, expected)

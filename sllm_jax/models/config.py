@@ -83,10 +83,10 @@ def refuse_unsupported(config: Mapping[str, Any], *names: str) -> None:
         raise SllmError(f"config.json asks for what is not supported in {config.get('model_type')!r:.80}: {found}")
 
 
-def is_bare(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of a model that was saved without its head, such as `LlamaModel`."""
+def bare_architecture(config: Mapping[str, Any]) -> str | None:
+    """The class of a model that was saved without its head, such as `LlamaModel`; None for any other."""
     names = _architectures(config)
-    return bool(names) and all(_BARE.fullmatch(name) for name in names)
+    return names[0] if names and all(_BARE.fullmatch(name) for name in names) else None
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
