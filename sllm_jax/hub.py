@@ -19,7 +19,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 from sllm_jax.foreign import foreign
 
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.IGNORECASE)
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
 _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
 _TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
 
@@ -28,15 +28,16 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
 
     A Hugging Face model is named `org/model`, or by the address of its page (`https://huggingface.co/org/model`, also
-    with `/tree/REVISION`; `hf://org/model@REVISION`); a folder of the cache (`models--org--model`) stands for its
-    snapshot. Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights.
-    Raises `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or
-    neither in the cache nor within reach.
+    with `/tree/REVISION`, also on the mirror that the environment variable HF_ENDPOINT names), or as
+    `hf://org/model@REVISION`; a folder of the cache (`models--org--model`) stands for its snapshot. Of the hub's files
+    come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises `SllmError`, with
+    what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in the cache nor
+    within reach.
     """
     name = str(name_or_folder)
     if name.startswith(PREFIX):
         return bundled_folder(name)
-    if "://" in name or _PAGE.fullmatch(name):
+    if "://" in name or _path_of_page(name):
         name, revision = _of_address(name, revision)
         return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
     folder = Path(os.path.expanduser(name))
@@ -55,12 +56,13 @@ def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
     """Name and revision of a model from the address of its page, or of a file in it."""
     if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address)):
         name, found = path[1], path[2]
-    elif page := _PAGE.fullmatch(address):
-        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page[1]), maxsplit=1)
+    elif page := _path_of_page(address):
+        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page), maxsplit=1)
         found = rest[0] if rest else None
     else:
         raise SllmError(
-            f"{address} is not an address of Hugging Face; give one, or a name such as org/model, or a folder"
+            f"{address} is not an address of Hugging Face, or of the mirror that HF_ENDPOINT names; "
+            "give one, or a name such as org/model, or a folder"
         )
     name = "/".join(name.strip("/").split("/")[:2]).removesuffix(".git")
     if name.startswith(("datasets/", "spaces/")):
@@ -68,6 +70,14 @@ def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
     if revision is not None and found not in (None, revision):
         raise SllmError(f"{address} names the revision {found}, and --revision {revision}; give one of them")
     return name, revision or found
+
+
+def _path_of_page(address: str) -> str | None:
+    """What follows the host in the address of a page of Hugging Face or of its mirror; None for any other."""
+    mirror = re.sub(r"^https?://", "", constants.ENDPOINT)
+    hosts = "|".join(re.escape(host) for host in (*_HOSTS, mirror) if host)
+    page = re.fullmatch(rf"(?:https?://)?(?:{hosts})/([^?#]+).*", address, re.IGNORECASE)
+    return page and page[1]
 
 
 def _snapshot(folder: Path, revision: str | None) -> Path:

@@ -18,7 +18,7 @@ from sllm_jax.foreign import foreign
 from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _as_csv(rows: Sequence[Row]) -> bytes:
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
         learned = [row.tokens / 1e6 for row in rows], [row.loss for row in rows]
         axes.plot(*learned, color="0.6", linewidth=1, label="learned text")
