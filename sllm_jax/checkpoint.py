@@ -14,6 +14,7 @@ import numpy as np
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
+from sllm_jax.inputs import is_folder
 from sllm_jax.unfinished import remove_abandoned
 
 LAYOUT = 3  # of parameters and states; what was saved in another is not restored
@@ -69,4 +70,4 @@ def _name(i: int) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name))
+    return sorted((path for path in folder.glob("[0-9]*") if is_folder(path)), key=lambda path: int(path.name))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_there
 from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Row:
 
 def read(path: Path, until: int) -> list[Row]:
     """The rows up to a step; none if there is no file yet. Raises `SllmError` if it holds something else."""
-    if not path.exists():
+    if not is_there(path):
         return []
     remedy = "it must hold the measures of a run; remove it to go on without them"
-    with foreign(str(path), remedy), path.open(encoding="utf-8", newline="") as file:
+    with foreign(str(path), remedy), check_file(path).open(encoding="utf-8", newline="") as file:
         rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
     if any(not row.is_possible() for row in rows):
         raise SllmError(f"{path} holds impossible measures; remove it to go on without them")

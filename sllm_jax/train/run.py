@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, write_json
+from sllm_jax.inputs import check_file, is_there
 from sllm_jax.models import module_for
+from sllm_jax.npy import map_array
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.plot import can_plot
 from sllm_jax.tokenizer import load_tokenizer
@@ -45,7 +48,7 @@ class Run:
         self._learned, self._held_back = (
             Samples(_load_row(folder / name), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
         )
-        self._token_bytes = (folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
+        self._token_bytes = check_file(folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
         self.state = checkpoint.restore(folder / CHECKPOINTS, init_train_state(self.module, settings))
         self.rows = metrics.read(folder / METRICS, self.step)
         self._losses: list[float] = []  # of the steps since the last row
@@ -92,7 +95,7 @@ class Run:
         metrics.write(self.folder / METRICS, self.rows)
         checkpoint.save(self.folder / CHECKPOINTS, self.step, self.state)
         if can_plot():
-            title = ", ".join([self.folder.resolve().name, *text_names(self.folder)])
+            title = ", ".join([Path(os.path.realpath(self.folder)).name, *text_names(self.folder)])
             metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
@@ -119,7 +122,7 @@ class Run:
 
     def _write_model(self) -> None:
         """The trained model as a converted checkpoint."""
-        if (self.folder / MODEL).exists():
+        if is_there(self.folder / MODEL):
             return
         token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
         config = hf_config(self.settings, **token_ids)
@@ -131,7 +134,4 @@ class Run:
 
 
 def _load_row(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise SllmError(f"{path} is missing or damaged; begin the run anew, in another folder") from error
+    return map_array(path, "begin the run anew, in another folder")
