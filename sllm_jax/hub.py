@@ -18,7 +18,7 @@ from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 from sllm_jax.foreign import foreign
-from sllm_jax.inputs import check_file, is_folder, is_there, shown
+from sllm_jax.inputs import check_file, is_file, is_folder, is_there, shown
 
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.IGNORECASE | re.DOTALL)
 _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
@@ -44,7 +44,9 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     if name and is_folder(folder):
         return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
     if name and is_there(folder):
-        raise SllmError(f"{name:.200} is no folder; give the folder that holds the model")
+        raise SllmError(
+            f"{name:.200} is {'a file' if is_file(folder) else 'no folder'}; give the folder that holds the model"
+        )
     if isinstance(name_or_folder, Path) or _is_path(name):
         raise SllmError(f"folder {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
     return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)

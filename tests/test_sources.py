@@ -195,5 +195,4 @@ def test_entries_of_a_header_that_nothing_has_checked_are_one_sentence(tmp_path)
         header = f'{{"a":{bad},"a":{good}}}'.encode()
         (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         with pytest.raises(SllmError, match=r"^[^\n]{,400}$"):
-            for tensor in read_safetensors(tmp_path / "a.safetensors"):
-                tensor.read()
+            [tensor.read() for tensor in read_safetensors(tmp_path / "a.safetensors")]
