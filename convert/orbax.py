@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -20,13 +21,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sllm_jax.convert.sources import Tensor
 from sllm_jax.errors import SllmError
+from sllm_jax.inputs import check_file, is_folder
 
 PARAMS = "params"  # a folder
 
 
 def is_converted(folder: Path) -> bool:
     """Whether `folder` holds a converted checkpoint."""
-    return (folder / PARAMS).is_dir()
+    return is_folder(folder / PARAMS)
 
 
 def save(folder: Path, params: Any) -> None:
@@ -93,6 +95,8 @@ def tensors(folder: Path) -> Iterator[Tensor]:
             _check_index(path)
             with _unheard():
                 metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+        except SllmError:
+            raise
         except Exception as error:  # whatever Orbax meets in a broken folder
             raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
         found = [
@@ -123,10 +127,11 @@ def check_layout(folder: Path) -> None:
 def _check_index(path: Path) -> None:
     """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error.
 
-    A pipe among the files raises too: to open it would wait for ever.
+    And if there is something else than files in it: a pipe would be waited for.
     """
-    if others := [one.name for one in path.rglob("*") if not (one.is_file() or one.is_dir())]:
-        raise FileNotFoundError(f"{path} holds what is no file: {', '.join(others)}")
+    for place, _, names in os.walk(path):
+        for name in names:
+            check_file(Path(place, name))
     store = import_module("tensorstore").KvStore.open(
         {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     )

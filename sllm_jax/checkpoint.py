@@ -15,6 +15,7 @@ import numpy as np
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
+from sllm_jax.inputs import is_folder
 from sllm_jax.unfinished import remove_abandoned
 
 LAYOUT = 3  # of parameters and states; what was saved in another is not restored
@@ -81,5 +82,5 @@ def _name(i: int) -> str:
 
 def _all(folder: Path) -> list[Path]:
     """The checkpoints in a folder, in the order of their steps; other names are not looked at."""
-    found = (path for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name) and path.is_dir())
+    found = (path for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name) and is_folder(path))
     return sorted(found, key=lambda path: int(path.name))

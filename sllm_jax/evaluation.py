@@ -18,10 +18,11 @@ import numpy as np
 from sllm_jax import checkpoint
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, new_file
-from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_there
 from sllm_jax.int8 import INT8, is_quantized
 from sllm_jax.kv_state import KVState, is_possible
 from sllm_jax.model import Model
+from sllm_jax.npy import map_array
 from sllm_jax.perplexity import Reading, begin, check_token_ids, read_texts
 
 CURVE_ROWS = 1000  # of a text's curve, about
@@ -202,12 +203,12 @@ def _check_kinds(folder: Path) -> None:
 
 def _is_whole(settings: Path) -> bool:
     """Whether the file is there; an empty one was left by a full disk."""
-    return settings.is_file() and settings.stat().st_size > 0
+    return is_there(settings) and check_file(settings).stat().st_size > 0
 
 
 def _has_nll_alone(folder: Path) -> bool:
     """Whether there is an nll.npy that no settings belong to, such as `--nll-out` writes."""
-    return (folder / _NLL).exists() and not (folder / _SETTINGS).exists()
+    return is_there(folder / _NLL) and not is_there(folder / _SETTINGS)
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -218,8 +219,7 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 def _map_nll(path: Path, count: int) -> np.memmap:
     """The file of nll, float32 [count], mapped; raises `SllmError` if it holds anything else."""
     remedy = f"remove {path.parent} to begin anew"
-    with foreign(str(path), remedy):
-        nll = np.lib.format.open_memmap(path, "r+")
+    nll = map_array(path, remedy, "r+")
     if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
         raise SllmError(f"{path} is damaged: it holds {nll.dtype} of shape {nll.shape}; {remedy}")
     return nll

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from sllm_jax.inputs import is_folder
 from sllm_jax.signals import before_leaving
 
 _ID = "[0-9a-f]" * 8
@@ -132,6 +133,8 @@ def _leave(mark: Path) -> None:
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes have left in `folder` under hidden names of `name`, or of any name."""
+    if not is_folder(folder):
+        return
     pattern = f".{'*' if name is None else glob.escape(name)}.{_ID}"
     for mark in abandoned(sorted(folder.glob(f"{pattern}.lock"))):
         _remove(mark.with_suffix(".tmp"))

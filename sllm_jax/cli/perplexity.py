@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
@@ -17,7 +17,7 @@ from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
 from sllm_jax.errors import SllmError
-from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_source, is_file
 from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def perplexity(
     outs = [out for out in (nll_out, curve_out) if out is not None]
     for out in outs:
         check_writable(out)
-    if len({out.expanduser().resolve() for out in outs}) < len(outs):
+    if len({os.path.realpath(os.path.expanduser(out)) for out in outs}) < len(outs):
         raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     texts = [stdin.as_file(path) for path in text or ()]
@@ -155,23 +155,17 @@ def _of_tokens(path: Path, max_tokens: int | None) -> Input:
 
 
 def read_token_ids(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none.
+    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none of numbers."""
+    from sllm_jax.npy import read_array
 
-    Pickled objects are refused.
-    """
-    import numpy as np
-
-    with foreign(str(path), "write one with numpy.save", "is not a .npy file of numbers"):
-        if path.is_file():
-            return np.lib.format.open_memmap(path, "r")
-        return np.lib.format.read_array(BytesIO(path.read_bytes()), allow_pickle=False)
+    return read_array(path, "write one with numpy.save")
 
 
 def _check_text(path: Path) -> None:
     """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
     from sllm_jax.long_text import file_blocks
 
-    if path.is_file() or not path.exists():
+    if is_file(check_source(path)):
         next(file_blocks(path))
 
 

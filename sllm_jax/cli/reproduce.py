@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +119,7 @@ def reproduce(
     from sllm_jax.reproduce.arc import read_files
     from sllm_jax.reproduce.subject import Options, Subject
 
-    out = out.expanduser()
+    out = Path(os.path.expanduser(out))
     given = {"text": text, "questions": questions}
     chosen = {experiment: experiment_of(experiment)} if experiment != ALL else EXPERIMENTS
     if experiment == ALL and not questions:

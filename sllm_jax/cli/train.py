@@ -81,6 +81,7 @@ def train(
     goes on exactly.
     """
     from sllm_jax.files import load_json, work_folder
+    from sllm_jax.inputs import is_there
     from sllm_jax.plot import can_plot, check_format, no_plots
 
     _require_extra()
@@ -111,7 +112,7 @@ def train(
     if resume:
         check_same(out, texts, settings)
     else:
-        if out.exists():
+        if is_there(out):
             raise SllmError(f"{out} exists already; add --resume to go on with the run in it, or name a new folder")
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import is_file, new_file
+from sllm_jax.files import check_absent, existing_folder, new_file
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import is_file, is_there
 from sllm_jax.plot import FORMATS
 from sllm_jax.unfinished import remove_abandoned
 
@@ -19,10 +20,12 @@ COMMAND = "command"  # the setting that holds it
 
 def check_folder(folder: Path, experiments: Iterable[str]) -> None:
     """Raises `SllmError` for a folder that holds something else than such a report; removes what a kill left there."""
+    if not is_there(folder):
+        return check_absent(folder)
     page = folder / PAGE
-    remove_abandoned(folder)
+    remove_abandoned(existing_folder(folder))
     others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
-    another = page.exists() and not (is_file(page) and page.read_bytes().startswith(_TITLE.encode()))
+    another = is_there(page) and not (is_file(page) and page.read_bytes().startswith(_TITLE.encode()))
     if others or another:
         found = ", ".join(sorted(others)) or PAGE
         raise SllmError(f"{folder} holds other things than a report ({found}); name a new folder")
@@ -31,7 +34,7 @@ def check_folder(folder: Path, experiments: Iterable[str]) -> None:
 def is_made(folder: Path, name: str, command: str) -> bool:
     """Whether `folder` holds this experiment; raises `SllmError` if it is damaged, or was made by another command."""
     path = folder / name / f"{name}.md"
-    if not path.parent.exists():
+    if not is_there(path.parent):
         return False
     if f"| {COMMAND} | {command} |" not in _text_of(path):
         raise SllmError(f"{folder / name} was made by another command; name a new folder, or remove it")
@@ -66,5 +69,5 @@ def _text_of(report: Path) -> str:
 def _plots(folder: Path, name: str) -> list[str]:
     """What shows the plot of an experiment, or leads to it; nothing if it has none."""
     paths = [f"{name}/{name}.{kind}" for kind in FORMATS]
-    found = [path for path in paths if (folder / path).is_file()]
+    found = [path for path in paths if is_file(folder / path)]
     return [f"[{'the plot' if path.endswith('.pdf') else f'![{name}]({path})'}]({path})" for path in found]

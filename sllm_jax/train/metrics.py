@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import is_file, new_file
+from sllm_jax.files import new_file
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import is_file, is_there
 from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
 
     Raises `SllmError` if they are not those of which `saved` is the `digest`.
     """
-    if not path.exists():
+    if not is_there(path):
         return []
     remedy = "remove it to go on without the earlier measures"
     if not is_file(path):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import is_file, load_json, new_folder, write_json
+from sllm_jax.files import load_json, new_folder, write_json
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_file, is_there, shown
 from sllm_jax.memory import bytes_of, check_free
 from sllm_jax.model import parameter_shapes
 from sllm_jax.models import module_for
@@ -24,6 +25,7 @@ from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
 SETTINGS, TOKENIZER, LEARNED, HELD_BACK = "settings.json", "tokenizer", "learned.npy", "held_back.npy"
 HELD_BACK_TEXT = "held_back.txt"
 _REMEDY = "begin the run anew, in another folder"
+_PIECE = 2**20  # bytes
 
 
 def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Progress = silent) -> None:
@@ -57,7 +59,7 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
 
 def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
     """Raises `SllmError` unless `out` was prepared with these settings and texts."""
-    if not (out / SETTINGS).is_file():
+    if not is_there(out / SETTINGS):
         raise SllmError(f"there is no run in {out} to go on with; leave out --resume to begin one")
     written = load_json(out / SETTINGS, _REMEDY)
     with foreign(str(out / SETTINGS), _REMEDY, "is damaged"):
@@ -95,10 +97,9 @@ def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
 def _fingerprint(texts: Sequence[Path]) -> str:
     digest = sha256()
     for path in texts:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise SllmError(f"{path} cannot be read: {error.strerror}") from error
+        with foreign(shown(path), "give a text"), check_file(path).open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, write_json
+from sllm_jax.inputs import is_there
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.plot import can_plot
@@ -94,7 +96,7 @@ class Run:
         metrics.write(self.folder / METRICS, self.rows)
         checkpoint.save(self.folder / CHECKPOINTS, self.step, (self.state, metrics.digest(self.rows)))
         if can_plot():
-            title = ", ".join([self.folder.resolve().name, *text_names(self.folder)])
+            title = ", ".join([Path(os.path.realpath(self.folder)).name, *text_names(self.folder)])
             metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
@@ -121,7 +123,7 @@ class Run:
 
     def _write_model(self) -> None:
         """The trained model as a converted checkpoint."""
-        if (self.folder / MODEL).exists():
+        if is_there(self.folder / MODEL):
             return
         token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
         config = hf_config(self.settings, **token_ids)
