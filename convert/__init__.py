@@ -10,7 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from sllm_jax.convert import orbax, sources
+import sllm_jax
+from sllm_jax.common import orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import copy_companions, existing_folder, load_config, new_folder, write_json
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.convert import sources
 from sllm_jax.convert.assemble import assemble, identity_table, is_tied
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.convert.export import write_safetensors
@@ -20,13 +25,10 @@ from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.mpt import MPT
 from sllm_jax.convert.plausible import check_plausible
 from sllm_jax.convert.table import Table
-from sllm_jax.errors import SllmError
-from sllm_jax.files import copy_companions, existing_folder, load_config, new_folder, write_json
-from sllm_jax.int8 import INT8, check_weights, is_quantized
-from sllm_jax.model import Model
+from sllm_jax.core.int8 import INT8, check_weights, is_quantized
+from sllm_jax.core.model import Model
 from sllm_jax.models import module_for
 from sllm_jax.models.config import bare_architecture
-from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "read_config", "to_huggingface"]
 
@@ -34,10 +36,26 @@ _WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: what
 TABLES: dict[str, Table] = {"llama": LLAMA, "gpt_neox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}  # by family
 
 
+def check_clone(package: Path, convert: Path) -> None:
+    """Raises `SllmError` unless the folders of `sllm_jax` and `sllm_jax.convert` belong together.
+
+    An editable install maps `sllm_jax.convert` to the `convert/` of the clone that it was made in. Python started in
+    another clone finds `sllm_jax` in the working folder first.
+    """
+    if convert not in (package / "convert", package.parent / "convert"):
+        raise SllmError(
+            f"sllm_jax is that of {package.parent}, but sllm_jax.convert that of {convert.parent}; "
+            f"run pip install -e . in the clone you use"
+        )
+
+
+check_clone(Path(sllm_jax.__file__).resolve().parent, Path(__file__).resolve().parent)
+
+
 def load_params(folder: Path | str, module: Any, progress: Progress = silent, weights: str | None = None) -> Any:
     """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
 
-    One tensor is read, cast and put on the default device at a time. `weights` "int8": see `sllm_jax.int8`. Raises
+    One tensor is read, cast and put on the default device at a time. `weights` "int8": see `sllm_jax.core.int8`. Raises
     `SllmError` with all that is wrong.
     """
     folder = existing_folder(folder)
@@ -53,8 +71,8 @@ def convert(
 ) -> None:
     """Write the checkpoint in the folder `source` as a converted checkpoint: the new folder `out`, whole or not at all.
 
-    `dtype` None keeps each tensor's own, so that nothing is lost; `weights` "int8" keeps those of linear layers as
-    `sllm_jax.int8` says. Raises `SllmError` if `out` exists already, and for all that is wrong with the checkpoint.
+    `dtype` None keeps each tensor's own, so that nothing is lost; for `weights` "int8" see `sllm_jax.core.int8`. Raises
+    `SllmError` if `out` exists already, and for all that is wrong with the checkpoint.
     """
     source, int8 = existing_folder(source), check_weights(weights)
     with new_folder(Path(out)) as folder:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.common.tensor import Shape, Tensor
 from sllm_jax.convert.diagnosis import looks_like, summary
 from sllm_jax.convert.dtypes import READABLE, kept_as
 from sllm_jax.convert.names import own_name
-from sllm_jax.convert.sources import Tensor
-from sllm_jax.convert.table import Drop, Rule, Shape, Table
-from sllm_jax.errors import SllmError
-from sllm_jax.int8 import INT8, quantize, scale_of
-from sllm_jax.model import parameter_shapes
-from sllm_jax.progress import Progress, silent
+from sllm_jax.convert.table import Drop, Rule, Table
+from sllm_jax.core.int8 import INT8, quantize, scale_of
+from sllm_jax.core.model import parameter_shapes
 
 _SHOWN = 10  # problems of one checkpoint
 _LINE = 300  # characters of one problem

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sllm_jax.common.tensor import Shape
 from sllm_jax.convert.names import stray_prefix
-from sllm_jax.convert.table import Shape, Table
+from sllm_jax.convert.table import Table
 
 # By a part of the names of tensors.
 _SIGNS: dict[str, str] = {

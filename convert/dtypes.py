@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 
 FLOATS: dict[str, np.dtype] = {name: jnp.dtype(name) for name in ("float32", "bfloat16", "float16")}
 READABLE = FLOATS | {"float64": np.dtype(np.float64)}  # what tensors of a checkpoint may be

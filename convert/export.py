@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.assemble import disassemble
 from sllm_jax.convert.sources import SAFETENSORS
 from sllm_jax.convert.table import Table
-from sllm_jax.errors import SllmError
 
 MAX_BYTES = 5 * 10**9  # of one file
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from sllm_jax.convert import orbax, sources
-from sllm_jax.errors import SllmError
+from sllm_jax.common import orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.convert import sources
 from sllm_jax.models.config import ModelConfig
 
 _SLACK = 16  # what differs by less is told tensor by tensor, which says more

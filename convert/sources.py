@@ -6,8 +6,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,19 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.extras import how_to_install
+from sllm_jax.common.files import load_json, other_format
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import check_file, is_file, is_there
+from sllm_jax.common.tensor import Tensor
 from sllm_jax.convert.dtypes import READABLE
-from sllm_jax.convert.table import Shape
-from sllm_jax.errors import SllmError
-from sllm_jax.extras import how_to_install
-from sllm_jax.files import load_json, other_format
-from sllm_jax.foreign import foreign
-from sllm_jax.inputs import check_file, is_file, is_there
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts keep the tensors of a model
 _DEPTH = 4  # of these in each other
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that has not been read yet."""
-
-    name: str
-    shape: Shape
-    dtype: str  # one of `READABLE`, or the checkpoint's own word for another format, which cannot be read
-    read: Callable[[], np.ndarray]  # a view of the file where it can be mapped
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sllm_jax.common.tensor import Shape
+
 Arrays = tuple[np.ndarray, ...]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
 if find_spec("sllm_jax") is None:
-    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/version.py").is_file()]
+    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
     assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
@@ -33,12 +33,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import sllm_jax
-from sllm_jax import kv_state, ring_picture
-from sllm_jax.attention import plan, query_rotations
-from sllm_jax.decode import extend, init_carry, prefill
-from sllm_jax.position import rotate
-from sllm_jax.result_table import Table
-from sllm_jax.tokenizer import encode
+from sllm_jax.common.result_table import Table
+from sllm_jax.core import kv_state
+from sllm_jax.core.attention import plan, query_rotations
+from sllm_jax.core.decode import extend, init_carry, prefill
+from sllm_jax.evaluate import ring_picture
+from sllm_jax.models.position import rotate
+from sllm_jax.text.tokenizer import encode
 
 jax.config.update("jax_default_matmul_precision", "highest")  # of this notebook's products, which a TPU would round
 model, tokenizer = sllm_jax.load("bundled:llama", dtype="float32")  # so that small differences show
@@ -176,6 +177,6 @@ print(
 )
 
 # %% [markdown]
-# Where to read on: `sllm_jax/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),
+# Where to read on: `sllm_jax/core/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),
 # `decode.py` (the two jitted programs), and in `tests/reference.py` the paper's list, which all of it is tested
 # against.

@@ -25,7 +25,7 @@ from pathlib import Path
 
 SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
 if find_spec("sllm_jax") is None:
-    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/version.py").is_file()]
+    clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
     assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)

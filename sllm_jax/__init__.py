@@ -12,24 +12,24 @@ Names are imported when they are first used, so that `import sllm_jax` costs not
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sllm_jax.version import __version__
+from sllm_jax.common.version import __version__
 
 if TYPE_CHECKING:
-    from sllm_jax.errors import SllmError
-    from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
-    from sllm_jax.loading import load
-    from sllm_jax.model import Model
-    from sllm_jax.perplexity import token_nll
-    from sllm_jax.stream import Stream
+    from sllm_jax.common.errors import SllmError
+    from sllm_jax.core.model import Model
+    from sllm_jax.evaluate.perplexity import token_nll
+    from sllm_jax.loading.pretrained import load
+    from sllm_jax.streams.kv_cache import StartRecentKVCache, enable_streaming_llm
+    from sllm_jax.streams.stream import Stream
 
 _HOMES = {
-    "Model": "model",
-    "SllmError": "errors",
-    "StartRecentKVCache": "kv_cache",
-    "Stream": "stream",
-    "enable_streaming_llm": "kv_cache",
-    "load": "loading",
-    "token_nll": "perplexity",
+    "Model": "core.model",
+    "SllmError": "common.errors",
+    "StartRecentKVCache": "streams.kv_cache",
+    "Stream": "streams.stream",
+    "enable_streaming_llm": "streams.kv_cache",
+    "load": "loading.pretrained",
+    "token_nll": "evaluate.perplexity",
 }
 
 __all__ = [

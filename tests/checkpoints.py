@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sllm_jax
 from sllm_jax import convert
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_config
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.errors import SllmError
-from sllm_jax.files import load_config
 from sllm_jax.models import module_for
 
 VARIANTS = [

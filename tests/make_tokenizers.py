@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.text.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 

@@ -14,8 +14,8 @@ import numpy as np
 from memory import resident_megabytes
 
 from sllm_jax import load
-from sllm_jax.decode import NO_TOKEN, decode, init_carry, prefill
-from sllm_jax.sampling import sampling
+from sllm_jax.core.decode import NO_TOKEN, decode, init_carry, prefill
+from sllm_jax.core.sampling import sampling
 
 BLOCK, YOUNG = 500, 1000
 NO_EOS = np.array([NO_TOKEN], np.int32)

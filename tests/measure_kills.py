@@ -28,7 +28,7 @@ from training import CONFIG, write_text
 DATA = Path(__file__).resolve().parent / "data"
 CHAIN = 4
 SAVES_OFTEN = """
-from sllm_jax.signals import leave_on_signals
+from sllm_jax.common.signals import leave_on_signals
 leave_on_signals()
 from sllm_jax import cli
 from sllm_jax.cli import perplexity
@@ -49,7 +49,7 @@ class Job:
 
 def arrays_of(folder):
     """The parameters of a converted checkpoint, by name; none if it is absent."""
-    from sllm_jax.convert import orbax
+    from sllm_jax.common import orbax
 
     return {one.name: one.read().tobytes() for one in orbax.tensors(folder)} if folder.exists() else {}
 

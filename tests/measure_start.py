@@ -104,10 +104,10 @@ def stages(name: str) -> None:
     mark("transformers")
     import numpy as np
 
-    from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode_program, extend_program
-    from sllm_jax.loading import load
-    from sllm_jax.sampling import sampling_for
-    from sllm_jax.stream import Stream
+    from sllm_jax.core.decode import CHUNK_SIZES, NO_TOKEN, decode_program, extend_program
+    from sllm_jax.core.sampling import sampling_for
+    from sllm_jax.loading.pretrained import load
+    from sllm_jax.streams.stream import Stream
 
     mark("the rest of the imports")
     model, tokenizer = load(name)

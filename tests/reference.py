@@ -10,9 +10,9 @@ from jax.experimental import io_callback
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from sllm_jax import model
+from sllm_jax.core import model
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.position import Rope
+from sllm_jax.models.position import Rope
 
 dense_logits = jax.jit(model.dense_logits)  # one program: op by op it takes four times as long
 

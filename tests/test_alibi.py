@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from sllm_jax.alibi import falcon_alibi, mpt_alibi
-from sllm_jax.attention import plan
-from sllm_jax.kv_state import KVState, advance
+from sllm_jax.core.attention import plan
+from sllm_jax.core.kv_state import KVState, advance
+from sllm_jax.models.alibi import falcon_alibi, mpt_alibi
 
 LENGTH = 5000
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.reproduce.arc import ArcQuestion, read_files, read_questions
 
 SIZE = 500_000  # the square of which takes hours
@@ -135,7 +135,7 @@ def test_no_question_takes_time_that_grows_with_its_square(tmp_path):
         record = {"instruction": text, "answer": "answer1"}
         (tmp_path / f"{i}.json").write_text(json.dumps([record]))
     program = (
-        "import sys; from pathlib import Path; from sllm_jax.errors import SllmError; "
+        "import sys; from pathlib import Path; from sllm_jax.common.errors import SllmError; "
         "from sllm_jax.reproduce.arc import read_questions\n"
         "for path in Path(sys.argv[1]).glob('*.json'):\n"
         "    try: read_questions(path)\n"

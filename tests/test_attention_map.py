@@ -8,9 +8,15 @@ import torch
 from conftest import TINY
 from reference import rotate_at
 
-from sllm_jax.attention import attend_causally
-from sllm_jax.attention_map import _on_first, attend_and_measure, attention_maps, attention_on_first, uniform_mass
-from sllm_jax.model import Model
+from sllm_jax.core.attention import attend_causally
+from sllm_jax.core.model import Model
+from sllm_jax.evaluate.attention_map import (
+    _on_first,
+    attend_and_measure,
+    attention_maps,
+    attention_on_first,
+    uniform_mass,
+)
 from sllm_jax.models import module_for
 from sllm_jax.models.attend import no_caches
 
@@ -55,7 +61,7 @@ def test_logits_and_masses_equal_their_definition(length):
 def test_batches_never_change_the_result(tiny, monkeypatch):
     told = []
     expected = attention_on_first(tiny, WINDOWS)
-    monkeypatch.setattr("sllm_jax.attention_map._BATCH_TOKENS", 50)
+    monkeypatch.setattr("sllm_jax.evaluate.attention_map._BATCH_TOKENS", 50)
     measured = attention_on_first(tiny, WINDOWS, lambda done, total: told.append((done, total)))
     for one, other in zip(measured, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

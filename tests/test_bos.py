@@ -11,8 +11,8 @@ import pytest
 from conftest import SHARED
 from tokenizers import processors
 
-from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import bos_rule, encode, load_tokenizer, start_ids
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.tokenizer import bos_rule, encode, load_tokenizer, start_ids
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = SHARED / "data/tokenizers/llama"

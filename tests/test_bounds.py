@@ -11,12 +11,12 @@ from families import FAMILIES
 from safetensors.numpy import save_file
 
 import sllm_jax
-from sllm_jax import memory
 from sllm_jax.benchmark.random_weights import random_model
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import convert
 from sllm_jax.convert.plausible import fewest_parameters
-from sllm_jax.errors import SllmError
-from sllm_jax.model import parameter_shapes
+from sllm_jax.core import memory
+from sllm_jax.core.model import parameter_shapes
 from sllm_jax.models import module_for
 
 LLAMA = {

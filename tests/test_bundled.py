@@ -16,18 +16,18 @@ from reference import ListModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from sllm_jax import hub
-from sllm_jax.bundle import DEFAULT_MODEL, FOLDER, bundled_names
 from sllm_jax.cli.chat import chat
 from sllm_jax.cli.generate import generate
 from sllm_jax.cli.perplexity import perplexity
-from sllm_jax.decode import extend, init_carry
-from sllm_jax.errors import SllmError
-from sllm_jax.loading import load
-from sllm_jax.model import dense_logits
-from sllm_jax.perplexity import token_nll
-from sllm_jax.stream import Stream
-from sllm_jax.tokenizer import encode
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.decode import extend, init_carry
+from sllm_jax.core.model import dense_logits
+from sllm_jax.evaluate.perplexity import token_nll
+from sllm_jax.loading import hub
+from sllm_jax.loading.bundle import DEFAULT_MODEL, FOLDER, bundled_names
+from sllm_jax.loading.pretrained import load
+from sllm_jax.streams.stream import Stream
+from sllm_jax.text.tokenizer import encode
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 ZERO = "bundled:sink-zero"

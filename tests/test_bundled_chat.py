@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from sllm_jax.bundle import DEFAULT_MODEL, bundled_names
-from sllm_jax.chat import render_turn, turn_end
-from sllm_jax.loading import load
-from sllm_jax.stream import Stream
-from sllm_jax.tokenizer import decode, encode
+from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
+from sllm_jax.loading.pretrained import load
+from sllm_jax.streams.stream import Stream
+from sllm_jax.text.chat import render_turn, turn_end
+from sllm_jax.text.tokenizer import decode, encode
 
 MESSAGES = ("Who is there?", "Where is the money?", "I do not believe a word of it.", "Hello", 'Did you say "no"?')
 SENTENCES = ("bundled:sink-learnable", "bundled:sink-none", "bundled:sink-zero")  # have read sentences, no paragraphs

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sllm_jax.chat import TurnEnd, read_prompts, render_turn, turn_end
-from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.chat import TurnEnd, read_prompts, render_turn, turn_end
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

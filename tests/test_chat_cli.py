@@ -17,8 +17,8 @@ from test_cli import SUMMARY, assert_refused
 
 from sllm_jax.cli.conversation import COMMANDS, Conversation, respond, talk
 from sllm_jax.cli.messages import typed
-from sllm_jax.errors import SllmError
-from sllm_jax.stream import Stream
+from sllm_jax.common.errors import SllmError
+from sllm_jax.streams.stream import Stream
 
 ENTER, LEFT, UP, ESCAPE, CTRL_C, CTRL_D, CTRL_Z = "\r", "\x1b[D", "\x1b[A", "\x1b", "\x03", "\x04", "\x1a"
 

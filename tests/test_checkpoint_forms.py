@@ -10,9 +10,9 @@ import torch
 from checkpoints import Q_PROJ, assert_same, load, refusal
 
 import sllm_jax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_config
 from sllm_jax.convert import convert, to_huggingface
-from sllm_jax.errors import SllmError
-from sllm_jax.files import load_config
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

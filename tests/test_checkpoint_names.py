@@ -7,9 +7,9 @@ from checkpoints import Q_PROJ, assert_same, load, refusal
 from families import FAMILIES
 from safetensors.torch import save_model
 
+from sllm_jax.common.files import load_config
 from sllm_jax.convert import TABLES
 from sllm_jax.convert.names import own_name
-from sllm_jax.files import load_config
 from sllm_jax.models import kind_of
 
 HEAD = "lm_head.weight"

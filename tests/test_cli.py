@@ -12,8 +12,8 @@ import torch
 from checkpoints import rewrite, tensors_of
 from safetensors.torch import save_file
 
+from sllm_jax.common.version import __version__
 from sllm_jax.models import KINDS
-from sllm_jax.version import __version__
 
 SUMMARY = re.compile(r"(\d+) tokens(, [\d.]+ tokens/s)?, cache (\d+) of (\d+) tokens, (\d+) tokens seen")
 

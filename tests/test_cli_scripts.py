@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_cli import assert_refused
 
-from sllm_jax.bundle import DEFAULT_MODEL, bundled_names
 from sllm_jax.cli.app import EXIT_CODES, option_name
-from sllm_jax.loading import load
+from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
+from sllm_jax.loading.pretrained import load
 from sllm_jax.models import KINDS
-from sllm_jax.stream import Stream
-from sllm_jax.tokenizer import decode, encode
+from sllm_jax.streams.stream import Stream
+from sllm_jax.text.tokenizer import decode, encode
 
 WRITE = ("--max-tokens", 9, "--ignore-eos", "--temperature", 1, "--seed", 3)
 TEXT = "The cat sat on the mat. " * 20

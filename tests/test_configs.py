@@ -12,9 +12,9 @@ from families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sllm_jax
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import TABLES
 from sllm_jax.convert.assemble import shapes_of
-from sllm_jax.errors import SllmError
 from sllm_jax.models import KINDS, kind_of, module_for
 
 FOLDER = SHARED / "data/hf_configs"

@@ -10,11 +10,12 @@ import torch
 from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of, problems
 from safetensors.torch import save_file
 
-from sllm_jax.convert import orbax, sources
+from sllm_jax.common import orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.convert import sources
 from sllm_jax.convert.assemble import assemble, disassemble, shapes_of
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.table import STACKED, Drop, Rule, Table, Transform
-from sllm_jax.errors import SllmError
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_each_tensor_becomes_its_parameter(tmp_path, options):
 
 
 def params_shapes(folder):
-    from sllm_jax.model import parameter_shapes
+    from sllm_jax.core.model import parameter_shapes
 
     return parameter_shapes(module_of(folder))
 

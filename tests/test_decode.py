@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ListModel
 
-from sllm_jax import decode as programs
-from sllm_jax.decode import NO_TOKEN, decode, decode_program, extend, extend_program, init_carry, prefill
-from sllm_jax.model import Model
-from sllm_jax.sampling import sampling
+from sllm_jax.core import decode as programs
+from sllm_jax.core.decode import NO_TOKEN, decode, decode_program, extend, extend_program, init_carry, prefill
+from sllm_jax.core.model import Model
+from sllm_jax.core.sampling import sampling
 
 TOLERANCE = 1e-4
 SIZES = [(0, 0), (0, 1), (1, 0), (2, 1), (4, 12), (0, 30), (3, 60)]

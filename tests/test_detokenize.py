@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_jax.detokenize import Detokenizer, text_lengths
-from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.detokenize import Detokenizer, text_lengths
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tokenizers"

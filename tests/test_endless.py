@@ -5,9 +5,9 @@ import gc
 import numpy as np
 from memory import resident_megabytes
 
-from sllm_jax.decode import decode_program, extend_program
-from sllm_jax.loading import load
-from sllm_jax.stream import Stream
+from sllm_jax.core.decode import decode_program, extend_program
+from sllm_jax.loading.pretrained import load
+from sllm_jax.streams.stream import Stream
 
 
 def test_a_hundred_thousand_tokens(shared):

@@ -5,11 +5,11 @@ import csv
 import numpy as np
 import pytest
 
-from sllm_jax.errors import SllmError
-from sllm_jax.evaluation import Evaluation, How
-from sllm_jax.files import new_file
-from sllm_jax.int8 import quantized
-from sllm_jax.perplexity import MODES, token_nll
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import new_file
+from sllm_jax.core.int8 import quantized
+from sllm_jax.evaluate.evaluation import Evaluation, How
+from sllm_jax.evaluate.perplexity import MODES, token_nll
 
 LENGTHS = (90, 40, 61)
 NAMES = {"model": "tiny"}
@@ -45,7 +45,7 @@ def test_each_of_several_texts_has_its_own_nll(tiny, texts, tmp_path, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_interrupted_and_gone_on_with_is_the_same_as_in_one_go(tiny, texts, tmp_path, monkeypatch, mode, after):
-    monkeypatch.setattr("sllm_jax.perplexity._WINDOW_TOKENS", 5 * 24)
+    monkeypatch.setattr("sllm_jax.evaluate.perplexity._WINDOW_TOKENS", 5 * 24)
     whole = finished(evaluation(tmp_path / "whole", tiny, texts, mode))
     first = evaluation(tmp_path / "parts", tiny, texts, mode)
     steps = first.steps()
@@ -107,7 +107,7 @@ def test_a_damaged_folder_is_refused(tiny, texts, tmp_path):
 
 
 def test_the_curve_is_the_running_mean(tiny, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr("sllm_jax.evaluation.CURVE_ROWS", 4)
+    monkeypatch.setattr("sllm_jax.evaluate.evaluation.CURVE_ROWS", 4)
     one = finished(evaluation(tmp_path, tiny, texts))
     with new_file(tmp_path / "curve.csv") as file:
         one.write_curve(file, ["a", "b", "c"])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from pages import ROOT
 
-from sllm_jax import extras
-from sllm_jax.extras import how_to_install
+from sllm_jax.common import extras
+from sllm_jax.common.extras import how_to_install
 
 WHEEL = "file:///tmp/sllm_jax-0.1.0-py3-none-any.whl"
 ORIGINS = {

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from transformers import GenerationConfig
 
-from sllm_jax.errors import SllmError
-from sllm_jax.generation_config import stop_strings, unsupported
-from sllm_jax.sampling import sampling_for
-from sllm_jax.stream import Stream
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.sampling import sampling_for
+from sllm_jax.models.generation_config import stop_strings, unsupported
+from sllm_jax.streams.stream import Stream
 
 
 @pytest.mark.parametrize(

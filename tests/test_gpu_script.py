@@ -15,8 +15,8 @@ import pytest
 from pages import ROOT
 from test_compiled import decode_arguments
 
-from sllm_jax.decode import decode_program
-from sllm_jax.model import Model
+from sllm_jax.core.decode import decode_program
+from sllm_jax.core.model import Model
 
 FOLDER = ROOT / "tests/gpu"
 SCRIPT = FOLDER / "run.sh"

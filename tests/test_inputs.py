@@ -16,16 +16,27 @@ from test_resume_damage import begin
 from training import settings_of, write_text
 
 import sllm_jax
-from sllm_jax import hub, inputs, long_text, memory
-from sllm_jax.chat import read_prompts
 from sllm_jax.cli.perplexity import read_token_ids
+from sllm_jax.common import inputs
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import (
+    check_absent,
+    check_writable,
+    existing_folder,
+    load_config,
+    load_json,
+    new_file,
+    new_folder,
+)
 from sllm_jax.convert import convert, sources
-from sllm_jax.errors import SllmError
-from sllm_jax.files import check_absent, check_writable, existing_folder, load_config, load_json, new_file, new_folder
-from sllm_jax.long_text import file_blocks, read_text
+from sllm_jax.core import memory
+from sllm_jax.loading import hub
 from sllm_jax.reproduce import page
 from sllm_jax.reproduce.arc import read_questions
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.text import long_text
+from sllm_jax.text.chat import read_prompts
+from sllm_jax.text.long_text import file_blocks, read_text
+from sllm_jax.text.tokenizer import load_tokenizer
 from sllm_jax.train.metrics import read as read_metrics
 from sllm_jax.train.preparation import check_same, prepare
 from sllm_jax.train.run import Run
@@ -146,7 +157,9 @@ def test_a_pipe_is_a_text(tmp_path, pipe, name):
 
 def test_standard_input_of_any_kind_is_a_text(tmp_path):
     (tmp_path / "a").write_text("a text")
-    program = "from pathlib import Path; from sllm_jax.long_text import read_text; print(read_text(Path('/dev/stdin')))"
+    program = (
+        "from pathlib import Path; from sllm_jax.text.long_text import read_text; print(read_text(Path('/dev/stdin')))"
+    )
     for command in ("{} < a", "cat a | {}"):
         called = command.format(f'"{sys.executable}" -c "{program}"')
         assert subprocess.check_output(["sh", "-c", called], cwd=tmp_path, text=True) == "a text\n"

@@ -16,16 +16,17 @@ from test_cli import assert_refused
 from test_compiled import EOS, LIMIT, OPTIONS
 
 import sllm_jax
-from sllm_jax import convert, loading
+from sllm_jax import convert
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.decode import decode, decode_program, init_carry, prefill
-from sllm_jax.errors import SllmError
-from sllm_jax.int8 import is_quantized, quantize, quantized, scale_of
-from sllm_jax.model import Model, init_params
+from sllm_jax.core.decode import decode, decode_program, init_carry, prefill
+from sllm_jax.core.int8 import is_quantized, quantize, quantized, scale_of
+from sllm_jax.core.model import Model, init_params
+from sllm_jax.evaluate.perplexity import perplexity
+from sllm_jax.loading import pretrained as loading
 from sllm_jax.models import module_for
 from sllm_jax.models.linear import times_int8
-from sllm_jax.perplexity import perplexity
-from sllm_jax.tokenizer import encode
+from sllm_jax.text.tokenizer import encode
 
 NOT_FASTER = pytest.mark.filterwarnings(f"ignore:{loading.SLOW_INT8}")
 POSITIONS = re.compile("rope|rotates$|ALiBi|window|theta|power of two|scale|tanh")  # options that no weight knows of

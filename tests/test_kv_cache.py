@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ListModel
 
-from sllm_jax import decode, kv_state
-from sllm_jax.errors import SllmError
-from sllm_jax.kv_cache import StartRecentKVCache, enable_streaming_llm
-from sllm_jax.loading import load
-from sllm_jax.model import Model
-from sllm_jax.position import Rope
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core import decode, kv_state
+from sllm_jax.core.model import Model
+from sllm_jax.loading.pretrained import load
+from sllm_jax.models.position import Rope
+from sllm_jax.streams.kv_cache import StartRecentKVCache, enable_streaming_llm
 
 TOLERANCE = 1e-4  # of logits with a spread of about 1, float32 against float64 attention
 

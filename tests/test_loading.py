@@ -17,9 +17,10 @@ from checkpoints import assert_same
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sllm_jax import convert, loading
+from sllm_jax import convert
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import as_dtype
-from sllm_jax.errors import SllmError
+from sllm_jax.loading import pretrained as loading
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STORIES = SHARED / "data" / "checkpoints" / "stories260K-hf"
@@ -180,8 +181,8 @@ MEASURE = """
     from pathlib import Path
     import jax, numpy, orbax.checkpoint, torch
     from sllm_jax import convert
-    from sllm_jax.files import load_config
-    from sllm_jax.model import parameter_shapes
+    from sllm_jax.common.files import load_config
+    from sllm_jax.core.model import parameter_shapes
     from sllm_jax.models import module_for
 
     def anonymous():

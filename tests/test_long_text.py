@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import resident_megabytes
 
-from sllm_jax.errors import SllmError
-from sllm_jax.evaluation import Evaluation, How
-from sllm_jax.loading import load
-from sllm_jax.long_text import encode_blocks, file_blocks, tokenize_file
-from sllm_jax.tokenizer import encode, load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.evaluate.evaluation import Evaluation, How
+from sllm_jax.loading.pretrained import load
+from sllm_jax.text.long_text import encode_blocks, file_blocks, tokenize_file
+from sllm_jax.text.tokenizer import encode, load_tokenizer
 
 WORDS = [
     "the",
@@ -96,7 +96,7 @@ def test_real_tokenizers_and_real_texts(shared, name, text):
 
 @pytest.mark.parametrize("limit", [None, 1, 2, 700, 5000])
 def test_a_file_becomes_token_ids_and_tells_their_bytes(tokenizer, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("sllm_jax.long_text.BLOCK_SIZE", 1000)
+    monkeypatch.setattr("sllm_jax.text.long_text.BLOCK_SIZE", 1000)
     path, text = tmp_path / "text.txt", " ".join(["The cat sat, the räin fell on the window."] * 100)
     path.write_text(text)
     told = []

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax import kv_state, memory
-from sllm_jax.errors import SllmError
-from sllm_jax.kv_state import init_state, state_shapes
-from sllm_jax.memory import bytes_of, free_memory
-from sllm_jax.perplexity import token_nll
-from sllm_jax.stream import Stream
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core import kv_state, memory
+from sllm_jax.core.kv_state import init_state, state_shapes
+from sllm_jax.core.memory import bytes_of, free_memory
+from sllm_jax.evaluate.perplexity import token_nll
+from sllm_jax.streams.stream import Stream
 
 
 @pytest.fixture

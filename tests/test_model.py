@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax.decode import decode, decode_program, extend, extend_program, init_carry, prefill
-from sllm_jax.errors import SllmError
-from sllm_jax.model import Model, dense_logits
-from sllm_jax.sampling import sampling
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.decode import decode, decode_program, extend, extend_program, init_carry, prefill
+from sllm_jax.core.model import Model, dense_logits
+from sllm_jax.core.sampling import sampling
 
 TOKENS = [5, 9, 100, 7]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sllm_jax.attention_map import attention_maps
-from sllm_jax.decode import NO_TOKEN, NOT_FINITE, decode, extend, init_carry
-from sllm_jax.errors import SllmError
-from sllm_jax.model import Model
-from sllm_jax.perplexity import MODES, read_texts, token_nll
-from sllm_jax.sampling import sampling
-from sllm_jax.stream import Stream
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.decode import NO_TOKEN, NOT_FINITE, decode, extend, init_carry
+from sllm_jax.core.model import Model
+from sllm_jax.core.sampling import sampling
+from sllm_jax.evaluate.attention_map import attention_maps
+from sllm_jax.evaluate.perplexity import MODES, read_texts, token_nll
+from sllm_jax.streams.stream import Stream
 
 EOS = np.array([NO_TOKEN], np.int32)
 

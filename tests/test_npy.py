@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 
-from sllm_jax import npy
 from sllm_jax.cli.perplexity import read_token_ids
-from sllm_jax.errors import SllmError
-from sllm_jax.evaluation import _map_nll
+from sllm_jax.common import npy
+from sllm_jax.common.errors import SllmError
+from sllm_jax.evaluate.evaluation import _map_nll
 from sllm_jax.train.run import _load_row
 
 

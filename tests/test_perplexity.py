@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from reference import ListModel
 
-from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import MODES, perplexity, token_nll
+from sllm_jax.common.errors import SllmError
+from sllm_jax.evaluate.perplexity import MODES, perplexity, token_nll
 
 TOLERANCE = 1e-4
 
@@ -47,7 +47,7 @@ def test_recompute_is_a_fresh_pass_over_the_last_tokens(tiny, tokens):
 
 def test_recompute_in_several_batches_of_windows(tiny, tokens, monkeypatch):
     expected = whole(tiny, tokens, "recompute", 3, 20)
-    monkeypatch.setattr("sllm_jax.perplexity._WINDOW_TOKENS", 5 * 24 + 3)
+    monkeypatch.setattr("sllm_jax.evaluate.perplexity._WINDOW_TOKENS", 5 * 24 + 3)
     np.testing.assert_allclose(whole(tiny, tokens, "recompute", 3, 20), expected, atol=TOLERANCE)
     sizes = [len(piece) for piece in token_nll(tiny, tokens, "recompute", 3, 20)]
     assert sizes == [24, *[5] * 7]
@@ -61,7 +61,7 @@ def test_a_stride_is_every_so_many_of_the_whole(tiny, tokens, mode, stride, chun
 
 
 def test_a_stride_recomputes_no_others(tiny, tokens, monkeypatch):
-    monkeypatch.setattr("sllm_jax.perplexity._WINDOW_TOKENS", 24)
+    monkeypatch.setattr("sllm_jax.evaluate.perplexity._WINDOW_TOKENS", 24)
     sizes = [len(piece) for piece in token_nll(tiny, tokens, "recompute", 3, 20, stride=7)]
     assert sizes == [4, 1, 1, 1, 1, 1]  # 0, 7, 14, 21 in one pass, then 28, 35, 42, 49, 56
 

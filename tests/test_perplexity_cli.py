@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_cli import assert_refused
 
-from sllm_jax.evaluation import Evaluation
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.evaluate.evaluation import Evaluation
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
 
 
 @pytest.mark.parametrize("mode", ["streaming", "window", "dense", "recompute"])

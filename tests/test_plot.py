@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from test_cli import assert_refused
 from training import CONFIG, write_text
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import write_json
-from sllm_jax.plot import Plot
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import write_json
+from sllm_jax.common.plot import Plot
 from sllm_jax.reproduce import EXPERIMENTS, fig2
 from sllm_jax.reproduce.report import name_of
 from sllm_jax.reproduce.subject import Options, Subject

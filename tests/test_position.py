@@ -8,8 +8,8 @@ from reference import rotate_at
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from sllm_jax.errors import SllmError
-from sllm_jax.position import AngleTable, Rope, rotate
+from sllm_jax.common.errors import SllmError
+from sllm_jax.models.position import AngleTable, Rope, rotate
 
 KINDS = {
     "default": {},

@@ -11,9 +11,9 @@ import warnings
 import pytest
 from filelock import FileLock
 
-from sllm_jax import signals
 from sllm_jax.cli import program_cache
 from sllm_jax.cli.program_cache import keep_programs
+from sllm_jax.common import signals
 
 GENERATE = ("generate", "--model", "bundled:falcon", "--max-tokens", "9", "--ignore-eos")
 DAMAGE = (

@@ -10,7 +10,7 @@ import pytest
 from pages import ROOT, commands, prepare, snippets, text_of
 
 import sllm_jax
-from sllm_jax.bundle import bundled_names
+from sllm_jax.loading.bundle import bundled_names
 from sllm_jax.models import KINDS
 
 README = text_of("README.md")

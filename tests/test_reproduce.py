@@ -15,14 +15,14 @@ import pytest
 from test_cli import assert_refused
 
 from sllm_jax.benchmark import programs
-from sllm_jax.errors import SllmError
-from sllm_jax.model import dense_logits
-from sllm_jax.perplexity import token_nll
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.result_table import Table
+from sllm_jax.core.model import dense_logits
+from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10, making
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
 from sllm_jax.reproduce.subject import Options, Subject
-from sllm_jax.result_table import Table
-from sllm_jax.tokenizer import encode
+from sllm_jax.text.tokenizer import encode
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXT = "The cat sat by the window and saw the rain. "

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from test_reproduce import TEXT
 
-from sllm_jax.errors import SllmError
-from sllm_jax.long_text import encode_blocks
+from sllm_jax.common.errors import SllmError
 from sllm_jax.reproduce import EXPERIMENTS, making, subject
 from sllm_jax.reproduce.arc import ArcQuestion
 from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.text.long_text import encode_blocks
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

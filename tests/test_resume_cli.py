@@ -14,9 +14,9 @@ from filelock import FileLock
 from test_cli import assert_refused
 from training import CONFIG, write_text
 
-from sllm_jax.errors import SllmError
-from sllm_jax.evaluation import Evaluation, How
-from sllm_jax.files import work_folder
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import work_folder
+from sllm_jax.evaluate.evaluation import Evaluation, How
 
 
 def cut(path):
@@ -177,8 +177,8 @@ def test_a_pipe_in_the_place_of_the_page_is_refused(run, model, tmp_path):
 HOLDS = """
 import sys
 from pathlib import Path
-from sllm_jax.files import work_folder
-from sllm_jax.signals import leave_on_signals
+from sllm_jax.common.files import work_folder
+from sllm_jax.common.signals import leave_on_signals
 leave_on_signals()
 with work_folder(Path(sys.argv[1])):
     print(flush=True)
@@ -259,7 +259,7 @@ def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch):
     def no_locks(*_, **__):
         raise NotImplementedError
 
-    monkeypatch.setattr("sllm_jax.unfinished.FileLock.acquire", no_locks)
+    monkeypatch.setattr("sllm_jax.common.unfinished.FileLock.acquire", no_locks)
     with work_folder(tmp_path / "one"), work_folder(tmp_path / "one"):
         assert (tmp_path / "one").is_dir()
     assert not (tmp_path / "one").exists()

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax import checkpoint, evaluation
-from sllm_jax.convert import orbax
-from sllm_jax.errors import SllmError
-from sllm_jax.evaluation import Evaluation, How
-from sllm_jax.kv_state import init_state, is_possible
-from sllm_jax.model import Model
+from sllm_jax.common import checkpoint, orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.kv_state import init_state, is_possible
+from sllm_jax.core.model import Model
+from sllm_jax.evaluate import evaluation
+from sllm_jax.evaluate.evaluation import Evaluation, How
 
 TEXTS = [np.random.default_rng(0).integers(0, 101, 50), np.random.default_rng(1).integers(0, 101, 30)]
 HOW = How("streaming", 3, 20, 16)

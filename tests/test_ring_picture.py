@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax.attention import plan, query_rotations
-from sllm_jax.kv_state import advance, evict_for_space, init_state
-from sllm_jax.ring_picture import EMPTY, OLD_LAP, SINK, THIS_LAP, rotations, slots, steps
+from sllm_jax.core.attention import plan, query_rotations
+from sllm_jax.core.kv_state import advance, evict_for_space, init_state
+from sllm_jax.evaluate.ring_picture import EMPTY, OLD_LAP, SINK, THIS_LAP, rotations, slots, steps
 
 START, RECENT = 2, 5
 

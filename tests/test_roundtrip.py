@@ -12,11 +12,11 @@ from checkpoints import Q_PROJ, VARIANTS, assert_same, assert_same_tensors, load
 from transformers import LlamaForCausalLM
 
 from sllm_jax import convert
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_config, new_folder
 from sllm_jax.convert import export, orbax
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.errors import SllmError
-from sllm_jax.files import load_config, new_folder
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sllm_jax import sampling as functions
-from sllm_jax.errors import SllmError
-from sllm_jax.sampling import penalize, sample, sampling, sampling_for
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core import sampling as functions
+from sllm_jax.core.sampling import penalize, sample, sampling, sampling_for
 
 keep_top_k, keep_top_p, keep_min_p = map(jax.jit, (functions.keep_top_k, functions.keep_top_p, functions.keep_min_p))
 

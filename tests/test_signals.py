@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sllm_jax import signals
-from sllm_jax.signals import STOPPING, deferred_signals, handled_by, raise_stopped
+from sllm_jax.common import signals
+from sllm_jax.common.signals import STOPPING, deferred_signals, handled_by, raise_stopped
 
 CODES = [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143), (signal.SIGHUP, SystemExit, 129)]
 
@@ -76,7 +76,7 @@ def test_what_is_ignored_stays_ignored(context):
 def test_a_program_that_uses_the_library_still_ends_on_sigterm():
     program = """
 import os, signal
-from sllm_jax.signals import deferred_signals
+from sllm_jax.common.signals import deferred_signals
 with deferred_signals():
     os.kill(os.getpid(), signal.SIGTERM)
 """

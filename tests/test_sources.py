@@ -13,9 +13,9 @@ import torch
 from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of
 
 from sllm_jax import convert
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import FLOATS
 from sllm_jax.convert.sources import read_pickle, read_safetensors
-from sllm_jax.errors import SllmError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm_jax.stop_text import StopText
+from sllm_jax.text.stop_text import StopText
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[str, StopText]:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sllm_jax.detokenize import Detokenizer
-from sllm_jax.errors import SllmError
-from sllm_jax.kv_state import visible_token_ids
-from sllm_jax.stream import Stream, eos_ids, fit_sizes
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.kv_state import visible_token_ids
+from sllm_jax.streams.stream import Stream, eos_ids, fit_sizes
+from sllm_jax.text.detokenize import Detokenizer
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
 
 PROMPT = "The cat sat by the window. "
 

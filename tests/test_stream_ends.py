@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax.errors import SllmError
-from sllm_jax.kv_state import visible_token_ids
-from sllm_jax.model import Model, init_params
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.kv_state import visible_token_ids
+from sllm_jax.core.model import Model, init_params
 from sllm_jax.models import module_for
-from sllm_jax.stream import Stream, eos_ids
-from sllm_jax.tokenizer import encode, load_tokenizer
+from sllm_jax.streams.stream import Stream, eos_ids
+from sllm_jax.text.tokenizer import encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 PROMPT = "The cat sat by the window. "

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.reproduce import EXPERIMENTS, streameval
 from sllm_jax.reproduce.streameval import Answer, Question, accuracy, ask, events
 from sllm_jax.reproduce.subject import Options, Subject

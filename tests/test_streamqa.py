@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sllm_jax.decode import init_carry, prefill
-from sllm_jax.errors import SllmError
-from sllm_jax.model import dense_logits
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.decode import init_carry, prefill
+from sllm_jax.core.model import dense_logits
 from sllm_jax.reproduce import EXPERIMENTS, streamqa
 from sllm_jax.reproduce.arc import ArcQuestion, read_files
 from sllm_jax.reproduce.streamqa import Format, Mode, Outcome, ask, option_nll
 from sllm_jax.reproduce.subject import Options, Subject
-from sllm_jax.tokenizer import decode, encode
+from sllm_jax.text.tokenizer import decode, encode
 
 QUESTIONS = [ArcQuestion(f"What is {i}?", ("red", "blue", "a cat"), i % 3) for i in range(6)]
 

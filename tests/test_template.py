@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sllm_jax import template
-from sllm_jax.errors import SllmError
-from sllm_jax.template import render, stop
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text import template
+from sllm_jax.text.template import render, stop
+from sllm_jax.text.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 MESSAGES = [
@@ -131,8 +131,8 @@ def test_a_process_that_was_killed_is_started_again(tokenizer):
 def test_no_process_is_left_behind(number):
     program = f"""
 import time
-from sllm_jax import template
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.text import template
+from sllm_jax.text.tokenizer import load_tokenizer
 from pathlib import Path
 tokenizer = load_tokenizer(Path({str(DATA / "tiny-tokenizer-spm")!r}))
 tokenizer.chat_template = "go"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import decode, encode, load_tokenizer, start_ids
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer, start_ids
 
 DATA = Path(__file__).parent / "data"
 BYTES = DATA / "tiny-tokenizer-bytes"
@@ -222,7 +222,7 @@ def test_loading_says_nothing_and_importing_loads_nothing():
     program = f"""
 import sys
 from pathlib import Path
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.text.tokenizer import load_tokenizer
 assert not {{"transformers", "tokenizers", "sentencepiece"}} & set(sys.modules)
 load_tokenizer(Path({str(SPM / "tokenizer.model")!r}))
 assert "torch" not in sys.modules

@@ -9,13 +9,13 @@ import pytest
 from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 from test_tokenizer import BYTES, SPM
 
-from sllm_jax.bundle import bundled_folder, bundled_names
-from sllm_jax.detokenize import Detokenizer
-from sllm_jax.errors import SllmError
-from sllm_jax.long_text import encode_blocks
-from sllm_jax.plain_text import Part, encode_parts
-from sllm_jax.tokenizer import decode, encode, load_tokenizer
-from sllm_jax.tokenizer_growth import check_growth
+from sllm_jax.common.errors import SllmError
+from sllm_jax.loading.bundle import bundled_folder, bundled_names
+from sllm_jax.text.detokenize import Detokenizer
+from sllm_jax.text.long_text import encode_blocks
+from sllm_jax.text.plain_text import Part, encode_parts
+from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer_growth import check_growth
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type Swig:DeprecationWarning")
 TEN = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}

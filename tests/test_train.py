@@ -15,10 +15,10 @@ from checkpoints import assert_same, tensors_of
 from training import CONFIG, done, prepared, settings_of
 from transformers import AutoModelForCausalLM
 
-from sllm_jax import checkpoint
-from sllm_jax.convert import orbax, to_huggingface
-from sllm_jax.errors import SllmError
-from sllm_jax.model import Model, dense_logits
+from sllm_jax.common import checkpoint, orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.convert import to_huggingface
+from sllm_jax.core.model import Model, dense_logits
 from sllm_jax.models import module_for
 from sllm_jax.train import metrics
 from sllm_jax.train.metrics import Row

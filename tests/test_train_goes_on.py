@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from training import CONFIG, done, prepared, write_text
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.train import run as runs
 from sllm_jax.train.preparation import hf_config, prepare
 from sllm_jax.train.run import Run

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from training import CONFIG, documents
 from transformers import AutoTokenizer
 
-from sllm_jax.errors import SllmError
-from sllm_jax.tokenizer import encode, load_tokenizer
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.tokenizer import encode, load_tokenizer
 from sllm_jax.train.bpe import END_OF_TEXT, SINK, save_tokenizer, train_tokenizer
 from sllm_jax.train.packing import Samples, pack
 from sllm_jax.train.text import hold_back, read_documents

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import made_folder, new_file, new_folder, scratch_folder
-from sllm_jax.unfinished import remove_abandoned, unfinished
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import made_folder, new_file, new_folder, scratch_folder
+from sllm_jax.common.unfinished import remove_abandoned, unfinished
 
 WORKS = {  # what leaves `out` in the working directory, or nothing
     "file": "with files.new_file(Path('out')) as file: file.write(b'whole')",
@@ -22,7 +22,7 @@ WORKS = {  # what leaves `out` in the working directory, or nothing
 KILLED = """
 import os, signal, sys, tempfile, threading
 from pathlib import Path
-from sllm_jax import files
+from sllm_jax.common import files
 left = int(sys.argv[1])
 tempfile.gettempdir()  # which tries whether it can write there
 def count(event, arguments):
@@ -31,7 +31,7 @@ def count(event, arguments):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), int(sys.argv[2]))
-signal.signal(signal.SIGTERM, __import__('sllm_jax.signals').signals.leave)
+signal.signal(signal.SIGTERM, __import__('sllm_jax.common.signals').signals.leave)
 sys.addaudithook(count)
 """
 
@@ -110,7 +110,7 @@ def test_without_locks_nothing_is_removed_and_all_is_written(tmp_path, monkeypat
     def no_locks(*_, **__):
         raise error
 
-    monkeypatch.setattr("sllm_jax.unfinished.FileLock.acquire", no_locks)
+    monkeypatch.setattr("sllm_jax.common.unfinished.FileLock.acquire", no_locks)
     with new_file(tmp_path / "out") as file:
         file.write(b"whole")
         remove_abandoned(tmp_path)
@@ -131,7 +131,7 @@ def test_a_mark_that_is_taken_for_abandoned_is_made_again(tmp_path, monkeypatch)
             Path(lock.lock_file).unlink()
         return found
 
-    monkeypatch.setattr("sllm_jax.unfinished.FileLock.acquire", acquire_late)
+    monkeypatch.setattr("sllm_jax.common.unfinished.FileLock.acquire", acquire_late)
     with unfinished(tmp_path / "out"):
         assert len(list(tmp_path.glob(".out.*.lock"))) == 1
     assert not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def test_the_release_builds_clean_and_passes_twine(release):
 
 def test_the_version_stands_in_one_place():
     named = [path for path in (*ROOT.glob("*.toml"), *ROOT.glob("sllm_jax/**/*.py")) if VERSION in path.read_text()]
-    assert named == [ROOT / "sllm_jax/version.py"]
+    assert named == [ROOT / "sllm_jax/common/version.py"]
     assert f"\n## {VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 

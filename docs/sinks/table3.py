@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import sllm_jax
-from sllm_jax.perplexity import perplexity, token_nll
+from sllm_jax.evaluate.perplexity import perplexity, token_nll
 from sllm_jax.reproduce.report import Table
-from sllm_jax.tokenizer import encode
+from sllm_jax.text.tokenizer import encode
 
 HERE = Path(__file__).parent
 OPTIONS = {"steps": 1500, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 100, "hold-back": 3}

@@ -16,11 +16,11 @@ import numpy as np
 
 from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, seconds_per_step, streaming
 from sllm_jax.benchmark.run import Settings
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.extras import how_to_install
+from sllm_jax.common.files import scratch_folder
 from sllm_jax.convert import to_huggingface
-from sllm_jax.errors import SllmError
-from sllm_jax.extras import how_to_install
-from sllm_jax.files import scratch_folder
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 STEPS = 16  # of a call
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sllm_jax.benchmark.programs import Program
-from sllm_jax.memory import bytes_of
-from sllm_jax.model import Model
+from sllm_jax.core.memory import bytes_of
+from sllm_jax.core.model import Model
 
 PROBE_BYTES = 2**29  # of the arrays that are read and copied, far more than any processor caches
 _WIDTH = 4096

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode_program, extend, init_carry, prefill
-from sllm_jax.model import Model, check_finite, dense_logits
-from sllm_jax.sampling import argmax, sampling
+from sllm_jax.core.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode_program, extend, init_carry, prefill
+from sllm_jax.core.model import Model, check_finite, dense_logits
+from sllm_jax.core.sampling import argmax, sampling
 
 CALL_SECONDS = 0.5  # that a call takes, about
 MOST_STEPS = 256

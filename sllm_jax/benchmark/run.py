@@ -16,14 +16,14 @@ import numpy as np
 
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
 from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
-from sllm_jax.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, prefill
-from sllm_jax.errors import SllmError
-from sllm_jax.memory import bytes_of, free_memory
-from sllm_jax.model import Model
-from sllm_jax.progress import Progress, silent
-from sllm_jax.result_table import Table
-from sllm_jax.sampling import sampling
-from sllm_jax.version import __version__
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.common.result_table import Table
+from sllm_jax.common.version import __version__
+from sllm_jax.core.decode import CHUNK_SIZES, NO_TOKEN, decode, extend, init_carry, prefill
+from sllm_jax.core.memory import bytes_of, free_memory
+from sllm_jax.core.model import Model
+from sllm_jax.core.sampling import sampling
 
 PROMPT = 128  # tokens that are read before the first one is written
 

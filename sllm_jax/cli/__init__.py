@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from sllm_jax.signals import leave_on_signals
+from sllm_jax.common.signals import leave_on_signals
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     leave_on_signals()
     from sllm_jax.cli.app import app  # typer and rich, which take a moment
     from sllm_jax.cli.console import note, print_warnings
-    from sllm_jax.errors import SllmError
+    from sllm_jax.common.errors import SllmError
 
     if sys.stderr is None:  # closed, and print would write to standard output instead
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open

@@ -15,7 +15,7 @@ from sllm_jax.cli.perplexity import perplexity
 from sllm_jax.cli.program_cache import keep_programs
 from sllm_jax.cli.reproduce import reproduce
 from sllm_jax.cli.train import train
-from sllm_jax.version import __version__
+from sllm_jax.common.version import __version__
 
 ALIASES = {"max-new-tokens": "max-tokens", "temp": "temperature"}  # names that other programs have
 EXIT_CODES = """\

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.benchmark.run import Settings
-    from sllm_jax.model import Model
+    from sllm_jax.core.model import Model
 
 _PANEL = "What is measured"
 
@@ -73,10 +73,10 @@ def benchmark(
 
     from sllm_jax.benchmark.against import check_against, compare
     from sllm_jax.benchmark.run import Settings, measure
-    from sllm_jax.files import check_writable, made_folder, new_file
-    from sllm_jax.int8 import check_weights, is_quantized
-    from sllm_jax.kv_cache import check_sizes
-    from sllm_jax.stream import fit_sizes
+    from sllm_jax.common.files import check_writable, made_folder, new_file
+    from sllm_jax.core.int8 import check_weights, is_quantized
+    from sllm_jax.streams.kv_cache import check_sizes
+    from sllm_jax.streams.stream import fit_sizes
 
     check_against(against or ())
     check_weights(weights)
@@ -117,7 +117,7 @@ def benchmark(
 
 
 def _load(name: str, dtype: str | None, weights: str | None, revision: str | None) -> Model:
-    from sllm_jax.loading import load
+    from sllm_jax.loading.pretrained import load
 
     with progress("loading") as bar:
         return load(name, dtype, revision, progress=bar, weights=weights)[0]
@@ -126,9 +126,9 @@ def _load(name: str, dtype: str | None, weights: str | None, revision: str | Non
 def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> Model:
     """Random weights of a `config.json`."""
     from sllm_jax.benchmark.random_weights import random_model
+    from sllm_jax.common.files import load_json
     from sllm_jax.convert.dtypes import as_dtype
-    from sllm_jax.files import load_json
-    from sllm_jax.loading import default_dtype
+    from sllm_jax.loading.pretrained import default_dtype
 
     return random_model(load_json(config), as_dtype(dtype or default_dtype()), bool(weights), seed)
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from typer import Option
 
-from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note
 from sllm_jax.cli.writing import check_options, load_model, note_end, sampling_options
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 
 def chat(
@@ -49,10 +49,10 @@ def chat(
     Alt-Enter begins a new line, and /help lists the commands; what you type is not kept on disk. Ctrl-C ends an answer;
     Ctrl-D, or Ctrl-C on an empty line, ends the chat. Without a terminal each line of standard input is a message.
     """
-    from sllm_jax.chat import read_prompts
     from sllm_jax.cli.conversation import Conversation, answer_all, talk
     from sllm_jax.cli.messages import at_terminal, from_prompts, piped, typed
-    from sllm_jax.stream import Stream
+    from sllm_jax.streams.stream import Stream
+    from sllm_jax.text.chat import read_prompts
 
     listed = None if prompts is None else from_prompts(read_prompts(prompts))
     chosen = sampling_options(greedy, temperature, top_k, top_p, min_p, repetition_penalty)

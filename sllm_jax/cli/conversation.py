@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from sllm_jax.chat import ASSISTANT
 from sllm_jax.cli.console import label, note
 from sllm_jax.cli.writing import Speed, show, summary
-from sllm_jax.errors import SllmError
-from sllm_jax.int8 import is_quantized
-from sllm_jax.signals import deferred_signals, handled_by, raise_stopped
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.signals import deferred_signals, handled_by, raise_stopped
+from sllm_jax.core.int8 import is_quantized
+from sllm_jax.text.chat import ASSISTANT
 
 if TYPE_CHECKING:
-    from sllm_jax.sampling import SamplingOptions
-    from sllm_jax.stream import Stream
+    from sllm_jax.core.sampling import SamplingOptions
+    from sllm_jax.streams.stream import Stream
 
 COMMANDS = {
     "/help": "list these commands",

@@ -10,7 +10,7 @@ from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 
 
 def convert(
@@ -25,10 +25,10 @@ def convert(
 
     Converting is optional: every command loads Hugging Face names and folders directly.
     """
-    from sllm_jax import hub
     from sllm_jax.convert import convert as to_orbax
     from sllm_jax.convert import to_huggingface
-    from sllm_jax.int8 import check_weights
+    from sllm_jax.core.int8 import check_weights
+    from sllm_jax.loading import hub
 
     writers: dict[str, Callable[..., None]] = {
         "orbax": partial(to_orbax, weights=weights),

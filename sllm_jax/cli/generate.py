@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import progress
 from sllm_jax.cli.writing import Speed, both, check_options, load_model, note_end, sampling_options, show
-from sllm_jax.errors import SllmError
-from sllm_jax.signals import deferred_signals, raise_stopped
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.signals import deferred_signals, raise_stopped
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from sllm_jax.stream import Stream
+    from sllm_jax.streams.stream import Stream
 
 
 def generate(
@@ -57,7 +57,7 @@ def generate(
     however long it runs: the model sees the first START_SIZE and the last RECENT_SIZE tokens, and nothing that was
     evicted. Without a prompt, bundled models continue an opening of their own; others start from nothing.
     """
-    from sllm_jax.stream import Stream
+    from sllm_jax.streams.stream import Stream
 
     given = _prompt(text, prompt)
     chosen = sampling_options(greedy, temperature, top_k, top_p, min_p, repetition_penalty)

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from sllm_jax.chat import USER
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import label, note
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
+from sllm_jax.text.chat import USER
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent

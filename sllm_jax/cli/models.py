@@ -18,11 +18,11 @@ def models(as_json: o.Json = False) -> None:
     MODEL_TYPE and the options are what stands in a model's config.json. An option that is not listed and changes what a
     model computes is refused by name. In a pipe, columns are separated by tabs.
     """
-    from sllm_jax.bundle import bundled_names
+    from sllm_jax.loading.bundle import bundled_names
     from sllm_jax.models import KINDS
     from sllm_jax.models.config import SINKS
     from sllm_jax.models.layers import ACTIVATIONS
-    from sllm_jax.position import ROPE_KINDS
+    from sllm_jax.models.position import ROPE_KINDS
 
     lists = {
         "rope_scaling": list(ROPE_KINDS),

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 from typer import Option
 
-from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
-from sllm_jax.errors import SllmError
-from sllm_jax.inputs import check_source, is_file
-from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.inputs import check_source, is_file
+from sllm_jax.common.signals import STOPPED, deferred_signals, raise_stopped
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sllm_jax.evaluation import Evaluation
+    from sllm_jax.evaluate.evaluation import Evaluation
 
 SAVED_EVERY = 60  # seconds
 
@@ -82,12 +82,12 @@ def perplexity(
         raise SllmError("give either --text FILE or --tokens FILE.npy")
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
-    from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder, work_folder
-    from sllm_jax.kv_cache import check_sizes
-    from sllm_jax.loading import load
-    from sllm_jax.perplexity import check_chunk_size, check_mode
-    from sllm_jax.stream import fit_sizes
+    from sllm_jax.common.files import check_writable, made_folder, new_file, scratch_folder, work_folder
+    from sllm_jax.evaluate.evaluation import Evaluation, How
+    from sllm_jax.evaluate.perplexity import check_chunk_size, check_mode
+    from sllm_jax.loading.pretrained import load
+    from sllm_jax.streams.kv_cache import check_sizes
+    from sllm_jax.streams.stream import fit_sizes
 
     check_mode(mode)
     check_sizes(start_size, recent_size or 0)
@@ -156,14 +156,14 @@ def _of_tokens(path: Path, max_tokens: int | None) -> Input:
 
 def read_token_ids(path: Path) -> np.ndarray:
     """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none of numbers."""
-    from sllm_jax.npy import read_array
+    from sllm_jax.common.npy import read_array
 
     return read_array(path, "write one with numpy.save")
 
 
 def _check_text(path: Path) -> None:
     """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
-    from sllm_jax.long_text import file_blocks
+    from sllm_jax.text.long_text import file_blocks
 
     if is_file(check_source(path)):
         next(file_blocks(path))
@@ -172,7 +172,7 @@ def _check_text(path: Path) -> None:
 def _of_text(
     path: Path, number: int, tokenizer: Any, folder: Path, max_tokens: int | None, control_tokens: bool
 ) -> Input:
-    from sllm_jax.long_text import tokenize_file
+    from sllm_jax.text.long_text import tokenize_file
 
     if tokenizer is None:
         raise SllmError("--text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
@@ -238,7 +238,7 @@ class Figures(NamedTuple):
     @classmethod
     def of(cls, evaluation: Evaluation, number: int, one: Input) -> Figures:
         """Those of input `number`."""
-        from sllm_jax.perplexity import bits_per_byte
+        from sllm_jax.evaluate.perplexity import bits_per_byte
 
         nats, count = float(evaluation.mean(number)), len(one.ids) - 1
         bits = float(bits_per_byte(nats, one.predicted_bytes / count)) if one.predicted_bytes else None

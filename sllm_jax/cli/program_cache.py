@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sllm_jax.signals import before_leaving
-from sllm_jax.unfinished import Mark, abandoned
+from sllm_jax.common.signals import before_leaving
+from sllm_jax.common.unfinished import Mark, abandoned
 
 WORTH_KEEPING = "0.1"  # seconds of compiling
 MOST_BYTES = 2**30  # of programs for one kind of processor

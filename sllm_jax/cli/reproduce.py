@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from sllm_jax.bundle import DEFAULT_MODEL
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
@@ -109,15 +109,15 @@ def reproduce(
     """
     asked = {name: value for name, value in locals().items() if value not in (None, _default(name))}
     asked["format"] = asked.pop("plot_format", [])
-    from sllm_jax.errors import SllmError
-    from sllm_jax.files import check_absent, work_folder
-    from sllm_jax.loading import load
-    from sllm_jax.long_text import read_text
-    from sllm_jax.plot import can_plot, check_format, no_plots
+    from sllm_jax.common.errors import SllmError
+    from sllm_jax.common.files import check_absent, work_folder
+    from sllm_jax.common.plot import can_plot, check_format, no_plots
+    from sllm_jax.loading.pretrained import load
     from sllm_jax.reproduce import EXPERIMENTS, making, page
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files
     from sllm_jax.reproduce.subject import Options, Subject
+    from sllm_jax.text.long_text import read_text
 
     out = Path(os.path.expanduser(out))
     given = {"text": text, "questions": questions}

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sllm_jax.errors import SllmError
-from sllm_jax.inputs import MAX_WHOLE
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.inputs import MAX_WHOLE
 
 DASH = "-"  # stands for standard input
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from sllm_jax.cli.console import note, progress
-from sllm_jax.errors import SllmError
-from sllm_jax.extras import how_to_install
-from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.extras import how_to_install
+from sllm_jax.common.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
     from sllm_jax.train.metrics import Row
@@ -80,9 +80,9 @@ def train(
     which --model takes and `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume
     goes on exactly.
     """
-    from sllm_jax.files import load_json, work_folder
-    from sllm_jax.inputs import is_there
-    from sllm_jax.plot import can_plot, check_format, no_plots
+    from sllm_jax.common.files import load_json, work_folder
+    from sllm_jax.common.inputs import is_there
+    from sllm_jax.common.plot import can_plot, check_format, no_plots
 
     _require_extra()
     check_format(plot_format)

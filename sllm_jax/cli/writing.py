@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sllm_jax.cli.console import note, progress
-from sllm_jax.progress import Progress
+from sllm_jax.common.progress import Progress
 
 if TYPE_CHECKING:
-    from sllm_jax.model import Model
-    from sllm_jax.sampling import SamplingOptions
-    from sllm_jax.stream import Stream
+    from sllm_jax.core.model import Model
+    from sllm_jax.core.sampling import SamplingOptions
+    from sllm_jax.streams.stream import Stream
 
 
 def sampling_options(
@@ -43,9 +43,9 @@ def check_options(
     chosen: SamplingOptions,
 ) -> None:
     """Raises `SllmError` for bad options; nothing is loaded yet."""
-    from sllm_jax.kv_cache import check_sizes
-    from sllm_jax.sampling import sampling_for
-    from sllm_jax.stream import check_end, check_mode
+    from sllm_jax.core.sampling import sampling_for
+    from sllm_jax.streams.kv_cache import check_sizes
+    from sllm_jax.streams.stream import check_end, check_mode
 
     check_mode(mode)
     check_sizes(start_size, recent_size or 0)
@@ -57,7 +57,7 @@ def load_model(
     model: str, revision: str | None, tokenizer: str | None, dtype: str | None, weights: str | None
 ) -> tuple[Model, object]:
     """The model and its tokenizer, with a progress bar."""
-    from sllm_jax.loading import load
+    from sllm_jax.loading.pretrained import load
 
     with progress("loading") as bar:
         return load(model, dtype, revision, tokenizer, bar, weights)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.falcon import Falcon, FalconConfig
 from sllm_jax.models.gpt_neox import GPTNeoX, GPTNeoXConfig

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sllm_jax.alibi import Alibi
-from sllm_jax.bounds import check_largest
-from sllm_jax.errors import SllmError
-from sllm_jax.position import Rope, is_number
+from sllm_jax.common.errors import SllmError
+from sllm_jax.models.alibi import Alibi
+from sllm_jax.models.bounds import check_largest
+from sllm_jax.models.position import Rope, is_number
 
 SINKS = ("none", "zero", "learnable")  # how a model was trained to have somewhere to attend to (paper, section 3.3)
 _REFUSED = (  # options of other architectures, which change what a model computes unless they are off

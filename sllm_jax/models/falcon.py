@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 
-from sllm_jax.alibi import falcon_alibi
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
+from sllm_jax.models.alibi import falcon_alibi
 from sllm_jax.models.config import (
     ModelConfig,
     attention_sink,
@@ -23,7 +23,7 @@ from sllm_jax.models.config import (
     size,
 )
 from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, activation, layer_norm
-from sllm_jax.position import Rope
+from sllm_jax.models.position import Rope
 
 _FIRST_NAMES = {  # name in the first configs: name today
     **{"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.models.attend import Attend, LayerCache
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.linear import Linear, times

@@ -3,7 +3,7 @@
 At batch 1 the time of a product is the time to read its weight. A CPU reads [out, in], whose rows each give one output,
 faster than [in, out].
 
-A layer with a `scale` has an int8 weight: symmetric, one scale for each output channel. See `sllm_jax.int8`.
+A layer with a `scale` has an int8 weight: symmetric, one scale for each output channel. See `sllm_jax.core.int8`.
 """
 
 from __future__ import annotations

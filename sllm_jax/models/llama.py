@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 from sllm_jax.models.config import (
     ModelConfig,
     attention_sink,

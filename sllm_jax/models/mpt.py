@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from sllm_jax.alibi import mpt_alibi
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
+from sllm_jax.models.alibi import mpt_alibi
 from sllm_jax.models.config import (
     ModelConfig,
     attention_sink,
@@ -26,7 +26,7 @@ from sllm_jax.models.config import (
     size,
 )
 from sllm_jax.models.layers import MLP, Attention, Decoder, Heads, Layer, Norm, layer_norm
-from sllm_jax.position import Rope
+from sllm_jax.models.position import Rope
 
 _NAMES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 _FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first where the config does not say it

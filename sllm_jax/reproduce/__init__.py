@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sllm_jax.errors import SllmError
-from sllm_jax.progress import Progress, silent
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress, silent
 from sllm_jax.reproduce import fig2, fig3, fig10, stability, streameval, streamqa, tables
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import check_depth
-from sllm_jax.foreign import foreign
-from sllm_jax.inputs import read_whole
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import check_depth
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import read_whole
 
 LABELS = "ABCDEFGH"
 FORMS = (

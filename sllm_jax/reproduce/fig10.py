@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm_jax.benchmark.programs import recomputing, seconds_per_step, streaming
-from sllm_jax.errors import SllmError
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm_jax.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
-from sllm_jax.errors import SllmError
-from sllm_jax.plot import WIDTH, Plot
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.plot import WIDTH, Plot
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
+from sllm_jax.evaluate.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
 from sllm_jax.reproduce.report import Report, Work, name_of
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import bits_per_byte
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
+from sllm_jax.evaluate.perplexity import bits_per_byte
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import Run, fresh_pass, measure, perplexity_of, recompute_stride
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
-from sllm_jax.tokenizer import decode
+from sllm_jax.text.tokenizer import decode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jax.errors import JaxRuntimeError
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import made_folder, new_folder
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import made_folder, new_folder
+from sllm_jax.common.progress import Progress
 from sllm_jax.reproduce import Experiment
 from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, write_page
 from sllm_jax.reproduce.report import Report, Work

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import check_absent, existing_folder, new_file
-from sllm_jax.foreign import foreign
-from sllm_jax.inputs import is_file, is_there
-from sllm_jax.plot import FORMATS
-from sllm_jax.unfinished import remove_abandoned
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import check_absent, existing_folder, new_file
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import is_file, is_there
+from sllm_jax.common.plot import FORMATS
+from sllm_jax.common.unfinished import remove_abandoned
 
 PAGE = "README.md"
 _TITLE = "# The paper's experiments on"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sllm_jax.result_table import Table
+from sllm_jax.common.result_table import Table
 
 SOURCE = "the paper's own figures (arXiv 2309.17453); other models, another text"
 

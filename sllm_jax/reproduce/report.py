@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm_jax.plot import Plot, can_plot
-from sllm_jax.progress import Progress
-from sllm_jax.result_table import Table
+from sllm_jax.common.plot import Plot, can_plot
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import perplexity, token_nll
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.evaluate.perplexity import perplexity, token_nll
 from sllm_jax.reproduce.subject import Options, Subject
 
 RECOMPUTED = 2000  # tokens that are re-computed, about, unless --recompute-every says otherwise

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import psutil
 
-from sllm_jax.perplexity import CHUNK_SIZE, perplexity, token_nll
-from sllm_jax.progress import Progress
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
+from sllm_jax.evaluate.perplexity import CHUNK_SIZE, perplexity, token_nll
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import check_longer, total_cache
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

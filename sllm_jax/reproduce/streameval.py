@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.perplexity import check_token_ids
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
+from sllm_jax.core.sampling import SamplingOptions
+from sllm_jax.evaluate.perplexity import check_token_ids
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
-from sllm_jax.sampling import SamplingOptions
-from sllm_jax.stream import Stream
-from sllm_jax.tokenizer import encode
+from sllm_jax.streams.stream import Stream
+from sllm_jax.text.tokenizer import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

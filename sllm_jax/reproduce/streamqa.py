@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm_jax.chat import render_answer, render_turn
-from sllm_jax.decode import NO_TOKEN, Carry, decode, init_carry, prefill
-from sllm_jax.errors import SllmError
-from sllm_jax.model import check_finite
-from sllm_jax.perplexity import check_token_ids, option_nll
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
+from sllm_jax.core.decode import NO_TOKEN, Carry, decode, init_carry, prefill
+from sllm_jax.core.model import check_finite
+from sllm_jax.core.sampling import sampling
+from sllm_jax.evaluate.perplexity import check_token_ids, option_nll
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
-from sllm_jax.sampling import sampling
-from sllm_jax.tokenizer import decode as decode_text
-from sllm_jax.tokenizer import encode
+from sllm_jax.text.chat import render_answer, render_turn
+from sllm_jax.text.tokenizer import decode as decode_text
+from sllm_jax.text.tokenizer import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.progress import Progress
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress
+from sllm_jax.common.result_table import Table
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.report import Report, Work
 from sllm_jax.reproduce.runs import (
@@ -25,8 +26,7 @@ from sllm_jax.reproduce.runs import (
     total_cache,
 )
 from sllm_jax.reproduce.subject import Subject
-from sllm_jax.result_table import Table
-from sllm_jax.tokenizer import encode
+from sllm_jax.text.tokenizer import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

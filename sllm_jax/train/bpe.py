@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json, write_json
-from sllm_jax.tokenizer import quiet
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_json, write_json
+from sllm_jax.text.tokenizer import quiet
 
 END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
 _BYTES = 256

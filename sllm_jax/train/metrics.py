@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.files import new_file
-from sllm_jax.foreign import foreign
-from sllm_jax.inputs import is_file, is_there
-from sllm_jax.plot import Plot
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import new_file
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import is_file, is_there
+from sllm_jax.common.plot import Plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sllm_jax.errors import SllmError
-from sllm_jax.progress import Progress, silent
-from sllm_jax.tokenizer import encode
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.text.tokenizer import encode
 
 
 def pack(tokenizer: Any, documents: Sequence[str], progress: Progress = silent) -> np.ndarray:

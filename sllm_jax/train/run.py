@@ -10,16 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sllm_jax import checkpoint
-from sllm_jax.convert import orbax
-from sllm_jax.errors import SllmError
-from sllm_jax.files import new_folder, write_json
-from sllm_jax.inputs import is_there
-from sllm_jax.model import Model
+from sllm_jax.common import checkpoint, orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import new_folder, write_json
+from sllm_jax.common.inputs import is_there
+from sllm_jax.common.plot import can_plot
+from sllm_jax.common.unfinished import remove_abandoned
+from sllm_jax.core.model import Model
+from sllm_jax.evaluate.perplexity import bits_per_byte
 from sllm_jax.models import module_for
-from sllm_jax.perplexity import bits_per_byte
-from sllm_jax.plot import can_plot
-from sllm_jax.tokenizer import load_tokenizer
+from sllm_jax.text.tokenizer import load_tokenizer
 from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
@@ -27,7 +27,6 @@ from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, check_files, hf_config, text_names
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
-from sllm_jax.unfinished import remove_abandoned
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
 ROW_EVERY = 10  # steps

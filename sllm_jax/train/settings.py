@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import as_dtype
-from sllm_jax.errors import SllmError
 from sllm_jax.models import kind_of
 from sllm_jax.models.config import SINKS, required_sizes
 

@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.model import Model, dense_logits, init_params, nll_of
+from sllm_jax.core.model import Model, dense_logits, init_params, nll_of
 from sllm_jax.train.settings import Settings
 
 

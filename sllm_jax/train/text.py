@@ -6,10 +6,10 @@ import lzma
 from collections.abc import Sequence
 from pathlib import Path
 
-from sllm_jax.errors import SllmError
-from sllm_jax.foreign import foreign
-from sllm_jax.inputs import check_file, shown
-from sllm_jax.memory import check_free
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import check_file, shown
+from sllm_jax.core.memory import check_free
 
 MAX_RATIO = 100  # of the size of a text to its size compressed by xz; novels have 3 to 5
 _PIECE = 2**20  # bytes

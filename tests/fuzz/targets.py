@@ -43,11 +43,11 @@ def _read_config(folder: Path) -> None:
 def _read_generation_config(folder: Path) -> None:
     from types import SimpleNamespace
 
-    from sllm_jax.files import load_generation_config
-    from sllm_jax.generation_config import stop_strings, unsupported
-    from sllm_jax.model import Model
-    from sllm_jax.sampling import sampling_for
-    from sllm_jax.stream import eos_ids
+    from sllm_jax.common.files import load_generation_config
+    from sllm_jax.core.model import Model
+    from sllm_jax.core.sampling import sampling_for
+    from sllm_jax.models.generation_config import stop_strings, unsupported
+    from sllm_jax.streams.stream import eos_ids
 
     config = load_generation_config(folder)
     sampling_for(config)
@@ -66,8 +66,8 @@ def _tokenizer(kind: str) -> Target:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    from sllm_jax.detokenize import Detokenizer
-    from sllm_jax.tokenizer import encode, load_tokenizer
+    from sllm_jax.text.detokenize import Detokenizer
+    from sllm_jax.text.tokenizer import encode, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
@@ -84,8 +84,8 @@ def _build_template(folder: Path) -> None:
 
 
 def _read_template(folder: Path) -> None:
-    from sllm_jax.chat import render_turn, turn_end
-    from sllm_jax.tokenizer import load_tokenizer
+    from sllm_jax.text.chat import render_turn, turn_end
+    from sllm_jax.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     render_turn(tokenizer, "Hello", first=True)
@@ -139,13 +139,13 @@ TEXTS = (np.arange(40) % 90,)
 
 @cache
 def _evaluated() -> Any:
-    from sllm_jax.loading import load
+    from sllm_jax.loading.pretrained import load
 
     return load(MODEL)[0]
 
 
 def _evaluation(folder: Path) -> Any:
-    from sllm_jax.evaluation import Evaluation, How
+    from sllm_jax.evaluate.evaluation import Evaluation, How
 
     return Evaluation(folder, _evaluated(), TEXTS, How("streaming", 2, 10, 8), {"model": "tiny"})
 
@@ -178,7 +178,7 @@ def _build_prompts(folder: Path) -> None:
 
 
 def _read_prompts(folder: Path) -> None:
-    from sllm_jax.chat import read_prompts
+    from sllm_jax.text.chat import read_prompts
 
     read_prompts(folder / "prompts.jsonl")
 
@@ -191,8 +191,8 @@ def _build_text(folder: Path) -> None:
 
 
 def _read_text(folder: Path) -> None:
-    from sllm_jax.long_text import tokenize_file
-    from sllm_jax.tokenizer import load_tokenizer
+    from sllm_jax.text.long_text import tokenize_file
+    from sllm_jax.text.tokenizer import load_tokenizer
     from sllm_jax.train.text import read_documents
 
     tokenize_file(load_tokenizer(DATA / "tiny-tokenizer-spm"), folder / "book.txt", folder / "ids")
@@ -205,7 +205,7 @@ def _build_tokens(folder: Path) -> None:
 
 def _read_tokens(folder: Path) -> None:
     from sllm_jax.cli.perplexity import read_token_ids
-    from sllm_jax.perplexity import check_token_ids
+    from sllm_jax.evaluate.perplexity import check_token_ids
 
     check_token_ids(read_token_ids(folder / "tokens.npy"), 100)
 
@@ -285,7 +285,7 @@ def _run_program(folder: Path) -> list[str]:
 
 def _read_programs(folder: Path) -> None:
     """A damaged entry is passed over with one warning, which counts as a refusal."""
-    from sllm_jax.errors import SllmError
+    from sllm_jax.common.errors import SllmError
 
     heard = _run_program(folder)
     assert len(heard) <= 1, heard

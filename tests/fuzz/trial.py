@@ -11,7 +11,7 @@ import numpy as np
 from fuzz.mutations import mutate
 from fuzz.targets import TARGETS
 
-from sllm_jax.errors import SllmError
+from sllm_jax.common.errors import SllmError
 
 ACCEPTED, REFUSED = "accepted", "refused"
 MAX_MESSAGE = 2000  # characters of an error

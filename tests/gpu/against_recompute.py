@@ -8,7 +8,7 @@ from step import Record, run
 from sllm_jax.benchmark.against import ratio_figures
 from sllm_jax.benchmark.programs import recomputing, streaming
 from sllm_jax.benchmark.run import Settings
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 
 def measure(record: Record, tiny: bool) -> None:

@@ -17,7 +17,7 @@ from step import Record, run
 from sllm_jax.benchmark.against import huggingface, ratio_figures
 from sllm_jax.benchmark.programs import streaming
 from sllm_jax.benchmark.run import Settings
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 IN_MEMORY = "/dev/shm"
 

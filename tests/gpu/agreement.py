@@ -26,9 +26,9 @@ import numpy as np
 from small_models import BUNDLED, RANDOM, in_float32, on_device, small_model
 from step import Record, run
 
-from sllm_jax.decode import NO_TOKEN, Carry, decode, extend, init_carry, prefill
-from sllm_jax.model import Model, dense_logits
-from sllm_jax.sampling import Sampling, sampling
+from sllm_jax.core.decode import NO_TOKEN, Carry, decode, extend, init_carry, prefill
+from sllm_jax.core.model import Model, dense_logits
+from sllm_jax.core.sampling import Sampling, sampling
 
 EXACT = {"float32": 1e-4, "bfloat16": 1e-2, "int8": 1e-2}  # of the norm; see above
 MORE_THAN_THE_CPU = 1.5

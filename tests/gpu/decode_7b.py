@@ -9,7 +9,7 @@ from step import Record, run
 from sllm_jax.benchmark.limit import flops_per_token, probes
 from sllm_jax.benchmark.programs import seconds_per_step, streaming
 from sllm_jax.benchmark.run import Settings, decode_figures, tokens_read_per_second
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 STEPS = 64  # of a call
 Chunk = tuple[int | None, int]  # streams, or None for one without an axis of streams; tokens of each

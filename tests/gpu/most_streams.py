@@ -7,8 +7,8 @@ from decode_7b import decoding
 from random_models import settings, seven_b
 from step import Record, run
 
-from sllm_jax.decode import init_carry
-from sllm_jax.memory import bytes_of, free_memory
+from sllm_jax.core.decode import init_carry
+from sllm_jax.core.memory import bytes_of, free_memory
 
 TRIES = 4
 

@@ -10,7 +10,7 @@ from sllm_jax.benchmark import limit
 from sllm_jax.benchmark import run as benchmark
 from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.benchmark.run import Settings
-from sllm_jax.model import Model
+from sllm_jax.core.model import Model
 
 SEVEN_B = Path(__file__).parents[1] / "data/llama-7b.json"
 SMALL = {

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sllm_jax.common.files import load_json, write_json
 from sllm_jax.convert import to_huggingface
-from sllm_jax.files import load_json, write_json
 
 FOLDER = Path(__file__).parents[3] / "sllm_jax/bundled"
 CONFIG = Path(__file__).with_name("config.json")

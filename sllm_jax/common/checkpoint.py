@@ -1,0 +1,86 @@
+"""The state of long work on disk: one Orbax checkpoint a folder, named by its step, whole or not there at all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sllm_jax.common import orbax
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import new_folder
+from sllm_jax.common.inputs import is_folder
+from sllm_jax.common.unfinished import remove_abandoned
+
+LAYOUT = 3  # of parameters and states; what was saved in another is not restored
+_DIGEST = "sha256"  # an array beside those of the state
+
+
+def save(folder: Path, step: int, state: Any) -> None:
+    """Write a tree of arrays as `folder`/STEP, then remove earlier ones; raises `SllmError` if that fails."""
+    path = folder / f"{step:08}"
+    earlier = _all(folder)
+    if path in earlier:
+        return
+    arrays = {_name(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    with new_folder(path) as unfinished:
+        orbax.save(unfinished, arrays | {_DIGEST: _digest(arrays)})
+    for old in earlier:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path, initial: Any) -> Any:
+    """The state of the last step that was saved, or `initial` if there is none.
+
+    Raises `SllmError` for a state that is not, bit for bit, one that was saved with the arrays of `initial`.
+    """
+    remove_abandoned(folder)
+    saved = _all(folder)
+    if not saved:
+        return initial
+    leaves, tree = jax.tree.flatten(initial)
+    expected = {_name(i): (leaf.shape, str(leaf.dtype)) for i, leaf in enumerate(leaves)}
+    found = _read(saved[-1], expected | {_DIGEST: ((sha256().digest_size,), "uint8")})
+    digest = found.pop(_DIGEST, None)
+    if digest is None or not np.array_equal(digest, _digest(found)):
+        raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
+    return jax.tree.unflatten(tree, jax.device_put([found[name] for name in expected]))
+
+
+def _read(path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint; empty if it is broken, or holds others than the `expected` shapes and dtypes.
+
+    Nothing is read before names, shapes and dtypes are compared: other arrays may be larger than the memory.
+    """
+    try:
+        tensors = {tensor.name: tensor for tensor in orbax.tensors(path)}
+        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
+            return {}
+        return {name: tensor.read() for name, tensor in tensors.items()}
+    except SllmError:
+        return {}
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of names, types, shapes and contents; uint8 [32]."""
+    digest = sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _name(i: int) -> str:
+    return f"{LAYOUT}-{i:05}"
+
+
+def _all(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in the order of their steps; other names are not looked at."""
+    found = (path for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name) and is_folder(path))
+    return sorted(found, key=lambda path: int(path.name))

@@ -1,0 +1,248 @@
+"""An evaluation on disk: the nll of texts as it is found, and a checkpoint from which an interrupted one goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sllm_jax.common import checkpoint
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_json, new_file
+from sllm_jax.common.inputs import check_file, is_there
+from sllm_jax.common.npy import map_array
+from sllm_jax.core.int8 import INT8, is_quantized
+from sllm_jax.core.kv_state import KVState, is_possible
+from sllm_jax.core.model import Model
+from sllm_jax.evaluate.perplexity import Reading, begin, check_token_ids, read_texts
+
+CURVE_ROWS = 1000  # of a text's curve, about
+_SETTINGS, _NLL, _CHECKPOINTS = _OWN = ("settings.json", "nll.npy", "checkpoints")
+_BLOCK = 2**18  # tokens that are added up, or digested, in one go
+
+
+@dataclass(frozen=True)
+class How:
+    """How texts are read: a mode of `MODES`, its sizes, and how many tokens at a time."""
+
+    mode: str
+    start_size: int
+    recent_size: int
+    chunk_size: int
+
+
+class Evaluation:
+    """The reading of texts in a folder of its own. `steps` does the work; `nll_of` has what was found."""
+
+    def __init__(
+        self, folder: Path, model: Model, texts: Sequence[np.ndarray], how: How, names: Mapping[str, Any]
+    ) -> None:
+        """Go on from what `folder` holds, or begin.
+
+        Raises `SllmError` if that was another evaluation: other texts, sizes or `names`, which say whose they are.
+        """
+        self.texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
+        self.model, self.how, self._folder = model, how, folder
+        self._ends = np.cumsum([len(ids) - 1 for ids in texts])
+        settings = {
+            **names,
+            **{"mode": how.mode, "start size": how.start_size, "recent size": how.recent_size},
+            "dtype": np.dtype(model.dtype).name,
+            "weights": INT8 if is_quantized(model.params) else "floats",
+            "texts": [_digest(ids) for ids in texts],
+        }
+        begun = begin(model, self.texts, how.mode, how.start_size, how.recent_size)
+        self._digests = [sha256() for _ in texts]  # of the nll of each text, as far as it was saved
+        self._digested = [0] * len(texts)
+        self.nll, self._reading = self._open(settings, begun)
+
+    @property
+    def total(self) -> int:
+        """Tokens to predict, in all texts."""
+        return int(self._ends[-1])
+
+    @property
+    def done(self) -> int:
+        """Tokens predicted so far."""
+        return sum(self._reading.done)
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """Do what is left; after each step the number of tokens done, and the sum of their nll."""
+        nats = sum(_sum(self.nll_of(i)[:done]) for i, done in enumerate(self._reading.done))
+        how = self.how
+        for reading in read_texts(
+            self.model, self.texts, how.mode, how.start_size, how.recent_size, how.chunk_size, since=self._reading
+        ):
+            for i, (found, done) in enumerate(zip(reading.nll, reading.done, strict=True)):
+                self.nll_of(i)[done - len(found) : done] = found
+                nats += float(found.sum(dtype=np.float64))
+            self._reading = reading
+            yield self.done, nats
+
+    def save(self) -> None:
+        """Write a checkpoint; raises `SllmError` if that fails."""
+        self.nll.flush()
+        self._digest_until(self._reading.done)
+        checkpoint.save(self._folder / _CHECKPOINTS, self.done, self._tree(self._reading))
+
+    def remove(self) -> None:
+        """Remove what it has in its folder.
+
+        The checkpoints go first: without one the rest is begun anew, whatever is left of it.
+        """
+        _discard(self._folder / _CHECKPOINTS)
+        for name in (_NLL, _SETTINGS):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def nll_of(self, text: int) -> np.ndarray:
+        """The nll [T - 1] of one of the texts, mapped from a file; zero where it is not found yet."""
+        end = int(self._ends[text])
+        return self.nll[end - len(self.texts[text]) + 1 : end]
+
+    def mean(self, text: int) -> float:
+        """The mean nll of a text."""
+        nll = self.nll_of(text)
+        return _sum(nll) / len(nll)
+
+    def write_curve(self, file: BinaryIO, names: Sequence[str]) -> None:
+        """The running log perplexity of each text as CSV, about `CURVE_ROWS` rows each, as far as it was read."""
+        context = self.model.config.max_position_embeddings
+        lines = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["text", "tokens", "log_perplexity", "log_perplexity_since_last_row", "past_trained_context"])
+        for i, name in enumerate(names):
+            nll, nats = self.nll_of(i)[: self._reading.done[i]], 0.0
+            step = max(1, len(nll) // CURVE_ROWS)
+            for start in range(0, len(nll), step):
+                part = nll[start : start + step]
+                nats, end = nats + (added := _sum(part)), start + len(part)
+                writer.writerow([name, end, f"{nats / end:.7g}", f"{added / len(part):.7g}", int(end > context)])
+        lines.detach()
+
+    def _open(self, settings: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
+        """The file of nll and the last checkpoint, or new ones.
+
+        The settings are written first, whole or not at all, and say whose the folder is. A process that is killed at
+        any place of this method or of `remove` leaves settings without a checkpoint, or nothing: a new beginning.
+        """
+        folder = self._folder
+        _check_kinds(folder)
+        if not _is_whole(folder / _SETTINGS):
+            if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
+                raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
+            _discard(folder / _CHECKPOINTS)  # of nobody knows which evaluation
+            _write_settings(folder / _SETTINGS, settings)
+        written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
+        if different := [name for name in settings if written.get(name) != settings[name]]:
+            raise SllmError(
+                f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
+                "resume with the same settings, or name a new folder"
+            )
+        tree = checkpoint.restore(folder / _CHECKPOINTS, begun_tree := self._tree(begun))
+        if tree is begun_tree:
+            _write_zeros(folder / _NLL, self.total)
+            return _map_nll(folder / _NLL, self.total), begun
+        done, state, digests = tree
+        self._check(begun, done := np.asarray(done).tolist(), state)
+        self.nll = _map_nll(folder / _NLL, self.total)
+        self._digest_until(done)
+        if not np.array_equal(self._digests_so_far(), digests):
+            raise SllmError(f"{folder / _NLL} is damaged: it is not what was saved; remove {folder} to begin anew")
+        return self.nll, Reading([], done, state)
+
+    def _check(self, begun: Reading, done: Sequence[int], state: KVState | None) -> None:
+        """Raises `SllmError` for numbers that no evaluation of these texts can have saved."""
+        fit = all(0 <= count < len(ids) for count, ids in zip(done, self.texts, strict=True))
+        if not fit or (state is not None and not is_possible(state, self.model.config.vocab_size)):
+            raise SllmError(f"{self._folder} holds impossible numbers; remove it to begin anew")
+
+    def _digest_until(self, done: Sequence[int]) -> None:
+        """Take the nll found since the last time into the digests."""
+        for i, end in enumerate(done):
+            nll = self.nll_of(i)
+            for start in range(self._digested[i], end, _BLOCK):
+                self._digests[i].update(nll[start : min(start + _BLOCK, end)].tobytes())
+            self._digested[i] = end
+
+    def _digests_so_far(self) -> np.ndarray:
+        return np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in self._digests])
+
+    def _tree(self, reading: Reading) -> tuple[np.ndarray, Any, np.ndarray]:
+        """What a checkpoint holds: tokens done [B], the state, and the digest of the nll of each text [B, 32]."""
+        return np.array(reading.done, np.int32), reading.state, self._digests_so_far()
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole, or under a hidden name that the next call removes."""
+    hidden = folder.with_name(f".{folder.name}.discarded")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raises `SllmError` for a folder or a pipe in the place of a file, or the other way round."""
+    for name, kind, fits in (
+        (_SETTINGS, "file", Path.is_file),
+        (_NLL, "file", Path.is_file),
+        (_CHECKPOINTS, "folder", Path.is_dir),
+    ):
+        if (folder / name).exists() and not fits(folder / name):
+            raise SllmError(f"{folder / name} is not a {kind}; remove it, or name a new folder")
+
+
+def _is_whole(settings: Path) -> bool:
+    """Whether the file is there; an empty one was left by a full disk."""
+    return is_there(settings) and check_file(settings).stat().st_size > 0
+
+
+def _has_nll_alone(folder: Path) -> bool:
+    """Whether there is an nll.npy that no settings belong to, such as `--nll-out` writes."""
+    return is_there(folder / _NLL) and not is_there(folder / _SETTINGS)
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    with new_file(path) as file:
+        file.write(json.dumps(dict(settings), indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _map_nll(path: Path, count: int) -> np.memmap:
+    """The file of nll, float32 [count], mapped; raises `SllmError` if it holds anything else."""
+    remedy = f"remove {path.parent} to begin anew"
+    nll = map_array(path, remedy, "r+")
+    if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
+        raise SllmError(f"{path} is damaged: it holds {nll.dtype} of shape {nll.shape}; {remedy}")
+    return nll
+
+
+def _write_zeros(path: Path, count: int) -> None:
+    """A new .npy file of float32, written out: a file with holes ends in a bus error where the disk is full.
+
+    An earlier one is replaced, not changed: another process may have it mapped.
+    """
+    with new_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+        for start in range(0, count, _BLOCK):
+            file.write(bytes(4 * min(_BLOCK, count - start)))
+
+
+def _sum(values: np.ndarray) -> float:
+    """In float64, without a copy of all of it."""
+    return sum(float(values[i : i + _BLOCK].sum(dtype=np.float64)) for i in range(0, len(values), _BLOCK))
+
+
+def _digest(ids: np.ndarray) -> str:
+    digest = sha256()
+    for i in range(0, len(ids), _BLOCK):
+        digest.update(ids[i : i + _BLOCK].astype(np.int64).tobytes())
+    return digest.hexdigest()

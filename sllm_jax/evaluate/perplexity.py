@@ -1,0 +1,224 @@
+"""Negative log-likelihood of a text, token by token, in the four ways of the paper (section 4.1, figure 3).
+
+`streaming` keeps sinks and a window, `window` a window alone, `dense` everything; all three are one machine with
+different sizes, read a chunk at a time: the result is that of single tokens, whatever the chunk. `recompute` is the
+sliding window with re-computation: a fresh forward pass over the last tokens for each one. In every mode but `dense`
+memory is bounded by the chunk, never by the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core.decode import Carry, read_chunk
+from sllm_jax.core.kv_state import KVState, init_state, over_streams
+from sllm_jax.core.model import Model, check_finite, dense_logits, nll_of
+from sllm_jax.streams.kv_cache import check_sizes
+
+MODES = ("streaming", "window", "dense", "recompute")
+CHUNK_SIZE = 256
+_WINDOW_TOKENS = 4096  # tokens of all windows that are recomputed in one call
+_CHECKED = 2**20  # token ids that are looked at in one go
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the reading of B texts stands, and what the last call of the device found."""
+
+    nll: Sequence[np.ndarray]  # of each text: the values that are new
+    done: Sequence[int]  # of each text: tokens predicted so far
+    state: KVState | None  # of the B streams, consumed by the next call; None with re-computation
+
+
+def token_nll(
+    model: Model,
+    token_ids: np.ndarray,
+    mode: str = "streaming",
+    start_size: int = 4,
+    recent_size: int = 2000,
+    chunk_size: int = CHUNK_SIZE,
+    stride: int = 1,
+) -> Iterator[np.ndarray]:
+    """Pieces of nll [T - 1] float32 for token ids [T]: nll[i] = -log p(token i + 1 | tokens up to i), in nats.
+
+    `window` takes 0 for the start size, `dense` ignores both sizes. `recompute` looks at the last `cache_size` + 1
+    tokens, as many as a step of the others attends to; the first of them is the first of the text if the model was
+    trained with a sink token. With a `stride` the pieces are those of nll[::stride]; `recompute`, where each is a pass
+    of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that cannot be used.
+    """
+    readings = read_texts(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
+    return (reading.nll[0] for reading in readings)
+
+
+def read_texts(
+    model: Model,
+    texts: Sequence[np.ndarray],
+    mode: str = "streaming",
+    start_size: int = 4,
+    recent_size: int = 2000,
+    chunk_size: int = CHUNK_SIZE,
+    stride: int = 1,
+    since: Reading | None = None,
+) -> Iterator[Reading]:
+    """`token_nll` of B texts side by side, each a stream of its own; goes on from an earlier reading, if given one.
+
+    Raises `SllmError` at the first nll that is not a number.
+    """
+    if not texts:
+        raise SllmError("there is no text to predict; give one")
+    texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
+    check_sizes(start_size, recent_size)
+    check_chunk_size(chunk_size)
+    if stride < 1:
+        raise SllmError(f"stride must be 1 or more; got {stride}")
+    since = since or begin(model, texts, mode, start_size, recent_size)
+    chunk_size = min(chunk_size, max(map(len, texts)) - 1)
+    if since.state is None:
+        readings = _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
+    else:
+        readings = _in_chunks(model, texts, chunk_size, stride, since)
+    return _checked(model, readings, since.done)
+
+
+def _checked(model: Model, readings: Iterator[Reading], done: Sequence[int]) -> Iterator[Reading]:
+    """Pass readings on as long as all their nll are numbers."""
+    for reading in readings:
+        for found, before, after in zip(reading.nll, done, reading.done, strict=True):
+            check_finite(model, found, f"between tokens {before} and {after} of the text")
+        done = reading.done
+        yield reading
+
+
+def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
+    """The reading of texts of which nothing is read yet."""
+    sizes = {
+        "streaming": (start_size, recent_size),
+        "window": (0, recent_size),
+        "dense": (0, max(map(len, texts)) - 1),
+        "recompute": None,
+    }
+    check_mode(mode)
+    kept = sizes[mode]
+    state = None if kept is None else init_state(model.config, *kept, model.dtype, len(texts))
+    return Reading([], [0] * len(texts), state)
+
+
+def perplexity(nll: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood."""
+    return float(np.exp(np.mean(nll, dtype=np.float64)))
+
+
+def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
+    """The mean negative log-likelihood of tokens that are `token_bytes` UTF-8 bytes long on average, in bits."""
+    return float(np.mean(nll, dtype=np.float64) / np.log(2) / token_bytes)
+
+
+def check_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `MODES`."""
+    if mode not in MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    """Raises `SllmError` unless it is 1 or more."""
+    if chunk_size < 1:
+        raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
+
+
+def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The ids; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
+    if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):
+        raise SllmError(f"token ids must be one row of integers; got {token_ids.dtype} of shape {token_ids.shape}")
+    if len(token_ids) < 2:
+        raise SllmError(f"a perplexity needs 2 tokens or more; got {len(token_ids)}")
+    for start in range(0, len(token_ids), _CHECKED):
+        part = token_ids[start : start + _CHECKED]
+        outside = (part < 0) | (part >= vocab_size)
+        if outside.any():
+            place = int(outside.argmax())
+            raise SllmError(
+                f"token id {part[place]} at index {start + place} is outside the vocabulary of {vocab_size}"
+            )
+    return token_ids
+
+
+def _in_chunks(
+    model: Model, texts: Sequence[np.ndarray], chunk_size: int, stride: int, since: Reading
+) -> Iterator[Reading]:
+    state, start, end = since.state, max(since.done), max(map(len, texts)) - 1
+    while start < end:
+        taken = [ids[start : start + chunk_size + 1] for ids in texts]
+        counts = np.array([max(len(ids) - 1, 0) for ids in taken], np.int32)
+        chunks = np.stack([np.pad(ids, (0, chunk_size + 1 - len(ids))).astype(np.int32) for ids in taken])
+        state, nll = _score_chunk(model, state, chunks, counts)
+        found = [row[-start % stride : count : stride] for row, count in zip(np.asarray(nll), counts, strict=True)]
+        start += chunk_size
+        yield Reading(found, [min(start, len(ids) - 1) for ids in texts], state)
+
+
+def _recomputed(
+    model: Model, texts: Sequence[np.ndarray], width: int, chunk_size: int, stride: int, since: Reading
+) -> Iterator[Reading]:
+    """First the tokens with at most `width` tokens before them, of all texts in one pass; then text after text."""
+    done = list(since.done)
+    if not any(done):
+        heads = [ids[: width + 1] for ids in texts]
+        dense = begin(model, heads, "dense", 0, 0)
+        pieces = [reading.nll for reading in _in_chunks(model, heads, min(chunk_size, width), stride, dense)]
+        done = [len(ids) - 1 for ids in heads]
+        yield Reading([np.concatenate(parts) for parts in zip(*pieces, strict=True)], done.copy(), None)
+    batch = max(1, _WINDOW_TOKENS // width)
+    for i, ids in enumerate(texts):
+        targets = range(done[i] + -done[i] % stride, len(ids) - 1, stride)
+        for start in range(0, len(targets), batch):
+            ends = targets[start : start + batch]
+            windows = np.stack([ids[end + 1 - width : end + 2] for end in ends]).astype(np.int32)
+            if model.config.attention_sink == "learnable":
+                windows[:, 0] = ids[0]
+            padded = np.pad(windows, ((0, batch - len(windows)), (0, 0)))
+            nll = np.asarray(_score_windows(model, padded))[: len(windows)]
+            done[i] = ends[-1] + 1
+            yield Reading([nll if j == i else nll[:0] for j in range(len(texts))], done.copy(), None)
+
+
+@jax.jit
+def option_nll(model: Model, carry: Carry, options: Int[Array, "B T"], counts: Int[Array, " B"]) -> Float[Array, " B"]:
+    """The nll of each of B continuations of one stream, the first `counts` of T tokens, in nats."""
+
+    def score(option: Int[Array, " T"], count: Int[Array, ""]) -> Float[Array, ""]:
+        _, logits = read_chunk(model, carry.state, option, count)
+        before = jnp.concatenate([carry.logits[None], logits[:-1]])  # what predicts each token
+        return jnp.where(jnp.arange(len(option)) < count, nll_of(before, option), 0).sum()
+
+    return jax.vmap(score)(options, counts)
+
+
+@partial(jax.jit, donate_argnames="state")
+def _score_chunk(
+    model: Model, state: KVState, tokens: Int[Array, "B N"], counts: Int[Array, " B"]
+) -> tuple[KVState, Float[Array, "B T"]]:
+    """Read the first `counts` of T = N - 1 tokens of each stream; the nll of each one's successor."""
+
+    def score(state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]) -> tuple[KVState, Float[Array, " T"]]:
+        state, logits = read_chunk(model, state, tokens[:-1], count)
+        return state, nll_of(logits, tokens[1:])
+
+    return over_streams(score, state)(state, tokens, counts)
+
+
+@jax.jit
+def _score_windows(model: Model, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
+    """The nll of the last token of each window, given those before it."""
+
+    def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
+        return dense_logits(model, window[:-1], -1)
+
+    return nll_of(jax.vmap(last_logits)(windows), windows[:, -1])

@@ -1,0 +1,171 @@
+"""Names to folders: of bundled models, and of Hugging Face models from the hub or, without it, its local cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from urllib.parse import unquote
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
+from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
+from sllm_jax.loading.bundle import PREFIX, bundled_folder
+
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
+_REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
+_TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
+
+
+def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
+    """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
+
+    A Hugging Face model is named `org/model`, or by the address of its page (`https://huggingface.co/org/model`, also
+    with `/tree/REVISION`, also on the mirror that the environment variable HF_ENDPOINT names), or as
+    `hf://org/model@REVISION`; a folder of the cache (`models--org--model`) stands for its snapshot. Of the hub's files
+    come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises `SllmError`, with
+    what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in the cache nor
+    within reach.
+    """
+    name = str(name_or_folder)
+    if name.startswith(PREFIX):
+        return bundled_folder(name)
+    if "://" in name or _path_of_page(name):
+        name, revision = _of_address(name, revision)
+        return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
+    folder = Path(os.path.expanduser(name))
+    if name and is_folder(folder):
+        return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
+    if name and is_there(folder):
+        raise SllmError(
+            f"{name:.200} is {'a file' if is_file(folder) else 'no folder'}; give the folder that holds the model"
+        )
+    if isinstance(name_or_folder, Path) or _is_path(name):
+        raise SllmError(f"folder {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
+    return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
+
+
+def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
+    """Name and revision of a model from the address of its page, or of a file in it."""
+    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address), re.DOTALL):
+        name, found = path[1], path[2]
+    elif page := _path_of_page(address):
+        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page), maxsplit=1)
+        found = rest[0] if rest else None
+    else:
+        raise SllmError(
+            f"{address} is not an address of Hugging Face, or of the mirror that HF_ENDPOINT names; "
+            "give one, or a name such as org/model, or a folder"
+        )
+    name = "/".join(name.strip("/").split("/")[:2]).removesuffix(".git")
+    if name.startswith(("datasets/", "spaces/")):
+        raise SllmError(f"{address} is not the address of a model; give one such as https://huggingface.co/org/model")
+    if revision is not None and found not in (None, revision):
+        raise SllmError(f"{address} names the revision {found}, and --revision {revision}; give one of them")
+    return name, revision or found
+
+
+def _path_of_page(address: str) -> str | None:
+    """What follows the host in the address of a page of Hugging Face or of its mirror; None for any other."""
+    mirror = re.sub(r"^https?://", "", constants.ENDPOINT)
+    hosts = "|".join(re.escape(host) for host in (*_HOSTS, mirror) if host)
+    page = re.fullmatch(rf"(?:https?://)?(?:{hosts})/([^?#]+).*", address, re.IGNORECASE | re.DOTALL)
+    return page and page[1]
+
+
+def _snapshot(folder: Path, revision: str | None) -> Path:
+    """The files of a model in the hub's cache; raises `SllmError` if it does not have the revision."""
+    ref, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
+    with foreign(shown(ref), "give a revision", "is no reference"):
+        commit = check_file(ref).read_text(encoding="utf-8").strip() if is_there(ref) else revision
+    found = sorted(path for path in snapshots.glob("*") if is_folder(path))
+    chosen = [path for path in found if path.name == commit] or (found if commit is None else [])
+    if len(chosen) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise SllmError(f"{folder} has no snapshot of {revision or 'main'}; give one of its snapshots ({there})")
+    return chosen[0]
+
+
+def model_files(files: Iterable[str]) -> list[str]:
+    """Of the names of a repository's files those that loading takes: config, tokenizer, weights in one format."""
+    files = list(files)
+    found = next((name for name in WEIGHT_FILES if name in files), None)
+    if found is None or "config.json" not in files:
+        raise SllmError(
+            f"expected config.json and one of {', '.join(WEIGHT_FILES)} among its files{other_format(files)}"
+        )
+    weights = [found]
+    if found.endswith(".index.json"):
+        stem, suffix = os.path.splitext(PICKLE if found.startswith(PICKLE) else SAFETENSORS)
+        shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
+        weights += [name for name in files if shard.fullmatch(name)]
+    return [*weights, "generation_config.json", *tokenizer_files(files)]
+
+
+def tokenizer_files(files: Iterable[str]) -> list[str]:
+    """Of the names of a repository's files the config and those of the tokenizer."""
+    files = list(files)
+    here = [name for name in files if "/" not in name]  # a pattern's * matches folders too
+    found = [name for name in here if any(fnmatchcase(name, like) for like in TOKENIZER_FILES)]
+    return ["config.json", *found, *(name for name in files if fnmatchcase(name, f"{CHAT_TEMPLATES}/*.jinja"))]
+
+
+def _is_path(name: str) -> bool:
+    return not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name
+
+
+def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path:
+    try:
+        listed = huggingface_hub.model_info(name, revision=revision, timeout=_TIMEOUT).siblings or ()
+        files = choose(file.rfilename for file in listed)
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
+    except SllmError as error:
+        raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None
+    except Exception as error:  # the hub's HTTP library, and so what it raises, differs from release to release
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise SllmError(f"{name} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}") from error
+        if cached := _cached(name, revision, choose):
+            return cached
+        raise _explained(name, revision, error) from error
+
+
+def _cached(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path | None:
+    """The model's folder in the local cache, if it is there with all that `choose` asks for."""
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+            )
+        )
+        choose(path.name for path in folder.iterdir())
+    except (errors.LocalEntryNotFoundError, ValueError):  # of these SllmError: no weights in the cache
+        return None
+    return folder
+
+
+def _explained(name: str, revision: str | None, error: Exception) -> SllmError:
+    match error:
+        case errors.GatedRepoError():
+            page = f"{constants.ENDPOINT}/{name}"
+            return SllmError(f"{name} is gated: accept its licence at {page}, then run `hf auth login`")
+        case errors.RevisionNotFoundError():
+            return SllmError(f"{name} has no revision {revision!r} on Hugging Face")
+        case errors.RepositoryNotFoundError():
+            return SllmError(
+                f"{name:.200} is neither a folder nor a Hugging Face model (for a private one: `hf auth login`)"
+            )
+        case errors.HFValidationError():
+            return SllmError(f"{name[:200]!r} is neither a folder nor a Hugging Face name such as org/model")
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0]
+    return SllmError(
+        f"{name} is not in the local cache {constants.HF_HUB_CACHE} and cannot be fetched ({why}); "
+        "fetch it once while online, or give a folder"
+    )

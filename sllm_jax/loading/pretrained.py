@@ -1,0 +1,67 @@
+"""`load`: a model and its tokenizer: bundled, from Hugging Face by name, or from a folder of its format or ours."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import load_config, load_generation_config
+from sllm_jax.common.inputs import is_file
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.convert import load_params, read_config
+from sllm_jax.convert.dtypes import as_dtype
+from sllm_jax.core.int8 import check_weights, is_quantized
+from sllm_jax.core.model import Model
+from sllm_jax.loading import hub
+from sllm_jax.loading.bundle import DEFAULT_MODEL
+from sllm_jax.text.tokenizer import load_tokenizer
+
+SLOW_INT8 = "int8 weights save memory, but a CPU writes text no faster with them and reads it more slowly"
+__all__ = ["default_dtype", "load", "load_config"]
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, bfloat16 on a GPU and a TPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load(
+    name_or_folder: str | Path = DEFAULT_MODEL,
+    dtype: Any = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+    progress: Progress = silent,
+    weights: str | None = None,
+) -> tuple[Model, Any]:
+    """The model, and its tokenizer or None if it has none.
+
+    `dtype`: "float32", "bfloat16", "float16" or a NumPy, JAX or PyTorch dtype of these; None as in `default_dtype`.
+    `revision`: branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to
+    take the tokenizer from instead. `progress` hears how many tensors are loaded. `weights`: "int8" keeps those of
+    linear layers as `sllm_jax.core.int8` says. Raises `SllmError` for whatever cannot be found, read or run.
+    """
+    check_weights(weights)
+    dtype = as_dtype(default_dtype() if dtype is None else dtype)
+    folder = hub.resolve(name_or_folder, revision)
+    hf_config, module = read_config(folder, dtype)
+    generation_config = load_generation_config(folder)
+    loaded_tokenizer = _tokenizer(folder, tokenizer)
+    params = load_params(folder, module, progress, weights)
+    if is_quantized(params) and jax.default_backend() == "cpu":
+        warnings.warn(SLOW_INT8, stacklevel=2)
+    return Model(module, params, hf_config, generation_config), loaded_tokenizer
+
+
+def _tokenizer(folder: Path, instead: str | Path | None) -> Any:
+    if instead is None:
+        return load_tokenizer(folder)
+    path = Path(os.path.expanduser(instead))
+    loaded = load_tokenizer(path if is_file(path) else hub.resolve(instead, only_tokenizer=True))
+    if loaded is None:
+        raise SllmError(f"there is no tokenizer in {instead}; expected tokenizer.json or tokenizer.model")
+    return loaded

@@ -1,0 +1,258 @@
+"""Rotary position embeddings (RoPE): the frequencies of each kind, and the rotation of queries and keys.
+
+A key is rotated once, when it is written, by the number of its slot; `attention.py` says how a query meets it.
+Positions are therefore bounded by the size of the state, and so are all angles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.models.bounds import check_largest
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+_OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
+_TOO_LARGE = 1e30
+_STRIDE = 256  # positions are split into a multiple of this and a rest
+
+
+@dataclass(frozen=True)
+class Rope:
+    """RoPE of one model: which dimensions rotate, and how fast. Fields carry their Hugging Face names.
+
+    `dim` is the number of rotated dimensions of a head (even); the rest of the head passes unrotated. It is 0 for
+    models that tell positions by other means.
+    """
+
+    dim: int
+    max_position_embeddings: int
+    rope_theta: float = 10_000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0  # YaRN: queries and keys are both longer by this much
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
+        """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before); refuse unknown kinds."""
+        options = _rope_options(config)
+        kind = options.get("rope_type", options.get("type", "default"))
+        if not isinstance(kind, str) or kind not in ROPE_KINDS:
+            raise SllmError(f"RoPE type {kind!r:.80} is not supported; supported are {', '.join(ROPE_KINDS)}")
+        own = _own_options(kind, options)
+        context = _context(config, kind)
+        name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
+        original = _positive(config, name) or _positive(options, name) or context
+        share = "partial_rotary_factor"
+        dim = int(head_dim * (_positive(options, share) or _positive(config, share) or 1))
+        if kind == "yarn":
+            own = _complete_yarn(own, context / original)
+        if kind == "dynamic" and dim <= 2:
+            raise SllmError(f"RoPE type 'dynamic' needs more than 2 rotated dimensions; got {dim}")
+        return cls(
+            dim=dim,
+            max_position_embeddings=context,
+            rope_theta=_positive(options, "rope_theta") or _positive(config, "rope_theta") or 10_000.0,
+            rope_type=kind,
+            original_max_position_embeddings=original,
+            **own,
+        )
+
+    def frequencies(self, length: int) -> np.ndarray:
+        """Angle per position of each rotated pair, float64 [dim / 2].
+
+        `length`: how many positions are in use; only dynamic NTK depends on it, and only past the trained context.
+        """
+        theta = self.rope_theta
+        if self.rope_type == "dynamic":
+            stretch = self.factor * max(length, self.max_position_embeddings) / self.max_position_embeddings
+            theta *= (stretch - (self.factor - 1)) ** (self.dim / (self.dim - 2))
+        plain = theta ** (-np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
+        match self.rope_type:
+            case "linear":
+                return plain / self.factor
+            case "llama3":
+                return plain * _llama3_share(self, plain)
+            case "yarn":
+                kept = _yarn_share_kept(self)
+                return plain * kept + plain / self.factor * (1 - kept)
+        return plain
+
+
+def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    options = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(options, Mapping) or any(isinstance(value, Mapping) for value in options.values()):
+        raise SllmError(
+            f"rope_scaling must be one object with a rope_type, the same for all layers; got {options!r:.80}"
+        )
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one that can be computed with: no bool, no NaN, nothing without end."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+
+
+def _positive(config: Mapping[str, Any], name: str) -> Any:
+    """A positive number, or None if there is none under this name."""
+    value = config.get(name)
+    if value is not None and (not is_number(value) or value <= 0):
+        raise SllmError(f"{name} in config.json must be a positive number; got {value!r:.80}")
+    return value
+
+
+def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that only this kind has; raises `SllmError` if one is missing, or there is one of no known kind."""
+    own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
+    if missing := [name for name in _REQUIRED[kind] if not is_number(options.get(name)) or options[name] <= 0]:
+        raise SllmError(
+            f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options!r:.200}"
+        )
+    unknown = [name for name in options if name not in (*own, *_OF_ALL)]
+    if unknown and kind != "default":  # configs leave the options of a scaling that is switched off in place
+        raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {', '.join(own)}")
+    chosen = {name: options[name] for name in own if name in options}
+    for name, value in chosen.items():
+        is_bool = name == "truncate"
+        if isinstance(value, bool) != is_bool or (not is_bool and (not is_number(value) or value < 0)):
+            expected = "true or false" if is_bool else "a number of 0 or more"
+            raise SllmError(f"{name} of RoPE type {kind!r:.80} must be {expected}; got {value!r:.80}")
+    return chosen
+
+
+def _context(config: Mapping[str, Any], kind: str) -> int:
+    """The trained context, in tokens.
+
+    Vicuna 16k and its kin, trained on with linear RoPE, have the context of before as `max_position_embeddings` and
+    theirs as `max_sequence_length`.
+    """
+    names = ("max_position_embeddings", "max_sequence_length") if kind == "linear" else ("max_position_embeddings",)
+    values = {name: config[name] for name in names if config.get(name) is not None}
+    for name, value in values.items():
+        if type(value) is not int or value <= 0:
+            raise SllmError(f"{name} in config.json must be a positive integer; got {value!r:.80}")
+        check_largest(name, value)
+    return max(values.values(), default=2048)
+
+
+def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:
+    """YaRN's options as `Rope` has them; without a factor it is the `stretch` of the context."""
+    factor = options.get("factor") or stretch
+    return {
+        "factor": factor,
+        "attention_factor": options.get("attention_factor") or _yarn_attention_factor(factor, options),
+        "beta_fast": options.get("beta_fast") or 32.0,
+        "beta_slow": options.get("beta_slow") or 1.0,
+        "truncate": options.get("truncate", True),
+    }
+
+
+def _llama3_share(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
+    """Llama 3.1: high frequencies stay, low ones are divided by `factor`, a ramp in between."""
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # in the context trained first
+    ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    return ramp + (1 - ramp) / rope.factor
+
+
+def _yarn_share_kept(rope: Rope) -> np.ndarray:
+    """YaRN (arXiv 2309.00071, section 3.2): the share of each frequency that is not interpolated."""
+
+    def pair_that_turns(times: float) -> float:
+        circle = rope.original_max_position_embeddings / (times * 2 * math.pi)
+        return rope.dim * math.log(circle) / (2 * math.log(rope.rope_theta))
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    return 1 - np.clip((np.arange(rope.dim // 2) - low) / (max(high - low, 0) or 0.001), 0, 1)
+
+
+def _yarn_attention_factor(factor: float, options: Mapping[str, Any]) -> float:
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(max(factor, 1)) + 1
+
+    if options.get("mscale") and options.get("mscale_all_dim"):
+        return magnitude(options["mscale"]) / magnitude(options["mscale_all_dim"])
+    return magnitude(1)
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of one angle for each of T positions and each rotated pair."""
+
+    cos: Float[Array, "T half"]
+    sin: Float[Array, "T half"]
+
+    def inverse(self) -> Angles:
+        """The rotation back."""
+        return Angles(self.cos, -self.sin)
+
+
+@dataclass(frozen=True, eq=False)
+class AngleTable:
+    """Angles of the positions 0 ... limit - 1, from two small tables that the host computes in float64.
+
+    In float32 the cosine of a product of position and frequency is off by 6e-4 at position 4,096 already. A position is
+    split into a multiple of 256 and a rest, whose rotations are chained: off by 2e-7 at most, at every position.
+    """
+
+    coarse: np.ndarray  # [limit / 256, half], complex64
+    fine: np.ndarray  # [256, half], complex64
+
+    @classmethod
+    def of(cls, rope: Rope, length: int, limit: int) -> AngleTable:
+        """`length`: as in `Rope.frequencies`; `limit`: one more than the last position that will be asked for."""
+        frequencies = rope.frequencies(length)
+        starts = np.arange(0, limit + _STRIDE, _STRIDE)
+        return cls(_turn(starts, frequencies), _turn(np.arange(_STRIDE), frequencies))
+
+    def __call__(self, position: Int[Array, " T"]) -> Angles:
+        """Angles of `position` [T], each in 0 ... limit - 1."""
+        coarse, fine = (
+            Angles(jnp.asarray(table.real)[index], jnp.asarray(table.imag)[index])
+            for table, index in ((self.coarse, position // _STRIDE), (self.fine, position % _STRIDE))
+        )
+        return Angles(coarse.cos * fine.cos - coarse.sin * fine.sin, coarse.sin * fine.cos + coarse.cos * fine.sin)
+
+
+def _turn(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    return np.exp(1j * np.outer(position, frequencies)).astype(np.complex64)
+
+
+def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*heads T D"]:
+    """Rotate the vectors of T tokens by their angles, in float32 (half-split pairs, Hugging Face's layout).
+
+    Dimensions beyond the rotated ones (partial rotary embeddings) pass unchanged.
+    """
+    half = angles.cos.shape[-1]
+    if half == 0:
+        return x
+    with jax.named_scope("rope"):
+        first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+        first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+        turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
+        return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)

@@ -1,0 +1,107 @@
+"""The names of the paper's own code, `enable_streaming_llm` and `StartRecentKVCache`, on states instead of lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.core import kv_state
+from sllm_jax.core.kv_state import KVState, over_streams
+from sllm_jax.core.model import Model
+from sllm_jax.models import supported
+from sllm_jax.models.config import ModelConfig
+
+MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state stay below twice the slots, and are int32
+
+
+def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> StartRecentKVCache:
+    """The cache with which `model` streams: `start_size` sinks and `recent_size` recent tokens.
+
+    Raises `SllmError` if the family of the model is not supported, or a size is negative.
+    """
+    supported(model.config.model_type)
+    return StartRecentKVCache(model.config, model.dtype, start_size, recent_size)
+
+
+@dataclass(frozen=True)
+class StartRecentKVCache:
+    """Keeps the first `start_size` and the last `recent_size` tokens of a stream (paper, section 3.2).
+
+    Every method takes a state, of one stream or of several, and returns another; none changes the one it is given.
+    Positions are cache positions: 0 is the first sink, `filled` - 1 the token read last.
+    """
+
+    config: ModelConfig
+    dtype: Any
+    start_size: int = 4
+    recent_size: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no cache can have."""
+        check_sizes(self.start_size, self.recent_size)
+
+    @property
+    def cache_size(self) -> int:
+        """Tokens kept between steps; a step attends to one more, its own."""
+        return self.start_size + self.recent_size
+
+    def init_state(self, streams: int | None = None) -> KVState:
+        """An empty state for one stream, or for `streams` side by side."""
+        return kv_state.init_state(self.config, self.start_size, self.recent_size, self.dtype, streams)
+
+    def __call__(self, state: KVState) -> KVState:
+        """First `start_size` + last `recent_size` tokens of a state of any capacity, as a state of this cache's."""
+        return _first_and_last(state, self.start_size, self.recent_size, self.config.rope)
+
+    def evict_for_space(self, state: KVState, num_coming: int) -> KVState:
+        """Drop the oldest tokens that are not sinks until `num_coming` more fit into `cache_size`.
+
+        With more coming than the window holds, all that are not sinks go, and the coming tokens then evict each other
+        one by one as they always do; the original goes on to exceed its cache there.
+        """
+        if num_coming < 0:
+            raise SllmError(f"num_coming must be 0 or more; got {num_coming}")
+        if (state.start_size, state.recent_size) != (self.start_size, self.recent_size):
+            state = self(state)
+        return _evict_for_space(state, jnp.int32(num_coming))
+
+    def evict_range(self, state: KVState, start: int, end: int) -> KVState:
+        """Drop the tokens at cache positions `start` ... `end` - 1; those behind them move up.
+
+        Raises `SllmError` unless 0 <= start <= end <= tokens in the cache, for every stream.
+        """
+        filled = int(jnp.min(state.filled))
+        if not 0 <= start <= end <= filled:
+            raise SllmError(f"evict_range needs 0 <= start <= end <= {filled}, the tokens cached; got {start}, {end}")
+        return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config.rope)
+
+
+def check_sizes(start_size: int, recent_size: int) -> None:
+    """Raises `SllmError` unless both sizes are integers of 0 or more, and `MAX_CACHE_SIZE` together at most."""
+    for name, size in (("start_size", start_size), ("recent_size", recent_size)):
+        if not isinstance(size, int | np.integer) or size < 0:
+            raise SllmError(f"{name} must be an integer of 0 or more; got {size!r}")
+    if start_size + recent_size > MAX_CACHE_SIZE:
+        raise SllmError(f"a cache holds {MAX_CACHE_SIZE} tokens at most; got {start_size} + {recent_size}")
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _first_and_last(state: KVState, start_size: int, recent_size: int, rope: Any) -> KVState:
+    return over_streams(lambda one: kv_state.first_and_last(one, start_size, recent_size, rope), state)(state)
+
+
+@jax.jit
+def _evict_for_space(state: KVState, num_coming: Int[Array, ""]) -> KVState:
+    return over_streams(lambda one: kv_state.evict_for_space(one, num_coming), state)(state)
+
+
+@partial(jax.jit, static_argnums=3)
+def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Any) -> KVState:
+    return over_streams(lambda one: kv_state.evict_range(one, start, end, rope), state)(state)

@@ -1,0 +1,171 @@
+"""Texts of any length as token ids, in memory that does not grow with them.
+
+A text is tokenized block by block. Each block begins some way before the last one's end, and the two are joined where
+both have the same tokens at the same places, far from either edge: the ids are those of the whole text in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.inputs import check_source, is_file
+from sllm_jax.common.progress import Progress, silent
+from sllm_jax.text.tokenizer import encodable, encode
+
+BLOCK_SIZE = 2**18  # characters
+MAX_TEXT = 2**28  # characters of a text that is read whole, as for experiments; all of PG-19's test books have 2**25
+OVERLAP = 2**12  # characters of a block that the next one reads again
+_AGREEING = 8  # tokens on which two blocks must agree to be joined
+
+
+class Tokens(NamedTuple):
+    """The N tokens of a text: ids, and where in the text each begins and ends, in characters."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class TextBlock(NamedTuple):
+    """Some of a text's tokens, and the characters that they stand for."""
+
+    text: str
+    tokens: Tokens
+
+
+def encode_blocks(
+    tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP, control_tokens: bool = False
+) -> Iterator[TextBlock]:
+    """The tokens of a text that comes in blocks, those of `encode` without `start`."""
+    window, begin = next(text, ""), 0  # of the window's characters those before `begin` are done
+    tokens = _tokens(tokenizer, window, control_tokens)
+    for block in text:
+        shift = max(begin, len(window) - overlap)
+        following = _tokens(tokenizer, window[shift:] + block, control_tokens)
+        joint = _joint(tokens, following, shift, max(begin, shift + overlap // 4), len(window) - overlap // 4)
+        if joint is None:  # nothing in common: both in one go
+            window += block
+            tokens = _tokens(tokenizer, window, control_tokens)
+            continue
+        yield _cut(window, tokens, begin, joint)
+        window, tokens, begin = window[shift:] + block, following, joint - shift
+    yield _cut(window, tokens, begin, len(window))
+
+
+def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
+    """The text of a file or pipe in blocks; raises `SllmError` if it cannot be read, is not UTF-8, or is empty."""
+    check_source(path)
+    empty = True
+    try:
+        with path.open(encoding="utf-8") as file:
+            while block := file.read(size):
+                empty = False
+                yield block
+    except OSError as error:
+        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SllmError(f"{path} is not UTF-8 text: {error}") from error
+    if empty:
+        raise SllmError(f"{path} is empty; give a text with something to predict")
+
+
+def text_blocks(text: str, size: int = BLOCK_SIZE) -> Iterator[str]:
+    """A text in blocks."""
+    return (text[i : i + size] for i in range(0, len(text), size))
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file; raises `SllmError` as `file_blocks` does, and for more than `MAX_TEXT` characters."""
+    blocks, size = [], 0
+    for block in file_blocks(path):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_TEXT:
+            raise SllmError(f"{path} has more than {MAX_TEXT} characters; give a part of it")
+    return "".join(blocks)
+
+
+class TokenFile(NamedTuple):
+    """Token ids [N] int32, mapped from a file, and how many bytes of UTF-8 all but the first stand for."""
+
+    ids: np.ndarray
+    predicted_bytes: int
+
+
+def tokenize_file(
+    tokenizer: Any,
+    path: Path,
+    target: Path,
+    max_tokens: int | None = None,
+    progress: Progress = silent,
+    control_tokens: bool = False,
+) -> TokenFile:
+    """Write the token ids of a text file, behind the tokenizer's start tokens, to `target`; `max_tokens` at most.
+
+    `progress` is called with the bytes read and the bytes of the file. `control_tokens` as in `encode`. Raises
+    `SllmError` for what is no text.
+    """
+    start = encode(tokenizer, "", start=True)
+    count, read, used, first = len(start), 0, 0, 0  # tokens; bytes: read, of the tokens, of the first one
+    size = path.stat().st_size if is_file(path) else 0
+    with target.open("wb") as file:
+        file.write(start.tobytes())
+        for block in encode_blocks(tokenizer, file_blocks(path), control_tokens=control_tokens):
+            left = None if max_tokens is None else max_tokens - count
+            ids = block.tokens.ids[:left]
+            if count == 0 and len(ids):
+                first = _bytes(block.text[: block.tokens.ends[0]])
+            file.write(ids.tobytes())
+            whole = len(ids) == len(block.tokens.ids)
+            used += _bytes(block.text if whole else block.text[: block.tokens.ends[len(ids) - 1] if len(ids) else 0])
+            count, read = count + len(ids), read + _bytes(block.text)
+            progress(read, size)
+            if not whole:
+                break
+    return TokenFile(np.memmap(target, np.int32, "r", shape=(count,)), used - first)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _tokens(tokenizer: Any, text: str, control_tokens: bool) -> Tokens:
+    with encodable():
+        encoding = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+            split_special_tokens=not control_tokens,
+        )
+    offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2)
+    return Tokens(np.array(encoding["input_ids"], np.int32), offsets[:, 0], offsets[:, 1])
+
+
+def _cut(text: str, tokens: Tokens, begin: int, end: int) -> TextBlock:
+    """The part of a text from character `begin` to `end`."""
+    i, j = np.searchsorted(tokens.starts, (begin, end))
+    if end == len(text):
+        j = len(tokens.starts)
+    ids, starts, ends = (values[i:j] for values in tokens)
+    return TextBlock(text[begin:end], Tokens(ids, starts - begin, ends - begin))
+
+
+def _joint(one: Tokens, other: Tokens, shift: int, low: int, high: int) -> int | None:
+    """The place of a token amid `_AGREEING` that both have, its text between characters `low` and `high` of `one`."""
+    i, end = np.searchsorted(one.starts, (low, high))
+    mine = list(zip(one.starts[i:end].tolist(), one.ends[i:end].tolist(), one.ids[i:end].tolist(), strict=True))
+    theirs = list(zip((other.starts + shift).tolist(), (other.ends + shift).tolist(), other.ids.tolist(), strict=True))
+    places = {token: j for j, token in enumerate(theirs)}
+    for k in range(len(mine) - _AGREEING + 1):
+        j = places.get(mine[k])
+        middle = k + _AGREEING // 2
+        alone = mine[middle - 1][1] <= mine[middle][0]  # not one of several tokens of a single character
+        if j is not None and alone and theirs[j : j + _AGREEING] == mine[k : k + _AGREEING]:
+            return mine[middle][0]
+    return None

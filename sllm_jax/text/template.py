@@ -1,0 +1,114 @@
+"""Chat templates, rendered within limits of time, memory and size.
+
+A template is a program of whoever made the checkpoint. The sandbox of `transformers` keeps it from reaching anything,
+but not from running for hours or from taking all memory, and nothing inside a process can stop `'a' * 10**10`. So
+templates are rendered in a process of their own, which can be killed. It is started with the first conversation, takes
+about a second to start, and then less than a millisecond for a turn.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.foreign import foreign
+
+SECONDS = 10  # that a conversation may take
+START_SECONDS = 120  # that the process may take to start, on a busy machine
+_PROGRAM = Path(__file__).with_name("template_process.py")
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
+    """What `tokenizer.apply_chat_template` makes of the messages, as text; with `prompt` up to where an answer begins.
+
+    Raises `SllmError` if the template refuses the messages, or takes too much time or memory.
+    """
+    roles = ", ".join(message["role"] for message in messages)
+    with foreign("the chat template", "use another tokenizer (--tokenizer)"):
+        request = {
+            **tokenizer.special_tokens_map,
+            "conversations": [messages],
+            "chat_template": tokenizer.get_chat_template(),
+            "add_generation_prompt": prompt,
+        }
+        line = json.dumps(request).encode() + b"\n"
+    answer = _ask(line)
+    if "text" not in answer:
+        raise SllmError(f"the chat template refuses a conversation of {roles}: {answer['error']}")
+    return answer["text"]
+
+
+_running: list[subprocess.Popen[bytes]] = []  # at most one
+
+
+def _ask(line: bytes) -> dict[str, Any]:
+    """Send a request to the process, started if need be; a process that does not answer is killed."""
+    if not _running:
+        _running.append(_start())
+    try:
+        requests, answers = _pipes(_running[0])
+        requests.write(line)
+        requests.flush()
+        return _answer(answers, SECONDS)
+    except TimeoutError:
+        stop()
+        raise SllmError(f"the chat template takes more than {SECONDS} s; use another tokenizer (--tokenizer)") from None
+    except (OSError, EOFError, ValueError):
+        stop()
+        raise SllmError(
+            "the chat template takes more memory than there is; use another tokenizer (--tokenizer)"
+        ) from None
+    except BaseException:  # an answer that nobody has waited for must not be taken for the next one
+        stop()
+        raise
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # -P: the folder of the program, which is this package's, is not searched for modules.
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_PROGRAM)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _answer(_pipes(process)[1], START_SECONDS)
+    except BaseException as error:
+        _end(process)
+        if isinstance(error, OSError | EOFError | ValueError):
+            raise SllmError("the process that renders chat templates does not start; try again") from error
+        raise
+    return process
+
+
+def _answer(answers: IO[bytes], seconds: float) -> dict[str, Any]:
+    """The next answer; raises TimeoutError, and EOFError if the process has ended."""
+    if not select.select([answers], [], [], seconds)[0]:
+        raise TimeoutError
+    if not (line := answers.readline()).endswith(b"\n"):
+        raise EOFError
+    return json.loads(line)
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@atexit.register
+def stop() -> None:
+    """End the process, if it runs; the next conversation starts another."""
+    while _running:
+        _end(_running.pop())

@@ -1,0 +1,321 @@
+"""A checkpoint's tokenizer: finding it, text to token ids, token ids to text.
+
+A tokenizer here is a `PreTrainedTokenizerFast` of `transformers`, imported only when one is loaded. `tokenizer.json` is
+used as it is: `AutoTokenizer` of transformers 5 rebuilds a Llama tokenizer from its vocabulary instead, which changes
+the ids of 15 of the 47 texts of llama.cpp's vocabulary tests (45 of 47 for a folder that has only `tokenizer.model`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.files import CHAT_TEMPLATES, MAX_JSON, load_json, scratch_folder
+from sllm_jax.common.foreign import foreign
+from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
+from sllm_jax.text.tokenizer_growth import check_growth
+
+MAX_VOCABULARY = 2**29  # bytes of a tokenizer file; the largest published ones, of 256,000 tokens, have some 2**25
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+# BOS and EOS of a tokenizer that came without a word about them: the first that are in its vocabulary.
+BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
+EOS_TOKENS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+
+_ANOTHER = "choose another tokenizer (--tokenizer)"
+
+
+def load_tokenizer(source: Path) -> Any:
+    """The tokenizer of a folder, or of one file; None if the folder has none.
+
+    A folder has `tokenizer.json`, or `tokenizer.model` (SentencePiece, as with Llama 1 and 2), or `vocab.json` and
+    `merges.txt` (GPT-2), and beside it what `transformers` writes: `tokenizer_config.json`, `special_tokens_map.json`,
+    `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is downloaded and no code of a
+    checkpoint is run. Raises `SllmError` if there is nothing at `source` or it cannot be read.
+    """
+    if not is_there(source):
+        raise SllmError(f"no tokenizer at {shown(source)}: expected a folder or a file that exists; check the path")
+    file = _tokenizer_file(source) if is_folder(source) else source
+    if file is None:
+        return None
+    check_file(file, MAX_VOCABULARY)
+    for path in _settings_files(file):
+        if path.suffix == ".json":
+            load_json(path)
+        check_file(path, MAX_JSON)
+    remedy = (
+        "expected the tokenizer.json of a Hugging Face tokenizer or a SentencePiece tokenizer.model; fetch the file "
+        "again or choose another tokenizer"
+    )
+    with quiet(), foreign(str(file), remedy, "is not a tokenizer that can be read"):
+        return _load(source, file)
+
+
+def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False) -> np.ndarray:
+    """Token ids [N] of a text, int32.
+
+    With `start` they begin with the special tokens that the tokenizer puts before a text (BOS, if any); what it would
+    put behind the text is left out, since a stream goes on. Without `start` there are none, but a SentencePiece
+    tokenizer still puts its own space before the text, as it does before every text. A text that spells a control token
+    (`<|im_end|>`) is encoded letter by letter, unless `control_tokens` lets it stand for the token itself.
+    """
+    check_unicode(text)
+    with encodable():
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False, split_special_tokens=not control_tokens)
+        return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
+
+
+def check_unicode(text: str) -> None:
+    """Raises `SllmError` for a text that UTF-8 cannot hold: it has half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SllmError(f"the text is not Unicode: {error}; give UTF-8") from error
+
+
+def control_token_ids(tokenizer: Any) -> dict[str, int]:
+    """The tokens that have no text of their own, such as BOS, EOS and those of chat templates, by their spelling."""
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
+    """The text of token ids [N], without special tokens and with every space as it is."""
+    ids = [int(i) for i in ids]
+    with decodable():
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def encodable() -> AbstractContextManager[None]:
+    """The door of every call that encodes: a tokenizer's own rules may fail on some texts only."""
+    return foreign("the text", _ANOTHER, "cannot be encoded by this tokenizer")
+
+
+def decodable() -> AbstractContextManager[None]:
+    """The door of every call that decodes."""
+    return foreign("the tokens", _ANOTHER, "cannot be decoded by this tokenizer")
+
+
+def start_ids(tokenizer: Any) -> np.ndarray:
+    """Token ids [1], int32, with which a stream begins that has no prompt: BOS, or EOS in a tokenizer without BOS."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return np.array([token], np.int32)
+    raise SllmError(
+        f"the tokenizer {tokenizer.name_or_path} has neither a BOS nor an EOS token to begin a text with; give a prompt"
+    )
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The special tokens before a text."""
+    encoding = tokenizer("a", add_special_tokens=True)
+    sequence = encoding.sequence_ids()
+    return encoding["input_ids"][: next(i for i, part in enumerate(sequence) if part is not None)]
+
+
+def _tokenizer_file(folder: Path) -> Path | None:
+    return next((folder / name for name in VOCABULARY_FILES if is_there(folder / name)), None)
+
+
+def _settings_files(file: Path) -> list[Path]:
+    """What belongs to a tokenizer file; nothing to one whose name is not that of a checkpoint's tokenizer."""
+    beside = [file.with_name(name) for name in SETTINGS_FILES] if file.name in VOCABULARY_FILES else []
+    return [path for path in beside if is_there(path)]
+
+
+def _load(source: Path, file: Path) -> Any:
+    if file.name == "tokenizer.json":
+        _check_rules(file)
+        for path in (file.parent / CHAT_TEMPLATES).glob("*"):
+            check_file(path, MAX_JSON)
+        return _load_folder(file.parent)
+    with scratch_folder() as folder:
+        _write_folder(folder, file)
+        tokenizer = _load_folder(folder)
+    tokenizer.name_or_path = str(source)
+    return tokenizer
+
+
+def _check_rules(file: Path) -> None:
+    """Raises `SllmError` for a tokenizer.json that makes texts explode; anything else is the library's to refuse."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        check_growth(content, str(file))
+
+
+def _load_folder(folder: Path) -> Any:
+    """The tokenizer of a folder with a tokenizer.json that may be read."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may ask for any number of tokens
+    tokenizer.backend_tokenizer.no_truncation()
+    _complete_special_tokens(tokenizer)
+    if (adds_bos := bos_rule(_read_config(folder))) is not None:
+        _set_bos(tokenizer, adds_bos)
+    return tokenizer
+
+
+def bos_rule(config: Mapping[str, Any]) -> bool | None:
+    """Whether a text begins with BOS by `tokenizer_config.json`; None: as the tokenizer's own post-processor has it.
+
+    Of the classes, `LlamaTokenizer` and `LlamaTokenizerFast` decide by `add_bos_token` (true where it is absent, false
+    where it is null) and override the post-processor, as in transformers 4.57, with which such models were published.
+    transformers 5 ignores the option where there is a `tokenizer.json`. Raises `SllmError` for any other value.
+    """
+    if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        return None
+    adds_bos = config.get("add_bos_token", True)
+    if not isinstance(adds_bos, bool | None):
+        raise SllmError(f"add_bos_token in tokenizer_config.json must be true or false; got {adds_bos!r:.80}")
+    return bool(adds_bos)
+
+
+def _set_bos(tokenizer: Any, adds_bos: bool) -> None:
+    """Put BOS before every text, if the tokenizer has one, or nothing."""
+    from tokenizers import processors
+
+    start = tokenizer.bos_token if adds_bos else None
+    prefix, special = (f"{start} ", [(start, tokenizer.bos_token_id)]) if start else ("", [])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{prefix}$A", pair=f"{prefix}$A {prefix}$B", special_tokens=special
+    )
+
+
+def _write_folder(folder: Path, file: Path) -> None:
+    """Make a folder with a `tokenizer.json` out of a file that is something else, with the settings beside it."""
+    for path in _settings_files(file):
+        shutil.copy(path, folder)
+    config = _read_config(folder)
+    if file.suffix == ".model":
+        backend, special = _from_sentencepiece(file, config)
+        config = special | config
+    elif file.name == "vocab.json":
+        backend = _from_vocab_and_merges(file, config)
+    else:
+        _check_rules(file)
+        shutil.copy(file, folder / "tokenizer.json")
+        return
+    check_growth(json.loads(backend.to_str()), str(file))
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` without the empty special tokens that early Llama conversions have."""
+    file = folder / "tokenizer_config.json"
+    config = load_json(file) if is_there(file) else {}
+    return {key: value for key, value in config.items() if value != ""}
+
+
+def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+    """The same BPE in the form of `tokenizers`, and its special tokens by name.
+
+    SentencePiece joins the pair whose union has the highest score, so the unions in the order of their scores are the
+    merges. BOS comes before a text, as Llama has it, unless the config says otherwise.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+    from tokenizers.models import BPE
+
+    messages: Any = sentencepiece_model_pb2  # generated, and so without types
+    proto = messages.ModelProto()
+    proto.ParseFromString(file.read_bytes())
+    trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
+    if not proto.pieces or trainer.model_type != trainer.BPE:
+        raise SllmError(
+            f"{file} is not a SentencePiece BPE model: expected the tokenizer.model of a Llama-like checkpoint; "
+            "use a checkpoint with a tokenizer.json"
+        )
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    backend = Tokenizer(
+        BPE(vocab, _merges(proto), unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
+    )
+    backend.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type != kinds.USER_DEFINED)
+            for piece in proto.pieces
+            if piece.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)
+        ]
+    )
+    whitespace = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []),
+            *(whitespace if rules.remove_extra_whitespaces else []),
+            *([normalizers.Prepend("▁")] if rules.add_dummy_prefix else []),
+            normalizers.Replace(" ", "▁"),
+        ]
+    )
+    strip = [decoders.Strip(content=" ", left=1)] if rules.add_dummy_prefix else []
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    special = {"unk_token": trainer.unk_piece}
+    if trainer.bos_id >= 0:
+        special["bos_token"] = trainer.bos_piece
+        if config.get("add_bos_token", True):
+            bos = trainer.bos_piece
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, trainer.bos_id)]
+            )
+    if trainer.eos_id >= 0:
+        special["eos_token"] = trainer.eos_piece
+    return backend, special
+
+
+def _merges(proto: Any) -> list[tuple[str, str]]:
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL}
+    pairs = [
+        (-score, piece[:cut], piece[cut:])
+        for piece, score in normal.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+    return [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
+    """The byte-level BPE of GPT-2; others of these files cut text in their own ways and need a `tokenizer.json`."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    merges = vocab.with_name("merges.txt")
+    name = config.get("tokenizer_class", "GPT2Tokenizer")
+    if not is_file(merges) or not name.startswith("GPT2Tokenizer"):
+        raise SllmError(
+            f"{vocab.parent} has a vocab.json but no tokenizer.json: expected merges.txt beside it and a GPT2Tokenizer "
+            f"(got {name}); save the tokenizer again with transformers, which writes a tokenizer.json"
+        )
+    backend = Tokenizer(BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _complete_special_tokens(tokenizer: Any) -> None:
+    """Name BOS and EOS if nothing came with the tokenizer that names either."""
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        tokenizer.bos_token = next((token for token in BOS_TOKENS if token in special), None)
+        tokenizer.eos_token = next((token for token in EOS_TOKENS if token in special), None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No advice from the libraries meanwhile: what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
