@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.option_groups import expand_groups
 from sllm_jax.common.errors import SllmError
 from sllm_jax.loading.bundle import DEFAULT_MODEL
 
@@ -23,16 +24,44 @@ if TYPE_CHECKING:
 _PANEL = "What is measured"
 
 
-def benchmark(
-    model: o.Model = DEFAULT_MODEL,
+@dataclass(frozen=True)
+class BenchmarkModel:
+    """The model that is measured: a checkpoint, or random weights of a config. It needs no tokenizer."""
+
+    model: o.ModelName = DEFAULT_MODEL
     config: Annotated[
         Path | None,
         Option(
             help="Time random weights of this config.json instead: no checkpoint is needed.", rich_help_panel=o.MODEL
         ),
-    ] = None,
-    start_size: o.StartSize = 4,
-    recent_size: o.RecentSize = None,
+    ] = None
+    revision: o.Revision = None
+    dtype: o.Dtype = None
+    weights: o.Weights = None
+
+    @property
+    def name(self) -> str:
+        """What the figures are of."""
+        return str(self.config or self.model)
+
+    def load(self, seed: int) -> Model:
+        """The model, with a progress bar; `seed` makes random weights. Raises `SllmError`."""
+        if self.config is None:
+            return o.ModelGroup(self.model, self.revision, dtype=self.dtype, weights=self.weights).load()[0]
+        from sllm_jax.benchmark.random_weights import random_model
+        from sllm_jax.common.files import load_json
+        from sllm_jax.convert.dtypes import as_dtype
+        from sllm_jax.loading.pretrained import default_dtype
+
+        dtype = as_dtype(self.dtype or default_dtype())
+        return random_model(load_json(self.config), dtype, bool(self.weights), seed)
+
+
+@expand_groups
+def benchmark(
+    *,
+    source: BenchmarkModel,
+    cache: o.CacheSizes,
     streams: Annotated[
         list[int] | None,
         Option(help="Streams side by side; may be given several times.", show_default="1", rich_help_panel=_PANEL),
@@ -56,9 +85,6 @@ def benchmark(
         Path | None,
         Option(help="Write a trace of decoding to this folder, for TensorBoard, XProf or ui.perfetto.dev."),
     ] = None,
-    revision: o.Revision = None,
-    dtype: o.Dtype = None,
-    weights: o.Weights = None,
     seed: Annotated[int, Option(help="Of random weights and tokens.")] = 0,
 ) -> None:
     """Measure speed, memory and start-up on this machine.
@@ -75,36 +101,35 @@ def benchmark(
     from sllm_jax.benchmark.run import Settings, measure
     from sllm_jax.common.files import check_writable, made_folder, new_file
     from sllm_jax.core.int8 import check_weights, is_quantized
-    from sllm_jax.streams.kv_cache import check_sizes
     from sllm_jax.streams.stream import fit_sizes
 
     check_against(against or ())
-    check_weights(weights)
-    check_sizes(start_size, recent_size or 0)
-    settings = Settings(start_size, recent_size or 0, None if until_full else streams or (1,), rounds, seed)
+    check_weights(source.weights)
+    cache.check()
+    settings = Settings(cache.start_size, cache.recent_size or 0, None if until_full else streams or (1,), rounds, seed)
     if out:
         check_writable(out)
     if profile:
         made_folder(Path(os.path.expanduser(profile)))
     jax.config.update("jax_enable_compilation_cache", False)  # what is cold is to be cold
     begin = time.perf_counter()
-    loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
+    model = source.load(seed)
     load_seconds = time.perf_counter() - begin
-    if "hf" in (against or ()) and is_quantized(loaded.params):
+    if "hf" in (against or ()) and is_quantized(model.params):
         raise SllmError("--against hf takes the same weights in PyTorch, as floats; leave out --weights int8")
-    start_size, recent_size = fit_sizes(loaded.config, start_size, recent_size)
+    start_size, recent_size = fit_sizes(model.config, cache.start_size, cache.recent_size)
     settings = replace(settings, start_size=start_size, recent_size=recent_size)
     with progress("measuring") as bar:
-        results = measure(loaded, settings, load_seconds, bar)
-    results = replace(results, about={"model": str(config or model), **results.about})
+        results = measure(model, settings, load_seconds, bar)
+    results = replace(results, about={"model": source.name, **results.about})
     found = results.as_json()
     if not as_json:
         print("\n\n".join(table.markdown() for table in results.tables()), flush=True)
     if profile:
-        _profile(loaded, settings, profile)
+        _profile(model, settings, profile)
     if against:
         note("compiling what it is timed against")
-        found["against"] = compare(loaded, settings, against)
+        found["against"] = compare(model, settings, against)
     if out:
         with new_file(out) as file:
             file.write(json.dumps(found, indent=2).encode() + b"\n")
@@ -114,23 +139,6 @@ def benchmark(
     for name, theirs in found.get("against", {}).items():
         print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, {name} {theirs['their_ms_per_step']:.4g} ms")
         print(f"ratio {name}/ours {theirs['ratio_to_ours']:.3g}")
-
-
-def _load(name: str, dtype: str | None, weights: str | None, revision: str | None) -> Model:
-    from sllm_jax.loading.pretrained import load
-
-    with progress("loading") as bar:
-        return load(name, dtype, revision, progress=bar, weights=weights)[0]
-
-
-def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> Model:
-    """Random weights of a `config.json`."""
-    from sllm_jax.benchmark.random_weights import random_model
-    from sllm_jax.common.files import load_json
-    from sllm_jax.convert.dtypes import as_dtype
-    from sllm_jax.loading.pretrained import default_dtype
-
-    return random_model(load_json(config), as_dtype(dtype or default_dtype()), bool(weights), seed)
 
 
 def _profile(model: Model, settings: Settings, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +11,14 @@ from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note
-from sllm_jax.cli.writing import check_options, load_model, note_end, sampling_options
-from sllm_jax.loading.bundle import DEFAULT_MODEL
+from sllm_jax.cli.option_groups import expand_groups
+from sllm_jax.cli.writing import note_end
 
 
+@expand_groups
 def chat(
-    model: o.Model = DEFAULT_MODEL,
+    *,
+    source: o.ModelGroup,
     system: Annotated[
         str | None,
         Option(
@@ -28,20 +32,8 @@ def chat(
     max_tokens: Annotated[int, Option(help="Write at most this many tokens an answer.")] = 1000,
     stop: o.Stop = None,
     control_tokens: o.ControlTokens = False,
-    mode: o.Mode = "streaming",
-    start_size: o.StartSize = 4,
-    recent_size: o.RecentSize = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    greedy: o.Greedy = False,
-    seed: o.Seed = 0,
-    revision: o.Revision = None,
-    tokenizer: o.Tokenizer = None,
-    dtype: o.Dtype = None,
-    weights: o.Weights = None,
+    cache: o.CacheGroup,
+    sampling: o.SamplingGroup,
 ) -> None:
     """Chat without end: one stream that is never reset, however many messages.
 
@@ -51,21 +43,19 @@ def chat(
     """
     from sllm_jax.cli.conversation import Conversation, answer_all, talk
     from sllm_jax.cli.messages import at_terminal, from_prompts, piped, typed
-    from sllm_jax.streams.stream import Stream
+    from sllm_jax.streams.stream import Stream, check_end
     from sllm_jax.text.chat import read_prompts
 
     listed = None if prompts is None else from_prompts(read_prompts(prompts))
-    chosen = sampling_options(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
-    check_options(mode, start_size, recent_size, max_tokens, stop or (), chosen)
+    cache.check()
+    check_end(max_tokens, stop or ())
+    sampling.check()
     talking = prompts is None and at_terminal()
     messages = typed() if talking else listed or piped()
-    loaded, loaded_tokenizer = load_model(model, revision, tokenizer, dtype, weights)
-
-    def begin() -> Stream:
-        return Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed, control_tokens=control_tokens)
-
-    opening = loaded.generation_config.get("opening") if system is None else None
-    conversation = Conversation(model, begin, system or opening, max_tokens, stop or (), chosen)
+    model, tokenizer = source.load()
+    begin = partial(Stream, model, tokenizer, **asdict(cache), seed=sampling.seed, control_tokens=control_tokens)
+    opening = model.generation_config.get("opening") if system is None else None
+    conversation = Conversation(source.model, begin, system or opening, max_tokens, stop or (), sampling.chosen())
     note(conversation.about())
     if opening:
         note(f"\n{opening}\n")

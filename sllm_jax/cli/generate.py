@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -13,21 +14,23 @@ from typer import Argument, Option
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import progress
-from sllm_jax.cli.writing import Speed, both, check_options, load_model, note_end, sampling_options, show
+from sllm_jax.cli.option_groups import expand_groups
+from sllm_jax.cli.writing import Speed, both, note_end, show
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.signals import deferred_signals, raise_stopped
-from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.streams.stream import Stream
 
 
+@expand_groups
 def generate(
     text: Annotated[
         str | None,
         Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
     ] = None,
-    model: o.Model = DEFAULT_MODEL,
+    *,
+    source: o.ModelGroup,
     prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt as an option.")] = None,
     max_tokens: Annotated[
         int | None, Option(help="Write at most this many tokens.", show_default="until the end of text, or Ctrl-C")
@@ -36,20 +39,8 @@ def generate(
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Write on past the end-of-text token.")] = False,
     control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
-    mode: o.Mode = "streaming",
-    start_size: o.StartSize = 4,
-    recent_size: o.RecentSize = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    greedy: o.Greedy = False,
-    seed: o.Seed = 0,
-    revision: o.Revision = None,
-    tokenizer: o.Tokenizer = None,
-    dtype: o.Dtype = None,
-    weights: o.Weights = None,
+    cache: o.CacheGroup,
+    sampling: o.SamplingGroup,
 ) -> None:
     """Write text, without end if you like.
 
@@ -57,21 +48,23 @@ def generate(
     however long it runs: the model sees the first START_SIZE and the last RECENT_SIZE tokens, and nothing that was
     evicted. Without a prompt, bundled models continue an opening of their own; others start from nothing.
     """
-    from sllm_jax.streams.stream import Stream
+    from sllm_jax.streams.stream import Stream, check_end
 
     given = _prompt(text, prompt)
-    chosen = sampling_options(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
-    check_options(mode, start_size, recent_size, max_tokens, stop or (), chosen)
-    loaded, loaded_tokenizer = load_model(model, revision, tokenizer, dtype, weights)
-    stream = Stream(loaded, loaded_tokenizer, start_size, recent_size, mode, seed, control_tokens=control_tokens)
-    opening = loaded.generation_config.get("opening") if given is None else None
+    cache.check()
+    check_end(max_tokens, stop or ())
+    sampling.check()
+    model, tokenizer = source.load()
+    stream = Stream(model, tokenizer, **asdict(cache), seed=sampling.seed, control_tokens=control_tokens)
+    opening = model.generation_config.get("opening") if given is None else None
     start, speed, written = given or opening, Speed(stream), Written(stream)
     with deferred_signals(raise_stopped) as check:
         try:
             if start is not None:
                 with progress("reading") as bar:
                     stream.feed(start, both(bar, check))
-            pieces = written.watch(speed.watch(stream.generate(max_tokens, stop or (), ignore_eos, **chosen)))
+            pieces = stream.generate(max_tokens, stop or (), ignore_eos, **sampling.chosen())
+            pieces = written.watch(speed.watch(pieces))
             if as_json:
                 for _ in pieces:
                     check()
@@ -80,7 +73,8 @@ def generate(
                 show(pieces, check)
         finally:
             if as_json:
-                print(json.dumps({"model": model, "prompt": start, "seed": seed, **written.as_json()}))
+                about = {"model": source.model, "prompt": start, "seed": sampling.seed}
+                print(json.dumps(about | written.as_json()))
             note_end(stream, speed)
 
 

@@ -1,17 +1,23 @@
-"""The options of the commands: their types and what `--help` says of them."""
+"""The options that several commands have: types, help texts, and groups of those that go together."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from sllm_jax.loading.bundle import bundled_names
+from sllm_jax.cli.console import progress
+from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
 
-MODEL, CACHE, SAMPLING = "Model", "Cache", "Sampling"
+if TYPE_CHECKING:
+    from sllm_jax.core.model import Model
+    from sllm_jax.core.sampling import SamplingOptions
 
-Model = Annotated[
+MODEL, CACHE, SAMPLING = "Model", "Cache", "Sampling"  # panels of --help
+
+ModelName = Annotated[
     str,
     Option(
         "--model",
@@ -23,10 +29,6 @@ Model = Annotated[
     ),
 ]
 Revision = Annotated[str | None, Option(help="Branch, tag or commit of a Hugging Face name.", rich_help_panel=MODEL)]
-Tokenizer = Annotated[
-    str | None,
-    Option(help="Take the tokenizer from this name, folder or file instead of the model's.", rich_help_panel=MODEL),
-]
 Dtype = Annotated[
     str | None,
     Option(
@@ -55,50 +57,6 @@ RecentSize = Annotated[
         rich_help_panel=CACHE,
     ),
 ]
-Mode = Annotated[
-    str,
-    Option(help="streaming: without end. dense: keep everything, up to the trained context.", rich_help_panel=CACHE),
-]
-
-Temperature = Annotated[
-    float | None,
-    Option(help="Above 1 livelier, below 1 safer, 0 is greedy.", show_default="the model's", rich_help_panel=SAMPLING),
-]
-TopK = Annotated[
-    int | None,
-    Option(
-        help="Choose among the K most probable tokens; 0: all.", show_default="the model's", rich_help_panel=SAMPLING
-    ),
-]
-TopP = Annotated[
-    float | None,
-    Option(
-        help="Choose among the fewest tokens whose probabilities add up to P; 1: all.",
-        show_default="the model's",
-        rich_help_panel=SAMPLING,
-    ),
-]
-MinP = Annotated[
-    float | None,
-    Option(
-        help="Choose among tokens at least P times as probable as the most probable one; 0: all.",
-        show_default="the model's",
-        rich_help_panel=SAMPLING,
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    Option(
-        help="Above 1: make tokens less probable that are still in the cache.",
-        show_default="the model's",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Greedy = Annotated[
-    bool, Option("--greedy", help="Always the most probable token: --temperature 0.", rich_help_panel=SAMPLING)
-]
-Seed = Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)]
-
 ControlTokens = Annotated[
     bool,
     Option(
@@ -112,3 +70,124 @@ Source = Annotated[
     str, Argument(help="A bundled model, a Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")
 ]
 Out = Annotated[Path, Argument(help="The folder to write; it must not exist yet.", metavar="OUT")]
+
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """Which model, and how it is loaded."""
+
+    model: ModelName = DEFAULT_MODEL
+    revision: Revision = None
+    tokenizer: Annotated[
+        str | None,
+        Option(help="Take the tokenizer from this name, folder or file instead of the model's.", rich_help_panel=MODEL),
+    ] = None
+    dtype: Dtype = None
+    weights: Weights = None
+
+    def load(self) -> tuple[Model, Any]:
+        """Load the model and its tokenizer, with a progress bar. Raises `SllmError`."""
+        from sllm_jax.loading.pretrained import load
+
+        with progress("loading") as bar:
+            return load(self.model, self.dtype, self.revision, self.tokenizer, bar, self.weights)
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """The size of a cache. The fields are named as in `Stream`."""
+
+    start_size: StartSize = 4
+    recent_size: RecentSize = None
+
+    def check(self) -> None:
+        """Raises `SllmError` for sizes that no cache can have."""
+        from sllm_jax.streams.kv_cache import check_sizes
+
+        check_sizes(self.start_size, self.recent_size or 0)
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """The cache of a stream: what it keeps, and how much. The fields are named as in `Stream`."""
+
+    mode: Annotated[
+        str,
+        Option(
+            help="streaming: without end. dense: keep everything, up to the trained context.", rich_help_panel=CACHE
+        ),
+    ] = "streaming"
+    start_size: StartSize = 4
+    recent_size: RecentSize = None
+
+    def check(self) -> None:
+        """Raises `SllmError` for a mode or sizes that no stream can have."""
+        from sllm_jax.streams.kv_cache import check_sizes
+        from sllm_jax.streams.stream import check_mode
+
+        check_mode(self.mode)
+        check_sizes(self.start_size, self.recent_size or 0)
+
+
+@dataclass(frozen=True)
+class SamplingGroup:
+    """How tokens are chosen; None is the model's own value."""
+
+    temperature: Annotated[
+        float | None,
+        Option(
+            help="Above 1 livelier, below 1 safer, 0 is greedy.", show_default="the model's", rich_help_panel=SAMPLING
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option(
+            help="Choose among the K most probable tokens; 0: all.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(
+            help="Choose among the fewest tokens whose probabilities add up to P; 1: all.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Option(
+            help="Choose among tokens at least P times as probable as the most probable one; 0: all.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            help="Above 1: make tokens less probable that are still in the cache.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    greedy: Annotated[
+        bool, Option("--greedy", help="Always the most probable token: --temperature 0.", rich_help_panel=SAMPLING)
+    ] = False
+    seed: Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)] = 0
+
+    def chosen(self) -> SamplingOptions:
+        """The keyword arguments of `Stream.generate` and `Stream.chat`."""
+        return {
+            "temperature": 0.0 if self.greedy else self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
+    def check(self) -> None:
+        """Raises `SllmError` for a value out of its range; the seed is checked by `Stream`."""
+        from sllm_jax.core.sampling import sampling_for
+
+        sampling_for({}, **self.chosen())

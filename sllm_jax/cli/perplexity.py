@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
@@ -15,21 +16,54 @@ from typer import Option
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.option_groups import expand_groups
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.inputs import check_source, is_file
 from sllm_jax.common.signals import STOPPED, deferred_signals, raise_stopped
-from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sllm_jax.evaluate.evaluation import Evaluation
+    from sllm_jax.models.config import ModelConfig
 
 SAVED_EVERY = 60  # seconds
 
 
+@dataclass(frozen=True)
+class PerplexityCache(o.CacheGroup):
+    """The cache that texts are read with, or what they are read with instead."""
+
+    mode: Annotated[
+        str,
+        Option(
+            help="streaming: sinks and window. window: no sinks. dense: everything. recompute: a fresh forward pass "
+            "over the last cache_size + 1 tokens for each token, with the sink token that a model was trained with.",
+            rich_help_panel=o.CACHE,
+        ),
+    ] = "streaming"
+
+    def check(self) -> None:
+        """Raises `SllmError` for a mode or sizes that cannot be."""
+        from sllm_jax.evaluate.perplexity import check_mode
+        from sllm_jax.streams.kv_cache import check_sizes
+
+        check_mode(self.mode)
+        check_sizes(self.start_size, self.recent_size or 0)
+
+    def sizes_for(self, config: ModelConfig) -> tuple[int, int]:
+        """`start_size` and `recent_size` in this mode: no sinks in a window, and dense is the trained context."""
+        from sllm_jax.streams.stream import fit_sizes
+
+        if self.mode == "dense":
+            return fit_sizes(config, 0, config.max_position_embeddings - 1)
+        return fit_sizes(config, 0 if self.mode == "window" else self.start_size, self.recent_size)
+
+
+@expand_groups
 def perplexity(
-    model: o.Model = DEFAULT_MODEL,
+    *,
+    source: o.ModelGroup,
     text: Annotated[
         list[Path] | None,
         Option(help='The text to predict, UTF-8; "-" is standard input; given several times, texts side by side.'),
@@ -38,16 +72,7 @@ def perplexity(
         list[Path] | None,
         Option(help="Integer token ids in a .npy file instead, used as they are; needs no tokenizer."),
     ] = None,
-    mode: Annotated[
-        str,
-        Option(
-            help="streaming: sinks and window. window: no sinks. dense: everything. recompute: a fresh forward pass "
-            "over the last cache_size + 1 tokens for each token, with the sink token that a model was trained with.",
-            rich_help_panel=o.CACHE,
-        ),
-    ] = "streaming",
-    start_size: o.StartSize = 4,
-    recent_size: o.RecentSize = None,
+    cache: PerplexityCache,
     chunk_size: Annotated[int, Option(help="Tokens read at a time; never changes the result.")] = 256,
     max_tokens: Annotated[
         int | None, Option(help="Predict this many tokens of each text at most.", show_default="the whole text")
@@ -68,10 +93,6 @@ def perplexity(
     ] = None,
     control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
-    revision: o.Revision = None,
-    tokenizer: o.Tokenizer = None,
-    dtype: o.Dtype = None,
-    weights: o.Weights = None,
     seed: Annotated[int, Option(help="Accepted everywhere; nothing is random here.", hidden=True)] = 0,
 ) -> None:
     """Measure perplexity over texts of any length; in every mode but dense memory does not grow with them.
@@ -84,13 +105,9 @@ def perplexity(
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.common.files import check_writable, made_folder, new_file, scratch_folder, work_folder
     from sllm_jax.evaluate.evaluation import Evaluation, How
-    from sllm_jax.evaluate.perplexity import check_chunk_size, check_mode
-    from sllm_jax.loading.pretrained import load
-    from sllm_jax.streams.kv_cache import check_sizes
-    from sllm_jax.streams.stream import fit_sizes
+    from sllm_jax.evaluate.perplexity import check_chunk_size
 
-    check_mode(mode)
-    check_sizes(start_size, recent_size or 0)
+    cache.check()
     check_chunk_size(chunk_size)
     if resume is not None:
         _check_outside(resume, {"--nll-out": nll_out, "--curve-out": curve_out})
@@ -105,27 +122,22 @@ def perplexity(
         _check_text(path)
     with ExitStack() as work:
         kept = None if resume is None else work.enter_context(work_folder(resume))
-        with progress("loading") as bar:
-            loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
+        model, tokenizer = source.load()
         with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder())
-            inputs += [
-                _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
-            ]
-            if mode == "dense":
-                start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
-            sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
+            inputs += [_of_text(path, i, tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)]
+            how = How(cache.mode, *cache.sizes_for(model.config), chunk_size)
             nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
             curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
-            names = {"model": model, "revision": revision}
+            names = {"model": source.model, "revision": source.revision}
             place = kept or made_folder(folder / "evaluation")
-            evaluation = Evaluation(place, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
-            _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
+            evaluation = Evaluation(place, model, [one.ids for one in inputs], how, names)
+            _note_past_context(cache.mode, inputs, model.config.max_position_embeddings)
             _do(evaluation, saves=kept is not None)
             _write(evaluation, inputs, nll_file, curve_file)
         figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
         if as_json:
-            print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
+            print(json.dumps({"model": source.model, **total(figures), "texts": [one.as_json() for one in figures]}))
         else:
             _tell(evaluation, figures)
         if kept is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.option_groups import expand_groups
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.extras import how_to_install
 from sllm_jax.common.signals import STOPPED, deferred_signals, raise_stopped
@@ -20,11 +22,55 @@ if TYPE_CHECKING:
 RUN, LEARNING, COMPUTING = "Run", "Learning", "Computing"
 
 
+@dataclass(frozen=True)
+class TrainingGroup:
+    """The settings of a run, named as in `sllm_jax.train.settings.Settings`."""
+
+    steps: Annotated[int, Option(help="Steps in all.", rich_help_panel=LEARNING)] = 1000
+    batch_size: Annotated[int, Option(help="Samples a step, of one context each.", rich_help_panel=LEARNING)] = 16
+    sink: Annotated[
+        str,
+        Option(
+            help="none: ordinary. zero: a logit fixed at 0 in every softmax (softmax-off-by-one). "
+            "learnable: a token of its own before every sample (paper, section 3.3).",
+            rich_help_panel=LEARNING,
+        ),
+    ] = "none"
+    learning_rate: Annotated[float, Option(help="At its highest.", rich_help_panel=LEARNING)] = 3e-3
+    final_learning_rate: Annotated[float, Option(help="At the end of the cosine.", rich_help_panel=LEARNING)] = 0.0
+    warmup_steps: Annotated[int, Option(help="Steps of rising learning rate.", rich_help_panel=LEARNING)] = 100
+    weight_decay: Annotated[float, Option(help="AdamW's, of matrices.", rich_help_panel=LEARNING)] = 0.1
+    clip_norm: Annotated[float, Option(help="Longest gradient.", rich_help_panel=LEARNING)] = 1.0
+    hold_back: Annotated[
+        int,
+        Option(
+            help="Whole documents kept for evaluation, taken evenly from the texts; of a single one its last tenth.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 1
+    seed: Annotated[
+        int, Option(help="Of parameters and order; the same seed, the same model.", rich_help_panel=LEARNING)
+    ] = 0
+    dtype: Annotated[
+        str,
+        Option(help="float32 or bfloat16, of the computation; parameters stay float32.", rich_help_panel=COMPUTING),
+    ] = "float32"
+    accumulate: Annotated[
+        int, Option(help="Parts a batch is computed in, to save memory.", rich_help_panel=COMPUTING)
+    ] = 1
+    remat: Annotated[
+        bool,
+        Option("--remat", help="Compute layers again in the backward pass, to save memory.", rich_help_panel=COMPUTING),
+    ] = False
+
+
+@expand_groups
 def train(
     texts: Annotated[
         list[Path],
         Argument(help="Text files, UTF-8 (.xz as well); a form feed stands between documents.", metavar="TEXT"),
     ],
+    *,
     config: Annotated[
         Path,
         Option(
@@ -33,42 +79,7 @@ def train(
     ],
     out: Annotated[Path, Option(help="The folder of the run; the model will be in OUT/model.", metavar="OUT")],
     resume: Annotated[bool, Option("--resume", help="Go on with the run in OUT, from its last checkpoint.")] = False,
-    steps: Annotated[int, Option(help="Steps in all.", rich_help_panel=LEARNING)] = 1000,
-    batch_size: Annotated[int, Option(help="Samples a step, of one context each.", rich_help_panel=LEARNING)] = 16,
-    sink: Annotated[
-        str,
-        Option(
-            help="none: ordinary. zero: a logit fixed at 0 in every softmax (softmax-off-by-one). "
-            "learnable: a token of its own before every sample (paper, section 3.3).",
-            rich_help_panel=LEARNING,
-        ),
-    ] = "none",
-    learning_rate: Annotated[float, Option(help="At its highest.", rich_help_panel=LEARNING)] = 3e-3,
-    final_learning_rate: Annotated[float, Option(help="At the end of the cosine.", rich_help_panel=LEARNING)] = 0.0,
-    warmup_steps: Annotated[int, Option(help="Steps of rising learning rate.", rich_help_panel=LEARNING)] = 100,
-    weight_decay: Annotated[float, Option(help="AdamW's, of matrices.", rich_help_panel=LEARNING)] = 0.1,
-    clip_norm: Annotated[float, Option(help="Longest gradient.", rich_help_panel=LEARNING)] = 1.0,
-    hold_back: Annotated[
-        int,
-        Option(
-            help="Whole documents kept for evaluation, taken evenly from the texts; of a single one its last tenth.",
-            rich_help_panel=LEARNING,
-        ),
-    ] = 1,
-    seed: Annotated[
-        int, Option(help="Of parameters and order; the same seed, the same model.", rich_help_panel=LEARNING)
-    ] = 0,
-    dtype: Annotated[
-        str,
-        Option(help="float32 or bfloat16, of the computation; parameters stay float32.", rich_help_panel=COMPUTING),
-    ] = "float32",
-    accumulate: Annotated[
-        int, Option(help="Parts a batch is computed in, to save memory.", rich_help_panel=COMPUTING)
-    ] = 1,
-    remat: Annotated[
-        bool,
-        Option("--remat", help="Compute layers again in the backward pass, to save memory.", rich_help_panel=COMPUTING),
-    ] = False,
+    training: TrainingGroup,
     save_every: Annotated[int, Option(help="Steps between evaluations and checkpoints.", rich_help_panel=RUN)] = 200,
     plot_format: Annotated[
         str, Option("--format", help="Of the plot of the loss: png, svg or pdf.", rich_help_panel=RUN)
@@ -91,22 +102,7 @@ def train(
     from sllm_jax.train.settings import Settings
 
     out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
-    settings = Settings(
-        config=load_json(config),
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        final_learning_rate=final_learning_rate,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        dtype=dtype,
-        remat=remat,
-        sink=sink,
-        hold_back=hold_back,
-        seed=seed,
-    )
+    settings = Settings(config=load_json(config), **asdict(training))
     if save_every < 1:
         raise SllmError(f"save-every must be 1 or more; got {save_every}")
     if resume:
@@ -124,11 +120,11 @@ def train(
             try:
                 with deferred_signals(raise_stopped) as check:
                     for step, loss in run.steps():
-                        bar(step, steps, f"loss {loss:.3f}{_measures(run.rows)}")
+                        bar(step, settings.steps, f"loss {loss:.3f}{_measures(run.rows)}")
                         check()
             except STOPPED:
                 run.save()
-                note(f"stopped after step {run.step} of {steps}; --resume goes on")
+                note(f"stopped after step {run.step} of {settings.steps}; --resume goes on")
                 raise
     if not run.rows:
         note(f"{out / METRICS} has no measures; it was removed or emptied after the last step")

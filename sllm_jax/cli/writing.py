@@ -1,66 +1,17 @@
-"""What `generate` and `chat` share: their checks, the stream they open, and how they show a text."""
+"""How `generate` and `chat` show a text, and what they say of it at its end."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.console import note
 from sllm_jax.common.progress import Progress
 
 if TYPE_CHECKING:
-    from sllm_jax.core.model import Model
-    from sllm_jax.core.sampling import SamplingOptions
     from sllm_jax.streams.stream import Stream
-
-
-def sampling_options(
-    greedy: bool,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-) -> SamplingOptions:
-    """The options under the names that `Stream` takes."""
-    return {
-        "temperature": 0.0 if greedy else temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-
-
-def check_options(
-    mode: str,
-    start_size: int,
-    recent_size: int | None,
-    max_tokens: int | None,
-    stop: Sequence[str],
-    chosen: SamplingOptions,
-) -> None:
-    """Raises `SllmError` for bad options; nothing is loaded yet."""
-    from sllm_jax.core.sampling import sampling_for
-    from sllm_jax.streams.kv_cache import check_sizes
-    from sllm_jax.streams.stream import check_end, check_mode
-
-    check_mode(mode)
-    check_sizes(start_size, recent_size or 0)
-    check_end(max_tokens, stop)
-    sampling_for({}, **chosen)
-
-
-def load_model(
-    model: str, revision: str | None, tokenizer: str | None, dtype: str | None, weights: str | None
-) -> tuple[Model, object]:
-    """The model and its tokenizer, with a progress bar."""
-    from sllm_jax.loading.pretrained import load
-
-    with progress("loading") as bar:
-        return load(model, dtype, revision, tokenizer, bar, weights)
 
 
 class Speed:
