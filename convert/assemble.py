@@ -42,6 +42,7 @@ def assemble(
     tensors: Iterable[Tensor],
     table: Table,
     module: Any,
+    *,
     dtype: np.dtype | None,
     place: Callable[[np.ndarray], Any],
     progress: Progress = silent,

@@ -19,7 +19,7 @@ from sllm_jax.common.extras import how_to_install
 from sllm_jax.common.files import load_json, other_format
 from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, is_there
-from sllm_jax.common.tensor import Tensor
+from sllm_jax.common.tensor import Shape, Tensor
 from sllm_jax.convert.dtypes import READABLE
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"

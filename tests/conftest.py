@@ -14,9 +14,9 @@ from progress_lines import without_progress
 
 from sllm_jax import cli
 from sllm_jax.common.signals import STOPPING
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 
 # Compile each program once: this process keeps them on disk for its later test files and the processes that it starts.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -17,11 +17,11 @@ import numpy as np
 
 from sllm_jax import load
 from sllm_jax.benchmark.limit import flops_per_token
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import NO_TOKEN, decode, init_carry, prefill
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import Reading, read_texts
-from sllm_jax.models import module_for
 
 LLAMA_110M = {
     "model_type": "llama",

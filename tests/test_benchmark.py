@@ -19,11 +19,11 @@ from sllm_jax.benchmark.programs import Program, recomputing, seconds_per_step, 
 from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.benchmark.run import Settings, decode_figures
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import Carry, decode_program, init_carry
 from sllm_jax.core.int8 import is_quantized, quantized
 from sllm_jax.core.memory import free_memory
 from sllm_jax.core.model import Model, dense_logits, init_params
-from sllm_jax.models import module_for
 
 SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
 

@@ -11,9 +11,9 @@ import pytest
 from test_cli import assert_refused
 
 from sllm_jax.cli.app import EXIT_CODES, option_name
+from sllm_jax.convert.families import published
 from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import KINDS
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.tokenizer import decode, encode
 
@@ -92,7 +92,7 @@ def test_models_json_has_the_table_and_the_lists(run):
     code, out, _ = run("models", "--json")
     found = json.loads(out)
     assert code == 0
-    assert [one["model_type"] for one in found["models"]] == list(KINDS)
+    assert [one["model_type"] for one in found["models"]] == list(published())
     assert found["bundled"] == bundled_names()
 
 

@@ -11,11 +11,11 @@ from test_position import KINDS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally
 from sllm_jax.core.decode import init_carry, prefill
 from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 from sllm_jax.text.tokenizer import encode
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from sllm_jax.common import checkpoint, orbax
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import to_huggingface
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model, dense_logits
-from sllm_jax.models import module_for
 from sllm_jax.train import metrics
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.preparation import hf_config

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PRNGKeyArray
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.int8 import scale_of
 from sllm_jax.core.memory import bytes_of, check_free
 from sllm_jax.core.model import Model, parameter_shapes
-from sllm_jax.models import module_for
 
 
 def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, seed: int = 0) -> Model:

@@ -31,6 +31,10 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 _OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
+OPTIONS = (  # of a Hugging Face config, that `Rope` reads
+    *("max_position_embeddings", "max_sequence_length", "original_max_position_embeddings"),
+    *("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"),
+)
 _TOO_LARGE = 1e30
 _STRIDE = 256  # positions are split into a multiple of this and a rest
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import supported
 from sllm_jax.core import kv_state
 from sllm_jax.core.kv_state import KVState, over_streams
 from sllm_jax.core.model import Model
-from sllm_jax.models import supported
 from sllm_jax.models.config import ModelConfig
 
 MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state stay below twice the slots, and are int32

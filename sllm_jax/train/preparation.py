@@ -14,9 +14,9 @@ from sllm_jax.common.files import load_json, new_folder, write_json
 from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, is_there, shown
 from sllm_jax.common.progress import Progress, silent
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.memory import bytes_of, check_free
 from sllm_jax.core.model import parameter_shapes
-from sllm_jax.models import module_for
 from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
 from sllm_jax.train.packing import Samples, check_size, pack
 from sllm_jax.train.settings import Settings

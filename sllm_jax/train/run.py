@@ -16,9 +16,9 @@ from sllm_jax.common.files import new_folder, write_json
 from sllm_jax.common.inputs import is_there
 from sllm_jax.common.plot import can_plot
 from sllm_jax.common.unfinished import remove_abandoned
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.perplexity import bits_per_byte
-from sllm_jax.models import module_for
 from sllm_jax.text.tokenizer import load_tokenizer
 from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer

@@ -9,8 +9,9 @@ from typing import Any
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import as_dtype
-from sllm_jax.models import kind_of
-from sllm_jax.models.config import SINKS, required_sizes
+from sllm_jax.convert.families import family_of
+from sllm_jax.models.config import SINKS
+from sllm_jax.models.options import required_sizes
 
 DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
 
@@ -38,7 +39,7 @@ class Settings:
         """Raises `SllmError` for a value that cannot be."""
         if as_dtype(self.dtype).name not in DTYPES:
             raise SllmError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        required_sizes(self.config, kind_of(self.config).config.context_name)
+        required_sizes(self.config, family_of(self.config).config.name_of("max_position_embeddings"))
         if self.sink not in SINKS:
             raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
         if (in_config := self.config.get("attention_sink", self.sink)) != self.sink:
@@ -56,7 +57,7 @@ class Settings:
     @property
     def context(self) -> int:
         """Tokens of a sample."""
-        return self.config[kind_of(self.config).config.context_name]
+        return self.config[family_of(self.config).config.name_of("max_position_embeddings")]
 
     def as_json(self) -> dict[str, Any]:
         """As it is written down."""

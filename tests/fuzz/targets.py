@@ -94,7 +94,7 @@ def _read_template(folder: Path) -> None:
 
 @cache
 def _module() -> Any:
-    from sllm_jax.models import module_for
+    from sllm_jax.convert.families import module_for
 
     return module_for(json.loads((MODEL / "config.json").read_text()), np.float32)
 

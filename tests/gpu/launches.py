@@ -14,10 +14,10 @@ from random_models import config, settings, seven_b
 from step import Record, run
 
 from sllm_jax.benchmark.run import Settings
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import NO_TOKEN, Carry, decode_program, init_carry
 from sllm_jax.core.model import Model, parameter_shapes
 from sllm_jax.core.sampling import sampling
-from sllm_jax.models import module_for
 
 LAUNCH = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
 LARGEST = 12
