@@ -1,4 +1,4 @@
-"""Llama 1, 2, 3, 3.1, 3.2 (TinyLlama, Vicuna, Yi, SmolLM) and its kin: Mistral, Qwen2, Qwen2.5, Qwen3."""
+"""Llama 1, 2, 3, 3.1, 3.2 (TinyLlama, Vicuna, Yi, SmolLM), Mistral, Qwen2, Qwen2.5, Qwen3."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class LlamaConfig(ModelConfig):
 
 
 class LlamaAttention(Attention):
-    """Grouped-query attention; Qwen3 norms its queries and keys."""
+    """Grouped-query attention; in Qwen3 with RMS norm of queries and keys."""
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Cut into heads, and norm each head of queries and keys."""
+        """Split into heads, and norm each head of queries and keys."""
         q, k, v = super().prepare(q, k, v)
         if self.config.qk_norm:
             epsilon, dtype = self.config.rms_norm_eps, self.dtype
@@ -85,7 +85,7 @@ class LlamaAttention(Attention):
 
 
 class LlamaMLP(nn.Module):
-    """Gated feed-forward network: SwiGLU, or another activation in its place."""
+    """Gated feed-forward network: SwiGLU, or the same with another activation."""
 
     config: LlamaConfig
     dtype: Any

@@ -1,6 +1,6 @@
 """MPT: 7B and 30B, StoryWriter among them.
 
-`alibi_bias_max`, `expansion_ratio` and `qk_ln` mean what they mean in MosaicML's own code; transformers ignores them.
+`alibi_bias_max`, `expansion_ratio` and `qk_ln` are those of MosaicML's own code; transformers ignores them.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def _check_fixed(config: Mapping[str, Any]) -> None:
 
 
 class MPTAttention(Attention):
-    """Attention whose queries, keys and values may be clipped, and queries and keys normed."""
+    """Attention with optional clipping of queries, keys and values, and layer norm of queries and keys."""
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Clip, norm, then cut into heads."""
+        """Clip, norm, then split into heads."""
         config, dtype = self.config, self.dtype
         if limit := config.clip_qkv:
             q, k, v = (jnp.clip(x, -limit, limit) for x in (q, k, v))

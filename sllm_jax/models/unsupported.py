@@ -1,4 +1,4 @@
-"""Which options of a Hugging Face config are refused: those that might change what a model computes, and are unknown.
+"""Refusing Hugging Face configs with options that may change what a model computes and are not understood.
 
 A key of config.json passes if the family understands it, if it is known to change nothing, or if its value is off.
 """
@@ -17,7 +17,7 @@ _CHANGES_THE_MODEL = {  # known to; any other unknown option may
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok"),
     *("attn_logit_softcapping", "final_logit_softcapping", "attention_chunk_size", "sliding_window_pattern"),
     *("no_rope_layers", "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "qk_layernorm", "use_qk_norm"),
-    *("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "use_sliding_window"),
+    *("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
     *("attention_bias", "mlp_bias", "apply_residual_connection_post_layernorm", *_MULTIPLIERS),
 }
 _HARMLESS = {
