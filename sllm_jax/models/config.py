@@ -27,7 +27,7 @@ class ModelConfig:
     `defaults` or `sizes` is read from that option; `position` and `own_options` compute all others.
     """
 
-    family: ClassVar[str]  # its own name
+    family: ClassVar[str]  # the family's own name, a key of `FAMILIES` in sllm_jax.convert.families
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]  # model_type: every option it understands, as in transformers
     sizes: ClassVar[tuple[str, ...]] = ()  # further sizes without a default
     names: ClassVar[Mapping[str, str]] = {}  # shared field: the family's name for it, where that differs
@@ -51,10 +51,12 @@ class ModelConfig:
         """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
         config = cls.with_current_names(config)
         model_type = config["model_type"]
-        defaults = _SHARED_DEFAULTS | cls.defaults[model_type]
+        defaults = {**_SHARED_DEFAULTS, **cls.defaults[model_type]}
         sizes = [*map(cls.name_of, _SHARED_SIZES), *cls.sizes]
         refuse_unsupported(config, {*sizes, *defaults})
+        # Every option that the family understands, with its default where the config has none.
         read = {"model_type": model_type} | required_sizes(config, *sizes) | options(config, defaults)
+        # Computed fields override those that carry an option's name.
         same_names = {field.name: read[field.name] for field in fields(cls) if field.name in read}
         shared = {name: read[cls.name_of(name)] for name in _SHARED_SIZES}
         shared |= {"attention_sink": _attention_sink(read["attention_sink"])} | _heads(read, shared)
