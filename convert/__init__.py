@@ -25,6 +25,7 @@ from sllm_jax.files import copy_companions, existing_folder, load_config, new_fo
 from sllm_jax.int8 import INT8, check_weights, is_quantized
 from sllm_jax.model import Model
 from sllm_jax.models import module_for
+from sllm_jax.models.config import bare_architecture
 from sllm_jax.progress import Progress, silent
 
 __all__ = ["TABLES", "convert", "load_params", "read_config", "to_huggingface"]
@@ -92,12 +93,19 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
     """The `config.json` of a model's folder, and the module that it and the weights ask for.
 
     Where the config ties the head to the embedding, but the checkpoint has two matrices that differ (a fine-tuned
-    head), the module is untied, with a warning, as in transformers. Raises `SllmError` for what is not supported.
+    head), the module is untied, with a warning, as in transformers. A tied model that was saved without its head loads
+    with a warning: it may be an embedder. Raises `SllmError` for what is not supported.
     """
     hf_config = load_config(folder)
     module = module_for(hf_config, dtype)
     refuse_quantized(hf_config, folder)
     check_plausible(module.config, folder)
+    if module.config.tie_word_embeddings and (bare := bare_architecture(hf_config)):
+        warnings.warn(
+            f"{folder}: config.json is of a {bare:.80}, saved without a head; the embedding serves as its head "
+            "(tie_word_embeddings), but the text of an embedder makes no sense",
+            stacklevel=3,
+        )
     table = TABLES[module.config.model_type]
     ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
     if ties and not is_tied(sources.tensors(folder), table):

@@ -152,12 +152,12 @@ class _Assembly:
         self.problems.append((kind, " ".join(line.split())[:_LINE]))
 
     def _report(self) -> str:
-        """A summary, and the first problems; one that says all by itself is the whole report."""
+        """A summary, and the first problems; a single one is a sentence with what the checkpoint looks like."""
         lines = [line for _, line in self.problems]
         embedding = self.shapes["embed_tokens/embedding"]
         what = looks_like(self.seen, self._own, self.table, embedding, self.config) if self.table.frame else None
-        if what is None and len(lines) == 1:
-            return lines[0]
+        if len(lines) == 1:
+            return lines[0] if what is None else f"{lines[0]}; this looks like {what}"
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         kinds = Counter(kind for kind, _ in self.problems)
         return "\n".join([f"{summary(kinds, what)}:", *lines[:_SHOWN], *more])

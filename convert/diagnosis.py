@@ -15,8 +15,8 @@ _SIGNS: dict[str, str] = {
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|weight_scale(_inv)?|weight_packed)$": "quantized weights; give a "
     "float32, float16 or bfloat16 checkpoint",
     r"\.experts\.|\.block_sparse_moe\.": "a mixture of experts, which is not supported",
-    r"^(score|classifier|v_head|value_head|reward_head)\.": "a reward model or classifier; it has no head that gives "
-    "logits of tokens",
+    r"^(score|classifier|v_head|value_head|reward_head)\.": "a reward model or classifier, which writes no text; "
+    "give the language model that it was made from",
     r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|language_model)\.": "a model of text and images, "
     "which is not supported",
 }

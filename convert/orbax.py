@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,13 +21,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sllm_jax.convert.sources import Tensor
 from sllm_jax.errors import SllmError
+from sllm_jax.inputs import check_file, is_folder
 
 PARAMS = "params"  # a folder
 
 
 def is_converted(folder: Path) -> bool:
     """Whether `folder` holds a converted checkpoint."""
-    return (folder / PARAMS).is_dir()
+    return is_folder(folder / PARAMS)
 
 
 def save(folder: Path, params: Any) -> None:
@@ -90,7 +93,10 @@ def tensors(folder: Path) -> Iterator[Tensor]:
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             _check_index(path)
-            metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+            with _unheard():
+                metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree, sep="/")
+        except SllmError:
+            raise
         except Exception as error:  # whatever Orbax meets in a broken folder
             raise SllmError(f"{path} is not a complete Orbax checkpoint; convert the model again") from error
         found = [
@@ -100,6 +106,18 @@ def tensors(folder: Path) -> Iterator[Tensor]:
         yield from sorted(found, key=lambda tensor: -math.prod(tensor.shape))  # large ones while memory is free
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """In a broken folder Orbax logs what it meets, and gives up coroutines, of which Python warns."""
+    logged = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    finally:
+        logging.disable(logged)
+
+
 def check_layout(folder: Path) -> None:
     """Raises `SllmError` for parameters as the first version named them, their weights the other way round."""
     if any(tensor.name.endswith("/kernel") for tensor in tensors(folder)):
@@ -107,7 +125,13 @@ def check_layout(folder: Path) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error."""
+    """Raises if the store of arrays is broken; Orbax, which opens all at once, would litter standard error.
+
+    And if there is something else than files in it: a pipe would be waited for.
+    """
+    for place, _, names in os.walk(path):
+        for name in names:
+            check_file(Path(place, name))
     store = import_module("tensorstore").KvStore.open(
         {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     )

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from sllm_jax.convert.dtypes import READABLE
 from sllm_jax.convert.table import Shape
 from sllm_jax.errors import SllmError
 from sllm_jax.extras import how_to_install
-from sllm_jax.files import is_file, load_json, other_format
+from sllm_jax.files import load_json, other_format
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_file, is_there
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
@@ -49,12 +50,12 @@ def tensors(folder: Path) -> Iterator[Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that the weights in `folder` are read from; raises `SllmError` if there are none, or not all."""
     found = _weights(folder)
-    return shards(found) if found.suffix == ".json" else [found]
+    return shards(found) if found.suffix == ".json" else [check_file(found)]
 
 
 def _weights(folder: Path) -> Path:
     """The file of weights, or their index."""
-    found = next((folder / name for name in WEIGHT_FILES if is_file(folder / name)), None)
+    found = next((folder / name for name in WEIGHT_FILES if is_there(folder / name)), None)
     if found is None:
         instead = other_format(path.name for path in folder.iterdir())
         raise SllmError(
@@ -70,35 +71,38 @@ def shards(index: Path) -> list[Path]:
         raise SllmError(f"{index} must map the name of each tensor to a file under 'weight_map'")
     names = sorted(set(weight_map.values()))
     if outside := [name for name in names if Path(name).name != name]:
-        raise SllmError(f"{index} names files outside its folder: {', '.join(outside)}")
-    if absent := [name for name in names if not (index.parent / name).is_file()]:
-        raise SllmError(f"{index} names files that are absent: {', '.join(absent)}; download the checkpoint again")
+        raise SllmError(f"{index} names files outside its folder: {', '.join(name[:80] for name in outside[:10])}")
+    if absent := [name for name in names if not is_file(index.parent / name)]:
+        listed = ", ".join(name[:80] for name in absent[:10])
+        raise SllmError(f"{index} names files that are absent: {listed}; download the checkpoint again")
     return [index.parent / name for name in names]
 
 
 def read_safetensors(path: Path) -> Iterator[Tensor]:
     """The tensors of one safetensors file, memory-mapped; raises `SllmError` if it is truncated or corrupt."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise SllmError(f"{path} cannot be read: {error.strerror}") from error
-    try:
+    with foreign(str(check_file(path)), "download it again", "is truncated or not a safetensors file"):
         with safe_open(path, framework="np"):  # checks the header, and that it covers the file to the last byte
             pass
-    except (SafetensorError, OSError) as error:
-        raise SllmError(f"{path} is truncated or not a safetensors file ({error}); download it again") from error
-    data = np.memmap(path, np.uint8, "r")
+        found = _entries(np.memmap(path, np.uint8, "r"))
+    yield from found
+
+
+def _entries(data: np.ndarray) -> list[Tensor]:
+    """The tensors that the header of a safetensors file [bytes] describes."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    found = []
     for name, entry in json.loads(data[8:start].tobytes(), object_pairs_hook=list):  # a name twice stays visible
         if name != "__metadata__":
             about: dict[str, Any] = dict(entry)
             dtype, shape = _DTYPES.get(about["dtype"], about["dtype"]), tuple(about["shape"])
             begin, end = (start + offset for offset in about["data_offsets"])
-            yield Tensor(name, shape, dtype, partial(_view, data[begin:end], dtype, shape))
+            found.append(Tensor(name, shape, dtype, partial(_view, name, data[begin:end], dtype, shape)))
+    return found
 
 
-def _view(data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
-    return np.asarray(data).view(READABLE[dtype]).reshape(shape)
+def _view(name: str, data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
+    with foreign(f"the tensor {name:.200}", "download the checkpoint again"):  # of a name twice, one was not checked
+        return np.asarray(data).view(READABLE[dtype]).reshape(shape)
 
 
 def read_pickle(path: Path) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import read_whole
 from sllm_jax.plain_text import Part, encode_parts, spells
 from sllm_jax.template import render
 from sllm_jax.tokenizer import control_token_ids, encode
@@ -107,12 +108,8 @@ def read_prompts(path: Path) -> list[list[str]]:
     A line is an object with `turns`, a list of texts, as in MT-Bench, or with one text as `prompt` or `text`; other
     fields are ignored, and so are empty lines. Raises `SllmError` for anything else.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise SllmError(f"the prompts {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SllmError(f"the prompts {path} are not UTF-8 text: {error}") from error
+    with foreign(f"the prompts {path}", "give JSON lines in UTF-8", "are not UTF-8 text"):
+        lines = read_whole(path).decode("utf-8-sig").split("\n")
     conversations = [_conversation(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
     if not conversations:
         raise SllmError(f'{path} has no prompts; expected a JSON object a line, such as {{"turns": ["...", "..."]}}')

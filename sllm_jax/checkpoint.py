@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from hashlib import sha256
@@ -14,6 +15,7 @@ import numpy as np
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder
+from sllm_jax.inputs import is_folder
 from sllm_jax.unfinished import remove_abandoned
 
 LAYOUT = 3  # of parameters and states; what was saved in another is not restored
@@ -43,16 +45,26 @@ def restore(folder: Path, initial: Any) -> Any:
     if not saved:
         return initial
     leaves, tree = jax.tree.flatten(initial)
-    try:
-        found = {tensor.name: tensor.read() for tensor in orbax.tensors(saved[-1])}
-    except SllmError:
-        found = {}
+    expected = {_name(i): (leaf.shape, str(leaf.dtype)) for i, leaf in enumerate(leaves)}
+    found = _read(saved[-1], expected | {_DIGEST: ((sha256().digest_size,), "uint8")})
     digest = found.pop(_DIGEST, None)
-    expected = {_name(i): (leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)}
-    same = {name: (array.shape, array.dtype) for name, array in found.items()} == expected
-    if not same or digest is None or not np.array_equal(digest, _digest(found)):
+    if digest is None or not np.array_equal(digest, _digest(found)):
         raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
     return jax.tree.unflatten(tree, jax.device_put([found[name] for name in expected]))
+
+
+def _read(path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint; empty if it is broken, or holds others than the `expected` shapes and dtypes.
+
+    Nothing is read before names, shapes and dtypes are compared: other arrays may be larger than the memory.
+    """
+    try:
+        tensors = {tensor.name: tensor for tensor in orbax.tensors(path)}
+        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
+            return {}
+        return {name: tensor.read() for name, tensor in tensors.items()}
+    except SllmError:
+        return {}
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -69,4 +81,6 @@ def _name(i: int) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name))
+    """The checkpoints in a folder, in the order of their steps; other names are not looked at."""
+    found = (path for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name) and is_folder(path))
+    return sorted(found, key=lambda path: int(path.name))

@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from sllm_jax.errors import SllmError
+from sllm_jax.tokenizer import decodable
 
 
 class Detokenizer:
@@ -137,7 +138,11 @@ class _ByteFallback:
     def _behind(self, ids: list[int]) -> str:
         if not ids:
             return ""
-        return self._backend.decode(self._before + ids)[len(self._backend.decode(self._before)) :]
+        return self._decode(self._before + ids)[len(self._decode(self._before)) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        with decodable():
+            return self._backend.decode(ids)
 
     def _find_word(self, special: frozenset[int]) -> list[int]:
         """Some token that has text, to decode others behind it."""
@@ -145,7 +150,7 @@ class _ByteFallback:
             token = self._backend.id_to_token(token_id)
             if token is None or token_id in special or self._byte_tokens.fullmatch(token):
                 continue
-            if self._backend.decode([token_id]).strip():
+            if self._decode([token_id]).strip():
                 return [token_id]
         return []
 

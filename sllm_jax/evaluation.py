@@ -18,10 +18,11 @@ import numpy as np
 from sllm_jax import checkpoint
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, new_file
-from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_there
 from sllm_jax.int8 import INT8, is_quantized
 from sllm_jax.kv_state import KVState, is_possible
 from sllm_jax.model import Model
+from sllm_jax.npy import map_array
 from sllm_jax.perplexity import Reading, begin, check_token_ids, read_texts
 
 CURVE_ROWS = 1000  # of a text's curve, about
@@ -94,15 +95,13 @@ class Evaluation:
         checkpoint.save(self._folder / _CHECKPOINTS, self.done, self._tree(self._reading))
 
     def remove(self) -> None:
-        """Remove what it has in its folder, and the folder unless there is more in it.
+        """Remove what it has in its folder.
 
         The checkpoints go first: without one the rest is begun anew, whatever is left of it.
         """
         _discard(self._folder / _CHECKPOINTS)
         for name in (_NLL, _SETTINGS):
             (self._folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._folder.rmdir()
 
     def nll_of(self, text: int) -> np.ndarray:
         """The nll [T - 1] of one of the texts, mapped from a file; zero where it is not found yet."""
@@ -136,12 +135,13 @@ class Evaluation:
         any place of this method or of `remove` leaves settings without a checkpoint, or nothing: a new beginning.
         """
         folder = self._folder
+        _check_kinds(folder)
         if not _is_whole(folder / _SETTINGS):
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
                 raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
             _discard(folder / _CHECKPOINTS)  # of nobody knows which evaluation
             _write_settings(folder / _SETTINGS, settings)
-        written = load_json(folder / _SETTINGS)
+        written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
         if different := [name for name in settings if written.get(name) != settings[name]]:
             raise SllmError(
                 f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
@@ -190,14 +190,25 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _check_kinds(folder: Path) -> None:
+    """Raises `SllmError` for a folder or a pipe in the place of a file, or the other way round."""
+    for name, kind, fits in (
+        (_SETTINGS, "file", Path.is_file),
+        (_NLL, "file", Path.is_file),
+        (_CHECKPOINTS, "folder", Path.is_dir),
+    ):
+        if (folder / name).exists() and not fits(folder / name):
+            raise SllmError(f"{folder / name} is not a {kind}; remove it, or name a new folder")
+
+
 def _is_whole(settings: Path) -> bool:
     """Whether the file is there; an empty one was left by a full disk."""
-    return settings.is_file() and settings.stat().st_size > 0
+    return is_there(settings) and check_file(settings).stat().st_size > 0
 
 
 def _has_nll_alone(folder: Path) -> bool:
     """Whether there is an nll.npy that no settings belong to, such as `--nll-out` writes."""
-    return (folder / _NLL).exists() and not (folder / _SETTINGS).exists()
+    return is_there(folder / _NLL) and not is_there(folder / _SETTINGS)
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -208,23 +219,21 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 def _map_nll(path: Path, count: int) -> np.memmap:
     """The file of nll, float32 [count], mapped; raises `SllmError` if it holds anything else."""
     remedy = f"remove {path.parent} to begin anew"
-    with foreign(str(path), remedy):
-        nll = np.lib.format.open_memmap(path, "r+")
+    nll = map_array(path, remedy, "r+")
     if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
         raise SllmError(f"{path} is damaged: it holds {nll.dtype} of shape {nll.shape}; {remedy}")
     return nll
 
 
 def _write_zeros(path: Path, count: int) -> None:
-    """A .npy file of float32, written out: a file with holes ends in a bus error where the disk is full."""
-    try:
-        with path.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, count, _BLOCK):
-                file.write(bytes(4 * min(_BLOCK, count - start)))
-    except OSError as error:
-        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+    """A new .npy file of float32, written out: a file with holes ends in a bus error where the disk is full.
+
+    An earlier one is replaced, not changed: another process may have it mapped.
+    """
+    with new_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+        for start in range(0, count, _BLOCK):
+            file.write(bytes(4 * min(_BLOCK, count - start)))
 
 
 def _sum(values: np.ndarray) -> float:

@@ -8,13 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sllm_jax.errors import SllmError
 from sllm_jax.foreign import foreign, reason
-from sllm_jax.unfinished import remove_abandoned, unfinished
+from sllm_jax.inputs import check_file, is_file, is_folder, is_there, shown
+from sllm_jax.unfinished import alone_in, remove_abandoned, unfinished
 
 MAX_JSON = 2**26  # bytes; the largest index of a published checkpoint has some 2**23
 MAX_DEPTH = 100
@@ -36,22 +37,20 @@ TOKENIZER_FILES = (  # patterns
 def existing_folder(path: Path | str) -> Path:
     """The folder; raises `SllmError` if it is not there."""
     folder = Path(os.path.expanduser(path))
-    with foreign(f"the folder {str(path)[:200]}", "give one that exists"):
-        if not folder.is_dir():
-            raise SllmError(f"folder {path} not found; give one that exists")
+    if not is_folder(folder):
+        raise SllmError(f"folder {shown(folder)} not found; give one that exists")
     return folder
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `SllmError` if there is no such file or it holds something else.
+def load_json(path: Path, remedy: str = "fetch the file again") -> dict[str, Any]:
+    """The object in a JSON file; raises `SllmError`, with the `remedy`, if there is none or it holds something else.
 
     Files of more than `MAX_JSON` bytes and values nested deeper than `MAX_DEPTH` are refused.
     """
-    if not is_file(path):
-        raise SllmError(f"{path.parent} has no {path.name}; give the folder of a whole checkpoint")
-    with foreign(str(path), "fetch the file again", "is not JSON"):
-        if (size := path.stat().st_size) > MAX_JSON:
-            raise SllmError(f"{path} has {size} bytes; expected at most {MAX_JSON} in a file of settings")
+    if not is_there(path):
+        raise SllmError(f"{shown(path.parent)} has no {path.name:.80}; give the folder of a whole checkpoint")
+    check_file(path, MAX_JSON)
+    with foreign(str(path), remedy, "is not JSON"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise SllmError(f"{path} must hold a JSON object; got {type(content).__name__}")
@@ -70,14 +69,6 @@ def check_depth(content: Any, where: str) -> None:
         inside = [one for each in values for one in each if isinstance(one, dict | list)]
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a regular file, no pipe; False for names that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as a JSON file that people can read."""
     path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -85,9 +76,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def load_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model's folder; raises `SllmError` if it is missing or broken."""
-    if not is_file(folder / "config.json"):
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        raise SllmError(f"{folder} has no config.json{other_format(names)}; give the folder of a whole checkpoint")
+    if not is_there(folder / "config.json"):
+        names = [path.name for path in folder.iterdir()] if is_folder(folder) else []
+        raise SllmError(
+            f"{shown(folder)} has no config.json{other_format(names)}; give the folder of a whole checkpoint"
+        )
     return load_json(folder / "config.json")
 
 
@@ -103,16 +96,16 @@ def other_format(names: Iterable[str]) -> str:
 def load_generation_config(folder: Path) -> dict[str, Any]:
     """The `generation_config.json` of a model's folder; empty if there is none."""
     path = folder / "generation_config.json"
-    return load_json(path) if path.exists() else {}
+    return load_json(path) if is_there(path) else {}
 
 
 def copy_companions(source: Path, target: Path) -> None:
     """Copy what belongs beside the weights, as far as it is there: generation config and tokenizer."""
     for pattern in ("generation_config.json", *TOKENIZER_FILES):
         for path in source.glob(pattern):
-            if path.is_file():
+            if is_file(path):
                 shutil.copyfile(path, target / path.name)
-    if (source / CHAT_TEMPLATES).is_dir():
+    if is_folder(source / CHAT_TEMPLATES):
         shutil.copytree(source / CHAT_TEMPLATES, target / CHAT_TEMPLATES)
 
 
@@ -121,28 +114,41 @@ def made_folder(path: Path) -> Path:
     try:
         _make_folder(path)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {reason(error)}") from error
+        raise SllmError(f"{shown(path)} could not be written: {reason(error)}") from error
     return path
 
 
 def check_absent(path: Path) -> None:
-    """Raises `SllmError` if there is something at `path` already, where a new folder is to be."""
-    if Path(os.path.expanduser(path)).exists():
+    """Raises `SllmError` if a new folder cannot be at `path`: there is something already, or no name can be so long."""
+    path = Path(os.path.expanduser(path))
+    if is_there(path):
         raise SllmError(f"{path} exists already; name a folder that does not")
+    _check_name(path)
 
 
 def check_writable(path: Path) -> None:
     """Raises `SllmError` unless a file can be written at `path`. Leaves nothing there."""
     path = Path(os.path.realpath(os.path.expanduser(path)))
-    if path.is_dir():
+    if is_folder(path):
         raise SllmError(f"{path} could not be written: it is a folder")
-    if path.exists() and not path.is_file():
+    if is_there(path) and not is_file(path):
         return  # a pipe or a device, which only its own reader or driver can refuse
+    _check_name(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {error.strerror}") from error
+        raise SllmError(f"{shown(path)} could not be written: {error.strerror}") from error
+
+
+def _check_name(path: Path) -> None:
+    """Raises `SllmError` for a name that is too long for a new file or folder, or leads through a file or a loop."""
+    try:
+        os.lstat(f"{path}{'.' * 20}")  # names are longer before they are final
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SllmError(f"{shown(path)} could not be written: {reason(error)}") from error
 
 
 @contextmanager
@@ -154,8 +160,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.expanduser(path)).absolute()
     remove_abandoned(path.parent, path.name)
-    if path.exists():
-        raise SllmError(f"{path} exists already; name a folder that does not")
+    check_absent(path)
     try:
         _make_folder(path.parent)
         with unfinished(path) as temporary:
@@ -165,7 +170,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
             _sync_folder(path.parent)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {error}") from error
+        raise SllmError(f"{shown(path)} could not be written: {error!s:.300}") from error
 
 
 @contextmanager
@@ -177,7 +182,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
     try:
-        if path.exists() and not path.is_file():
+        if is_there(path) and not is_file(path):
             with path.open("wb") as file:
                 yield file
             return
@@ -190,7 +195,25 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
             _sync_folder(path.parent)
     except OSError as error:
-        raise SllmError(f"{path} could not be written: {reason(error)}") from error
+        raise SllmError(f"{shown(path)} could not be written: {reason(error)}") from error
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """A folder that no other process works in meanwhile, made if it is not there, removed at the end if it is empty.
+
+    Raises `SllmError` if another process works in it, or if it cannot be written. On a file system without locks
+    nobody can tell.
+    """
+    path = made_folder(Path(os.path.expanduser(path)))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(path))
+        except BlockingIOError as error:
+            raise SllmError(f"another process works in {path}; wait for its end, or name another folder") from error
+        except OSError as error:
+            raise SllmError(f"{path} could not be written: {reason(error)}") from error
+        yield path
 
 
 @contextmanager

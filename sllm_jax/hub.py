@@ -18,8 +18,9 @@ from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.errors import SllmError
 from sllm_jax.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_file, is_folder, is_there, shown
 
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+).*", re.IGNORECASE)
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
 _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
 _TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
 
@@ -28,39 +29,41 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
     """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
 
     A Hugging Face model is named `org/model`, or by the address of its page (`https://huggingface.co/org/model`, also
-    with `/tree/REVISION`; `hf://org/model@REVISION`); a folder of the cache (`models--org--model`) stands for its
-    snapshot. Of the hub's files come config, tokenizer and the weights in one format; with `only_tokenizer` no weights.
-    Raises `SllmError`, with what to do, for a folder that is not there, and for a model that is unknown, gated, or
-    neither in the cache nor within reach.
+    with `/tree/REVISION`, also on the mirror that the environment variable HF_ENDPOINT names), or as
+    `hf://org/model@REVISION`; a folder of the cache (`models--org--model`) stands for its snapshot. Of the hub's files
+    come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises `SllmError`, with
+    what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in the cache nor
+    within reach.
     """
     name = str(name_or_folder)
     if name.startswith(PREFIX):
         return bundled_folder(name)
-    if "://" in name or _PAGE.fullmatch(name):
+    if "://" in name or _path_of_page(name):
         name, revision = _of_address(name, revision)
         return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
     folder = Path(os.path.expanduser(name))
-    with foreign(f"{name:.200}", "give a folder, or a Hugging Face name such as org/model", "is no name"):
-        is_folder, is_there = folder.is_dir(), folder.exists()
-    if name and is_folder:
+    if name and is_folder(folder):
         return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
-    if name and is_there:
-        raise SllmError(f"{name} is a file; give the folder that holds the model")
+    if name and is_there(folder):
+        raise SllmError(
+            f"{name:.200} is {'a file' if is_file(folder) else 'no folder'}; give the folder that holds the model"
+        )
     if isinstance(name_or_folder, Path) or _is_path(name):
-        raise SllmError(f"folder {name} not found; give one that exists, or a Hugging Face name such as org/model")
+        raise SllmError(f"folder {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
     return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
 
 
 def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
     """Name and revision of a model from the address of its page, or of a file in it."""
-    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address)):
+    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address), re.DOTALL):
         name, found = path[1], path[2]
-    elif page := _PAGE.fullmatch(address):
-        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page[1]), maxsplit=1)
+    elif page := _path_of_page(address):
+        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page), maxsplit=1)
         found = rest[0] if rest else None
     else:
         raise SllmError(
-            f"{address} is not an address of Hugging Face; give one, or a name such as org/model, or a folder"
+            f"{address} is not an address of Hugging Face, or of the mirror that HF_ENDPOINT names; "
+            "give one, or a name such as org/model, or a folder"
         )
     name = "/".join(name.strip("/").split("/")[:2]).removesuffix(".git")
     if name.startswith(("datasets/", "spaces/")):
@@ -70,11 +73,20 @@ def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
     return name, revision or found
 
 
+def _path_of_page(address: str) -> str | None:
+    """What follows the host in the address of a page of Hugging Face or of its mirror; None for any other."""
+    mirror = re.sub(r"^https?://", "", constants.ENDPOINT)
+    hosts = "|".join(re.escape(host) for host in (*_HOSTS, mirror) if host)
+    page = re.fullmatch(rf"(?:https?://)?(?:{hosts})/([^?#]+).*", address, re.IGNORECASE | re.DOTALL)
+    return page and page[1]
+
+
 def _snapshot(folder: Path, revision: str | None) -> Path:
     """The files of a model in the hub's cache; raises `SllmError` if it does not have the revision."""
     ref, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    found = sorted(path for path in snapshots.glob("*") if path.is_dir())
+    with foreign(shown(ref), "give a revision", "is no reference"):
+        commit = check_file(ref).read_text(encoding="utf-8").strip() if is_there(ref) else revision
+    found = sorted(path for path in snapshots.glob("*") if is_folder(path))
     chosen = [path for path in found if path.name == commit] or (found if commit is None else [])
     if len(chosen) != 1:
         there = ", ".join(path.name for path in found) or "none"
@@ -148,10 +160,10 @@ def _explained(name: str, revision: str | None, error: Exception) -> SllmError:
             return SllmError(f"{name} has no revision {revision!r} on Hugging Face")
         case errors.RepositoryNotFoundError():
             return SllmError(
-                f"{name} is neither a folder nor a Hugging Face model (for a private one: `hf auth login`)"
+                f"{name:.200} is neither a folder nor a Hugging Face model (for a private one: `hf auth login`)"
             )
         case errors.HFValidationError():
-            return SllmError(f"{name!r} is neither a folder nor a Hugging Face name such as org/model")
+            return SllmError(f"{name[:200]!r} is neither a folder nor a Hugging Face name such as org/model")
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0]
     return SllmError(
         f"{name} is not in the local cache {constants.HF_HUB_CACHE} and cannot be fetched ({why}); "

@@ -15,6 +15,7 @@ from sllm_jax.convert import load_params, read_config
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_config, load_generation_config
+from sllm_jax.inputs import is_file
 from sllm_jax.int8 import check_weights, is_quantized
 from sllm_jax.model import Model
 from sllm_jax.progress import Progress, silent
@@ -60,7 +61,7 @@ def _tokenizer(folder: Path, instead: str | Path | None) -> Any:
     if instead is None:
         return load_tokenizer(folder)
     path = Path(os.path.expanduser(instead))
-    loaded = load_tokenizer(path if path.is_file() else hub.resolve(instead, only_tokenizer=True))
+    loaded = load_tokenizer(path if is_file(path) else hub.resolve(instead, only_tokenizer=True))
     if loaded is None:
         raise SllmError(f"there is no tokenizer in {instead}; expected tokenizer.json or tokenizer.model")
     return loaded

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_source, is_file
 from sllm_jax.progress import Progress, silent
-from sllm_jax.tokenizer import encode
+from sllm_jax.tokenizer import encodable, encode
 
 BLOCK_SIZE = 2**18  # characters
+MAX_TEXT = 2**28  # characters of a text that is read whole, as for experiments; all of PG-19's test books have 2**25
 OVERLAP = 2**12  # characters of a block that the next one reads again
 _AGREEING = 8  # tokens on which two blocks must agree to be joined
 
@@ -57,7 +58,8 @@ def encode_blocks(
 
 
 def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
-    """The text of a file in blocks; raises `SllmError` if it cannot be read, is not UTF-8, or is empty."""
+    """The text of a file or pipe in blocks; raises `SllmError` if it cannot be read, is not UTF-8, or is empty."""
+    check_source(path)
     empty = True
     try:
         with path.open(encoding="utf-8") as file:
@@ -78,8 +80,14 @@ def text_blocks(text: str, size: int = BLOCK_SIZE) -> Iterator[str]:
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a file; raises `SllmError` as `file_blocks` does."""
-    return "".join(file_blocks(path))
+    """The whole text of a file; raises `SllmError` as `file_blocks` does, and for more than `MAX_TEXT` characters."""
+    blocks, size = [], 0
+    for block in file_blocks(path):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_TEXT:
+            raise SllmError(f"{path} has more than {MAX_TEXT} characters; give a part of it")
+    return "".join(blocks)
 
 
 class TokenFile(NamedTuple):
@@ -104,7 +112,7 @@ def tokenize_file(
     """
     start = encode(tokenizer, "", start=True)
     count, read, used, first = len(start), 0, 0, 0  # tokens; bytes: read, of the tokens, of the first one
-    size = path.stat().st_size if path.is_file() else 0
+    size = path.stat().st_size if is_file(path) else 0
     with target.open("wb") as file:
         file.write(start.tobytes())
         for block in encode_blocks(tokenizer, file_blocks(path), control_tokens=control_tokens):
@@ -127,7 +135,7 @@ def _bytes(text: str) -> int:
 
 
 def _tokens(tokenizer: Any, text: str, control_tokens: bool) -> Tokens:
-    with foreign("the text", "choose another tokenizer (--tokenizer)", "cannot be encoded by this tokenizer"):
+    with encodable():
         encoding = tokenizer(
             text,
             add_special_tokens=False,

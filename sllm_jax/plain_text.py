@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from sllm_jax.tokenizer import check_unicode, control_token_ids, encode
+from sllm_jax.tokenizer import check_unicode, control_token_ids, encodable, encode
 
 
 class Part(NamedTuple):
@@ -35,7 +35,9 @@ def encode_parts(tokenizer: Any, parts: Sequence[Part]) -> np.ndarray:
     text = "".join(part.text if part.plain else _replaced(part.text, standins) for part in parts)
     check_unicode(text)
     original = {backend.token_to_id(standin): control[name] for name, standin in standins.items()}
-    return np.array([original.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids], np.int32)
+    with encodable():
+        ids = backend.encode(text, add_special_tokens=False).ids
+    return np.array([original.get(i, i) for i in ids], np.int32)
 
 
 def spells(control: Mapping[str, int], text: str) -> bool:

@@ -12,7 +12,7 @@ from sllm_jax.errors import SllmError
 from sllm_jax.extras import how_to_install
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 FORMATS = ("png", "svg", "pdf")
 WIDTH = 7.0  # inches; with letters this large still legible at half the width, in one column of two
@@ -31,9 +31,9 @@ _DATES = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # no
 
 @dataclass(frozen=True)
 class Plot:
-    """What draws on an empty figure, its height in inches, and its title."""
+    """What draws on an empty figure, its height in inches, and the title above all that is drawn."""
 
-    draw: Callable[[Figure], None] = field(repr=False)
+    draw: Callable[[FigureBase], None] = field(repr=False)
     height: float = 3.8
     title: str = ""
 
@@ -48,7 +48,8 @@ class Plot:
         drawn = BytesIO()
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
-            self.draw(figure)
+            below_title = figure.add_subfigure(figure.add_gridspec()[0])  # a legend outside the axes included
+            self.draw(below_title)
             if self.title:
                 figure.suptitle(self.title, fontsize=10, color="0.35")
             figure.savefig(drawn, dpi=_DPI, format=plot_format, metadata=_DATES[plot_format])

@@ -17,7 +17,7 @@ from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
     from matplotlib.patches import Patch
 
 EMPTY, SINK, THIS_LAP, OLD_LAP = range(4)
@@ -50,7 +50,7 @@ def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) ->
     A cell has the token's text, its cache position below, and a frame where the next token will go.
     """
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
         for row, state in enumerate(states.values()):
             _draw_slots(axes, row, slots(state), text_of)
@@ -79,7 +79,7 @@ def rotations(state: KVState) -> Plot:
     kind[itself] = SINK if itself < state.start_size else THIS_LAP
     shown = np.flatnonzero(kind)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.subplots()

@@ -12,22 +12,27 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import load_json, scratch_folder
+from sllm_jax.files import CHAT_TEMPLATES, MAX_JSON, load_json, scratch_folder
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_file, is_folder, is_there, shown
+from sllm_jax.tokenizer_growth import check_growth
 
+MAX_VOCABULARY = 2**29  # bytes of a tokenizer file; the largest published ones, of 256,000 tokens, have some 2**25
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 # BOS and EOS of a tokenizer that came without a word about them: the first that are in its vocabulary.
 BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
 EOS_TOKENS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+
+_ANOTHER = "choose another tokenizer (--tokenizer)"
 
 
 def load_tokenizer(source: Path) -> Any:
@@ -38,14 +43,16 @@ def load_tokenizer(source: Path) -> Any:
     `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is downloaded and no code of a
     checkpoint is run. Raises `SllmError` if there is nothing at `source` or it cannot be read.
     """
-    if not source.exists():
-        raise SllmError(f"no tokenizer at {source}: expected a folder or a file that exists; check the path")
-    file = _tokenizer_file(source) if source.is_dir() else source
+    if not is_there(source):
+        raise SllmError(f"no tokenizer at {shown(source)}: expected a folder or a file that exists; check the path")
+    file = _tokenizer_file(source) if is_folder(source) else source
     if file is None:
         return None
+    check_file(file, MAX_VOCABULARY)
     for path in _settings_files(file):
         if path.suffix == ".json":
             load_json(path)
+        check_file(path, MAX_JSON)
     remedy = (
         "expected the tokenizer.json of a Hugging Face tokenizer or a SentencePiece tokenizer.model; fetch the file "
         "again or choose another tokenizer"
@@ -63,7 +70,7 @@ def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False)
     (`<|im_end|>`) is encoded letter by letter, unless `control_tokens` lets it stand for the token itself.
     """
     check_unicode(text)
-    with foreign("the text", "choose another tokenizer (--tokenizer)", "cannot be encoded by this tokenizer"):
+    with encodable():
         ids = tokenizer.encode(text, add_special_tokens=False, verbose=False, split_special_tokens=not control_tokens)
         return np.array([*(_prefix(tokenizer) if start else ()), *ids], np.int32)
 
@@ -84,7 +91,18 @@ def control_token_ids(tokenizer: Any) -> dict[str, int]:
 def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
     """The text of token ids [N], without special tokens and with every space as it is."""
     ids = [int(i) for i in ids]
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    with decodable():
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def encodable() -> AbstractContextManager[None]:
+    """The door of every call that encodes: a tokenizer's own rules may fail on some texts only."""
+    return foreign("the text", _ANOTHER, "cannot be encoded by this tokenizer")
+
+
+def decodable() -> AbstractContextManager[None]:
+    """The door of every call that decodes."""
+    return foreign("the tokens", _ANOTHER, "cannot be decoded by this tokenizer")
 
 
 def start_ids(tokenizer: Any) -> np.ndarray:
@@ -105,29 +123,44 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 
 def _tokenizer_file(folder: Path) -> Path | None:
-    return next((folder / name for name in VOCABULARY_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in VOCABULARY_FILES if is_there(folder / name)), None)
 
 
 def _settings_files(file: Path) -> list[Path]:
     """What belongs to a tokenizer file; nothing to one whose name is not that of a checkpoint's tokenizer."""
     beside = [file.with_name(name) for name in SETTINGS_FILES] if file.name in VOCABULARY_FILES else []
-    return [path for path in beside if path.is_file()]
+    return [path for path in beside if is_there(path)]
 
 
 def _load(source: Path, file: Path) -> Any:
+    if file.name == "tokenizer.json":
+        _check_rules(file)
+        for path in (file.parent / CHAT_TEMPLATES).glob("*"):
+            check_file(path, MAX_JSON)
+        return _load_folder(file.parent)
+    with scratch_folder() as folder:
+        _write_folder(folder, file)
+        tokenizer = _load_folder(folder)
+    tokenizer.name_or_path = str(source)
+    return tokenizer
+
+
+def _check_rules(file: Path) -> None:
+    """Raises `SllmError` for a tokenizer.json that makes texts explode; anything else is the library's to refuse."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        check_growth(content, str(file))
+
+
+def _load_folder(folder: Path) -> Any:
+    """The tokenizer of a folder with a tokenizer.json that may be read."""
     from transformers import PreTrainedTokenizerFast
 
-    if file.name == "tokenizer.json":
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
-        config = _read_config(file.parent)
-    else:
-        with scratch_folder() as folder:
-            _write_folder(folder, file)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-            config = _read_config(Path(folder))
-        tokenizer.name_or_path = str(source)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may ask for any number of tokens
+    tokenizer.backend_tokenizer.no_truncation()
     _complete_special_tokens(tokenizer)
-    if (adds_bos := bos_rule(config)) is not None:
+    if (adds_bos := bos_rule(_read_config(folder))) is not None:
         _set_bos(tokenizer, adds_bos)
     return tokenizer
 
@@ -169,8 +202,10 @@ def _write_folder(folder: Path, file: Path) -> None:
     elif file.name == "vocab.json":
         backend = _from_vocab_and_merges(file, config)
     else:
+        _check_rules(file)
         shutil.copy(file, folder / "tokenizer.json")
         return
+    check_growth(json.loads(backend.to_str()), str(file))
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
@@ -178,7 +213,7 @@ def _write_folder(folder: Path, file: Path) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json` without the empty special tokens that early Llama conversions have."""
     file = folder / "tokenizer_config.json"
-    config = load_json(file) if file.is_file() else {}
+    config = load_json(file) if is_there(file) else {}
     return {key: value for key, value in config.items() if value != ""}
 
 
@@ -254,7 +289,7 @@ def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
 
     merges = vocab.with_name("merges.txt")
     name = config.get("tokenizer_class", "GPT2Tokenizer")
-    if not merges.is_file() or not name.startswith("GPT2Tokenizer"):
+    if not is_file(merges) or not name.startswith("GPT2Tokenizer"):
         raise SllmError(
             f"{vocab.parent} has a vocab.json but no tokenizer.json: expected merges.txt beside it and a GPT2Tokenizer "
             f"(got {name}); save the tokenizer again with transformers, which writes a tokenizer.json"

@@ -18,24 +18,29 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from sllm_jax.inputs import is_folder
 from sllm_jax.signals import before_leaving
 
 _ID = "[0-9a-f]" * 8
 _ATTEMPTS = 10
+_IN_USE = ".lock"
 
 
 class Mark:
     """A file that this process holds locked."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the file. Raises OSError if that fails."""
+    def __init__(self, path: Path, attempts: int = _ATTEMPTS) -> None:
+        """Make the file; each attempt takes up to a second.
+
+        Raises OSError if that fails, and BlockingIOError if another process holds it.
+        """
         self.path = path
         self._lock = FileLock(path)
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             path.touch()  # filelock waits for ever where it may not make the file, and makes folders that are missing
             try:
                 self._lock.acquire(timeout=1)
-            except Timeout:  # held for a moment by a process that looks whether it is abandoned
+            except Timeout:  # another process works, or looks for a moment whether the file is abandoned
                 continue
             except (OSError, NotImplementedError) as error:
                 if not _means_no_locks(error):
@@ -44,14 +49,16 @@ class Mark:
             if path.exists():  # and was not taken for abandoned before it was locked
                 return
             self._lock.release()
-        raise OSError(f"{path} is removed again and again")
+        raise BlockingIOError(f"{path} is held, or removed again and again, by another process")
 
     def remove(self) -> None:
-        """Remove the file, then give up the lock."""
-        with suppress(PermissionError):  # Windows: not before the lock is given up
+        """Remove the file, then give up the lock; on Windows the other way round."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except PermissionError:
+            self._lock.release()
             self.path.unlink(missing_ok=True)
         self._lock.release()
-        self.path.unlink(missing_ok=True)
 
 
 def _means_no_locks(error: Exception) -> bool:
@@ -98,8 +105,36 @@ def unfinished(path: Path) -> Iterator[Path]:
         forget()
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of `folder`; at the end it is removed if it is empty.
+
+    It is marked meanwhile by a file in it, which is removed after a signal too. Raises BlockingIOError if another
+    process is in it, and OSError if nothing can be written in it. Without locks nobody is kept out.
+    """
+    if (path := folder / _IN_USE).exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a file")
+    mark = Mark(path, attempts=1)
+    forget = before_leaving(partial(_leave, path))
+    try:
+        yield
+    finally:
+        forget()
+        mark.remove()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _leave(mark: Path) -> None:
+    _remove(mark)
+    with suppress(OSError):
+        mark.parent.rmdir()
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes have left in `folder` under hidden names of `name`, or of any name."""
+    if not is_folder(folder):
+        return
     pattern = f".{'*' if name is None else glob.escape(name)}.{_ID}"
     for mark in abandoned(sorted(folder.glob(f"{pattern}.lock"))):
         _remove(mark.with_suffix(".tmp"))

@@ -115,7 +115,7 @@ def problems(folder, dtype="float32"):
         number = re.match(r"(\d+) tensors? not as config\.json says \((\d+ [a-z]+(, )?)+\)", headline)
         assert number is not None
         assert int(number[1]) == len(lines)
-    return lines or [headline]
+    return lines or [headline.partition("; this looks like ")[0]]
 
 
 def refusal(folder) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,18 @@ from sllm_jax.model import Model, init_params
 from sllm_jax.models import module_for
 from sllm_jax.signals import STOPPING
 
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # processes that tests start leave nothing behind
+# Compile each program once: this process keeps them on disk for its later test files and the processes that it starts.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    PROGRAMS = TemporaryDirectory(prefix="sllm-jax-test-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", PROGRAMS.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; what tests start inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup starts them so
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

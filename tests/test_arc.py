@@ -1,12 +1,15 @@
 """Files of questions: every form that ARC goes round in, and one sentence for anything else."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from sllm_jax.errors import SllmError
 from sllm_jax.reproduce.arc import ArcQuestion, read_files, read_questions
 
+SIZE = 500_000  # the square of which takes hours
 EXPECTED = ArcQuestion("Why is the sky blue?", ("It is painted.", "Air scatters light."), 1)
 CHOICES = {"text": list(EXPECTED.options), "label": ["A", "B"]}
 OBJECTS = [{"text": text, "label": label} for text, label in zip(EXPECTED.options, "12", strict=True)]
@@ -114,3 +117,28 @@ def test_a_real_question_word_for_word(shared):
         "building materials will be cheaper",
     )
     assert question.right == 1
+
+
+ADVERSARIAL = {
+    "options without an end": "Which?\nAnswer1: " + "Answer1" * SIZE,
+    "a number without an end": "Which?\nAnswer1: Answer" + "1" * SIZE,
+    "line breaks": "Which?" + "\n" * SIZE + "Answer1: a",
+    "line breaks and no option": "Which?" + "\n" * SIZE + "Answer2: a",
+    "questions": "the question: " * SIZE + "\nAnswer1: a Answer2: b",
+    "formats": "Which?\nAnswer1: a" + "\nAnswer format" * SIZE,
+    "spaces": "Which?\nAnswer1: a" + " " * SIZE + "Answer2",
+}
+
+
+def test_no_question_takes_time_that_grows_with_its_square(tmp_path):
+    for i, text in enumerate(ADVERSARIAL.values()):
+        record = {"instruction": text, "answer": "answer1"}
+        (tmp_path / f"{i}.json").write_text(json.dumps([record]))
+    program = (
+        "import sys; from pathlib import Path; from sllm_jax.errors import SllmError; "
+        "from sllm_jax.reproduce.arc import read_questions\n"
+        "for path in Path(sys.argv[1]).glob('*.json'):\n"
+        "    try: read_questions(path)\n"
+        "    except SllmError: pass"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=60)

@@ -10,7 +10,7 @@ import termios
 import threading
 
 import pytest
-from prompt_toolkit.application import create_app_session
+from prompt_toolkit.application import Application, create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from test_cli import SUMMARY, assert_refused
@@ -20,7 +20,7 @@ from sllm_jax.cli.messages import typed
 from sllm_jax.errors import SllmError
 from sllm_jax.stream import Stream
 
-ENTER, LEFT, UP, ESCAPE, CTRL_C, CTRL_D = "\r", "\x1b[D", "\x1b[A", "\x1b", "\x03", "\x04"
+ENTER, LEFT, UP, ESCAPE, CTRL_C, CTRL_D, CTRL_Z = "\r", "\x1b[D", "\x1b[A", "\x1b", "\x03", "\x04", "\x1a"
 
 
 def pasted(text):
@@ -69,6 +69,13 @@ def test_ctrl_d_and_ctrl_c_end_the_chat(type_keys, end):
     assert type_keys(f"Hello{ENTER}{end}never read{ENTER}") == ["Hello"]
 
 
+def test_ctrl_z_suspends_and_is_no_text(type_keys, monkeypatch):
+    suspended = []
+    monkeypatch.setattr(Application, "suspend_to_background", lambda *_: suspended.append(True))
+    assert type_keys(f"Hel{CTRL_Z}lo{ENTER}{CTRL_D}") == ["Hello"]
+    assert suspended == [True]
+
+
 @pytest.fixture
 def conversation(loaded):
     """A chat with the tiny model."""
@@ -98,6 +105,13 @@ def test_system_begins_again_with_the_text_and_shows_it(conversation, capsys):
     assert conversation.stream.tokens_seen > plain
     respond(conversation, "/system")
     assert capsys.readouterr().err.endswith("You are terse.\n")
+
+
+@pytest.mark.parametrize("line", ["/system\nBe terse.\nBe kind.", "/system\tBe terse.\nBe kind."])
+def test_any_white_space_ends_the_name_of_a_command(conversation, line):
+    """A paste of many lines is one message, and so one command."""
+    assert respond(conversation, line)
+    assert conversation.system == "Be terse.\nBe kind."
 
 
 def test_stats_tell_tokens_cache_model_and_device(conversation, capsys):
@@ -221,21 +235,22 @@ def test_a_reader_of_a_chat_that_leaves_ends_it_quietly(model):
 class Terminal:
     """A command on a pseudo-terminal of 100 columns."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, kind="xterm"):
         self.controller, end = pty.openpty()
         termios.tcsetwinsize(end, (30, 100))
-        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        environment = os.environ | {"TERM": kind, "PROMPT_TOOLKIT_NO_CPR": "1"}
         command = [sys.executable, "-m", "sllm_jax", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
         os.close(end)
-        self.shown = ""
+        self.shown, self.passed = "", ""
 
     def expect(self, text):
         """Read until this text has come, and forget what came up to it."""
         while text not in self.shown:
             assert select.select([self.controller], [], [], 60)[0], self.shown
             self.shown += os.read(self.controller, 10_000).decode(errors="replace")
-        self.shown = self.shown.partition(text)[2]
+        before, _, self.shown = self.shown.partition(text)
+        self.passed += before + text
 
     def type(self, keys):
         os.write(self.controller, keys.encode())
@@ -246,8 +261,8 @@ def terminal():
     """Starts a command on a terminal; ended with the test."""
     started = []
 
-    def terminal(*arguments):
-        started.append(Terminal(*arguments))
+    def terminal(*arguments, **options):
+        started.append(Terminal(*arguments, **options))
         return started[0]
 
     yield terminal
@@ -277,3 +292,16 @@ def test_at_a_terminal_a_chat_is_edited_from_the_first_message_to_the_last(termi
     screen.type(CTRL_D)
     screen.expect("tokens seen")
     assert screen.process.wait(timeout=60) == 0
+
+
+def test_on_a_dumb_terminal_a_chat_moves_no_cursor(terminal, model):
+    """As in Emacs' shell, which shows escape sequences as they are."""
+    screen = terminal("chat", "--model", model, "--max-tokens", 3, kind="dumb")
+    screen.expect("USER: ")
+    screen.type(f"/stats{ENTER}")
+    screen.expect("tokens seen")
+    screen.expect("USER: ")
+    screen.type(f"/exit{ENTER}")
+    screen.expect("tokens seen")
+    assert screen.process.wait(timeout=60) == 0
+    assert "\x1b" not in screen.passed.partition("USER: ")[2]

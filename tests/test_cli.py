@@ -43,6 +43,15 @@ def test_models_on_a_terminal_are_a_table(run, monkeypatch):
     assert KINDS["gpt_neox"].options in line
 
 
+@pytest.mark.parametrize("columns", [20, 50])
+def test_models_on_a_narrow_terminal_are_whole(run, monkeypatch, columns):
+    """Long names are broken, not cut."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, _ = run("models")
+    assert (code, "…" in out) == (0, False)
+
+
 def test_python_dash_m():
     out = subprocess.run([sys.executable, "-m", "sllm_jax", "--version"], capture_output=True, text=True, check=True)
     assert out.stdout == f"sllm-jax {__version__}\n"
@@ -270,3 +279,7 @@ def test_usage_errors_are_exit_code_2_without_a_traceback(run):
     for arguments in (["convert"], ["generate", "--no-such-option"], ["nonsense"]):
         code, _, err = run(*arguments)
         assert (code, "Traceback" in err) == (2, False)
+
+
+def test_the_help_of_generate_shows_an_optional_prompt(run):
+    assert "generate [OPTIONS] [PROMPT] " in run("generate", "--help")[1]

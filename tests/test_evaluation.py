@@ -102,7 +102,7 @@ def test_a_damaged_folder_is_refused(tiny, texts, tmp_path):
     next(first.steps())
     first.save()
     (tmp_path / "nll.npy").write_bytes(b"")
-    with pytest.raises(SllmError, match=r"nll.npy cannot be read \(EOF.*\); remove .* to begin anew"):
+    with pytest.raises(SllmError, match=r"nll.npy is not a .npy file of numbers \(EOF.*\); remove .* to begin anew"):
         evaluation(tmp_path, tiny, texts)
 
 

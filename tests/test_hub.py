@@ -323,6 +323,41 @@ def test_other_addresses_are_refused(cached, address, revision, message):
         hub.resolve(address, revision)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("https://hf-mirror.com", f"https://hf-mirror.com/{NAME}"),
+        ("https://hf-mirror.com", f"hf-mirror.com/{NAME}/tree/v1"),
+        ("https://hf-mirror.com", f"https://huggingface.co/{NAME}/blob/main/config.json"),
+        ("http://localhost:8080", f"http://localhost:8080/{NAME}?library=transformers"),
+        ("https://company.example/api/hf.remote", f"https://Company.example/api/hf.remote/{NAME}/tree/main"),
+    ],
+)
+def test_addresses_on_the_mirror_that_hf_endpoint_names(cached, monkeypatch, endpoint, address):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert hub.resolve(address) == cached
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("https://huggingface.co", f"https://hf-mirror.com/{NAME}"),
+        ("https://hf-mirror.com", f"https://hf-mirror.com.example/{NAME}"),
+        ("https://company.example/api/hf.remote", f"https://company.example/api/hf_remote/{NAME}"),
+        ("", f"https://hf-mirror.com/{NAME}"),
+    ],
+)
+def test_another_host_than_that_of_hf_endpoint_is_refused(cached, monkeypatch, endpoint, address):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(SllmError, match="is not an address of Hugging Face, or of the mirror that HF_ENDPOINT names"):
+        hub.resolve(address)
+
+
+def test_a_path_is_no_address_where_hf_endpoint_is_empty(cached, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "")
+    assert hub.resolve(str(cached)) == cached
+
+
 def test_a_folder_of_the_cache_stands_for_its_snapshot(cached):
     model = cached.parents[1]
     assert hub.resolve(model) == hub.resolve(str(model), "v1") == hub.resolve(model, COMMIT) == cached
@@ -351,3 +386,14 @@ def test_a_name_that_no_file_can_have_is_one_sentence(name):
     with pytest.raises(SllmError) as error:
         hub.resolve(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["huggingface.co/{}?\n", "hf://{}@a/b\n", "https://hf.co/{}#\n\n"])
+def test_no_address_takes_time_that_grows_with_its_square(address):
+    program = (
+        "import sys; from sllm_jax import hub; from sllm_jax.errors import SllmError\n"
+        "hub._from_hub = lambda *_: None\n"
+        f"try: hub.resolve({address!r}.format('a' * 500_000))\n"
+        "except SllmError: pass"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -116,7 +116,7 @@ def test_a_file_becomes_token_ids_and_tells_their_bytes(tokenizer, tmp_path, mon
 def test_a_file_with_nothing_to_read_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "late.txt").write_bytes(b"a" * 20000 + b"\xff")
-    for name, message in (("empty.txt", "is empty"), ("late.txt", "is not UTF-8 text"), ("none", "cannot be read: No")):
+    for name, message in (("empty.txt", "is empty"), ("late.txt", "is not UTF-8 text"), ("none", "cannot be read .No")):
         with pytest.raises(SllmError, match=message):
             list(file_blocks(tmp_path / name, 1000))
 

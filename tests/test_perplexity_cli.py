@@ -165,7 +165,7 @@ def test_perplexity_refuses(run, model, tmp_path):
     refuses("give either --text FILE or --tokens FILE.npy")
     refuses("empty.txt is empty", "--text", tmp_path / "empty.txt")
     refuses("latin.txt is not UTF-8 text", "--text", tmp_path / "latin.txt")
-    refuses("none.txt cannot be read: No such file", "--text", tmp_path / "none.txt")
+    refuses("none.txt cannot be read (No such file", "--text", tmp_path / "none.txt")
     refuses("is not a .npy file of numbers", "--tokens", tmp_path / "not.npy")
     refuses("is not a .npy file of numbers", *saved(np.array([{"a": 1}], object)))
     refuses("token id 420 at index 1 is outside the vocabulary of 420", *saved(np.array([5, 420])))

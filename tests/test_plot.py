@@ -53,6 +53,40 @@ def test_a_plot_names_the_model_and_the_text(loaded):
     assert name_of({}) == ""
 
 
+def legend_above(figure):
+    figure.subplots().plot([1, 2], label="a line")
+    figure.legend(loc="outside upper center")
+
+
+def centred_words(figure):
+    figure.subplots().plot([1, 2])
+    figure.suptitle("what is drawn")
+
+
+def legend_of_many_lines(figure):
+    panels = figure.subplots(1, 2, sharey=True)
+    for i in range(6):
+        panels[0].plot([i, 2], label=f"line {i}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+@pytest.mark.parametrize("draw", [legend_above, centred_words, legend_of_many_lines])
+def test_the_title_of_a_plot_overlaps_nothing(draw, monkeypatch):
+    boxes = []
+
+    def save(figure, *_, **__):
+        figure.draw_without_rendering()
+        drawn = figure.subfigs[0] if figure.subfigs else figure
+        others = [*drawn.legends, *figure.get_axes(), *(text for text in drawn.texts if text is not figure._suptitle)]
+        boxes.append((figure._suptitle.get_window_extent(), [one.get_tightbbox() for one in others]))
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    Plot(draw, title="bundled:llama, bleak_house.txt").render("svg")
+    [(title, others)] = boxes
+    assert others
+    assert not [box for box in others if box.y1 > title.y0]
+
+
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
 def test_reproduce_writes_the_format_that_is_asked_for(run, model, text, tmp_path, kind):
     arguments = ("--model", model, "--text", text, "--max-tokens", 300, "--format", kind)

@@ -1,5 +1,6 @@
 """Compiled programs on disk: kept from run to run, and never half of one."""
 
+import itertools
 import os
 import resource
 import subprocess
@@ -15,6 +16,13 @@ from sllm_jax.cli import program_cache
 from sllm_jax.cli.program_cache import keep_programs
 
 GENERATE = ("generate", "--model", "bundled:falcon", "--max-tokens", "9", "--ignore-eos")
+DAMAGE = (
+    lambda content: content[:100],
+    lambda content: b"",
+    lambda content: bytes(len(content)),
+    lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    lambda content: content[: len(content) // 2] + b"\x55" + content[len(content) // 2 + 1 :],
+)
 
 
 def run(home, *arguments):
@@ -39,10 +47,10 @@ def test_programs_are_kept_and_used_again_and_broken_ones_are_passed_over(tmp_pa
     assert any("extend" in name for name in kept)
     assert any("decode" in name for name in kept)
     assert run(tmp_path, *GENERATE)[0] == text
-    assert entries(tmp_path) == kept
+    assert entries(tmp_path).items() >= kept.items()  # on a slow machine another program is worth keeping
     assert not list(tmp_path.rglob("*.running"))
-    for path in tmp_path.rglob("*-cache"):
-        path.write_bytes(path.read_bytes()[:100])
+    for path, damage in zip(sorted(tmp_path.rglob("*-cache")), itertools.cycle(DAMAGE), strict=False):
+        path.write_bytes(damage(path.read_bytes()))
     again, notes = run(tmp_path, *GENERATE)
     assert again == text
     assert "warning" not in notes

@@ -1,6 +1,10 @@
 """A damaged resume folder gives an error or the right number, and no kill or full disk blocks a later start."""
 
+import io
+import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +145,111 @@ def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
         begin(saved, tiny)
 
 
+def npy(header, nll) -> bytes:
+    """A .npy file with a header of one's own."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": nll.shape} | header)
+    return file.getvalue() + nll.tobytes()
+
+
+def test_a_fortran_ordered_nll_is_the_same_row(saved, tiny, right):
+    (saved / "nll.npy").write_bytes(npy({"fortran_order": True}, np.load(saved / "nll.npy")))
+    np.testing.assert_array_equal(finished(saved, tiny), right)
+
+
+@pytest.mark.parametrize("shape", [(39, 2), (2, 39), (1, 78)])
+def test_a_fortran_ordered_nll_of_two_dimensions_is_refused(saved, tiny, shape):
+    nll = np.load(saved / "nll.npy")
+    (saved / "nll.npy").write_bytes(npy({"fortran_order": True, "shape": shape}, nll))
+    with pytest.raises(SllmError, match=r"nll\.npy is damaged: it holds float32 of shape .*; remove .* to begin anew"):
+        begin(saved, tiny)
+
+
+OWN = {"settings.json": "file", "nll.npy": "file", "checkpoints": "folder"}
+
+
+def put(path, kind):
+    """A pipe, a folder or a file in the place of what is at `path`."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "folder": os.mkdir, "file": Path.touch}[kind](path)
+
+
+@pytest.mark.parametrize("state", ["a checkpoint", "no checkpoint", "nothing else"])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in OWN for kind in ("pipe", "folder", "file")])
+def test_what_is_no_file_or_no_folder_where_one_should_be_is_refused(saved, tiny, name, kind, state):
+    """Opening a pipe would wait for ever."""
+    if kind == OWN[name]:
+        return
+    if state == "no checkpoint":
+        shutil.rmtree(saved / "checkpoints")
+    if state == "nothing else":
+        shutil.rmtree(saved)
+        saved.mkdir()
+    put(saved / name, kind)
+    with pytest.raises(SllmError, match=rf"{name} is not a {OWN[name]}; .*name a new folder"):
+        begin(saved, tiny)
+    assert (saved / name).exists()
+
+
+def test_a_pipe_in_a_checkpoint_is_damage(saved, tiny):
+    put(next(saved.glob("checkpoints/*/params/manifest.ocdbt")), "pipe")
+    with pytest.raises(SllmError, match="is damaged, or not of this run"):
+        begin(saved, tiny)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"])
+def test_a_checkpoint_that_was_cut_is_not_talked_about_by_libraries(saved, tiny, right, name, caplog):
+    """Their lines would stand on standard error beside the one sentence."""
+    path = next(saved.glob(f"checkpoints/*/params/{name}"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    if name == "_CHECKPOINT_METADATA":  # says nothing about the arrays
+        np.testing.assert_array_equal(finished(saved, tiny), right)
+    else:
+        with pytest.raises(SllmError, match="is damaged, or not of this run"):
+            begin(saved, tiny)
+    assert [record.message for record in caplog.records if record.name == "absl"] == []
+
+
+@pytest.mark.parametrize("name", ["0abc", "00000007.bak", "0", "7", "\u0663", "00000007 "])
+def test_a_folder_among_the_checkpoints_that_is_none_changes_nothing(saved, tiny, right, name):
+    shutil.copytree(next(saved.glob("checkpoints/*")), saved / "checkpoints" / name)
+    (saved / "checkpoints" / name / "params" / "manifest.ocdbt").write_bytes(b"")
+    assert begin(saved, tiny).done > 0
+    np.testing.assert_array_equal(finished(saved, tiny), right)
+
+
+# Two processes that do not know of each other: a file system without locks.
+
+
+def test_a_second_start_leaves_the_nll_of_the_first_alone(tiny, right, tmp_path):
+    first = begin(tmp_path / "one", tiny)
+    steps = first.steps()
+    next(steps)
+    found = np.array(first.nll)
+    begin(tmp_path / "one", tiny)
+    np.testing.assert_array_equal(first.nll, found)
+    for _ in steps:
+        pass
+    np.testing.assert_array_equal(first.nll, right)
+
+
+@pytest.mark.parametrize(("who_saves", "refused"), [((0,), True), ((1,), False), ((0, 1), False), ((1, 0), False)])
+def test_two_at_once_end_in_an_error_or_the_right_numbers(tiny, right, tmp_path, who_saves, refused):
+    """The file is the second's: a checkpoint of the first does not go with it unless both found the same."""
+    both = [begin(tmp_path / "one", tiny) for _ in range(2)]
+    for number in who_saves:
+        next(both[number].steps())
+        both[number].save()
+    if refused:
+        with pytest.raises(SllmError, match=r"nll\.npy is damaged: .*; remove .* to begin anew"):
+            begin(tmp_path / "one", tiny)
+    else:
+        np.testing.assert_array_equal(finished(tmp_path / "one", tiny), right)
+
+
 # Folders as a kill or a full disk leaves them.
 
 
@@ -228,3 +337,25 @@ def test_a_checkpoint_with_another_array_is_refused(tmp_path, change):
     orbax.save(tmp_path / "00000001", damaged)
     with pytest.raises(SllmError, match="00000001 is damaged, or not of this run; remove it"):
         checkpoint.restore(tmp_path, state)
+
+
+@pytest.mark.parametrize("change", ["one more", "another shape", "another dtype", "another name"])
+def test_a_checkpoint_is_compared_before_it_is_read(tmp_path, monkeypatch, change):
+    """An array that is not of the state may be larger than the memory."""
+    state = {"a": np.arange(5.0), "b": np.arange(3)}
+    checkpoint.save(tmp_path, 1, state)
+    found, read = list(orbax.tensors(tmp_path / "00000001")), []
+    found[0] = {
+        "one more": found[0],
+        "another shape": replace(found[0], shape=(2**40, *found[0].shape[1:])),
+        "another dtype": replace(found[0], dtype="float16"),
+        "another name": replace(found[0], name="3-00009"),
+    }[change]
+    found += [replace(found[0], name="3-00002")] if change == "one more" else []
+    noted = [replace(one, read=lambda one=one: read.append(one.name) or one.read()) for one in found]
+    with monkeypatch.context() as patch:
+        patch.setattr(orbax, "tensors", lambda _: iter(noted))
+        with pytest.raises(SllmError, match="00000001 is damaged, or not of this run; remove it"):
+            checkpoint.restore(tmp_path, state)
+    assert read == []
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path, state)["a"], state["a"])

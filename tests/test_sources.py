@@ -14,7 +14,7 @@ from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of
 
 from sllm_jax import convert
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.convert.sources import read_pickle
+from sllm_jax.convert.sources import read_pickle, read_safetensors
 from sllm_jax.errors import SllmError
 
 
@@ -177,3 +177,22 @@ def test_a_tensor_without_plain_memory_is_one_sentence(tmp_path, make):
     (tensor,) = read_pickle(tmp_path / "pytorch_model.bin")
     with pytest.raises(SllmError, match=r"the tensor a cannot be read .*; save it as an ordinary tensor"):
         tensor.read()
+
+
+def test_entries_of_a_header_that_nothing_has_checked_are_one_sentence(tmp_path):
+    """safetensors looks at the last of two entries of one name."""
+    good = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    for bad in (
+        '{"dtype":"F32","shape":[3],"data_offsets":[0,8]}',
+        '{"dtype":[],"shape":[2],"data_offsets":[0,8]}',
+        '{"dtype":"F32","shape":7,"data_offsets":[0,8]}',
+        '{"dtype":"F32","shape":["a"],"data_offsets":[0,8]}',
+        '{"dtype":"F32","shape":[2],"data_offsets":[0]}',
+        '{"shape":[2]}',
+        "7",
+        "[[[]]]",
+    ):
+        header = f'{{"a":{bad},"a":{good}}}'.encode()
+        (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        with pytest.raises(SllmError, match=r"^[^\n]{,400}$"):
+            [tensor.read() for tensor in read_safetensors(tmp_path / "a.safetensors")]

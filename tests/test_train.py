@@ -1,5 +1,6 @@
 """Training: exact repetition and resume, the numbers of one step against PyTorch, and a fixed number of programs."""
 
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -47,7 +48,8 @@ def after_a_step(**changes):
 
 def measures(run: Run) -> list[Row]:
     """The rows on disk but for the one thing that differs from run to run."""
-    return [replace(row, tokens_per_second=0.0) for row in metrics.read(run.folder / METRICS, 10**9)]
+    rows = metrics.read(run.folder / METRICS, run.step, metrics.digest(run.rows))
+    return [replace(row, tokens_per_second=0.0) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -194,16 +196,22 @@ def test_a_whole_run_compiles_each_program_once(tmp_path):
     assert run.step == 12
 
 
+def saved_of(state):
+    """What a checkpoint holds."""
+    return state, metrics.digest([])
+
+
 def test_a_damaged_checkpoint_and_one_of_another_model_are_refused(whole, tmp_path):
+    assert int(checkpoint.restore(whole.folder / CHECKPOINTS, saved_of(whole.state))[0].step) == 12
     settings = settings_of(config=CONFIG | {"intermediate_size": 20})
     with pytest.raises(SllmError, match="damaged, or not of this run; remove it"):
-        checkpoint.restore(whole.folder / CHECKPOINTS, init_train_state(module_of(settings), settings))
+        checkpoint.restore(whole.folder / CHECKPOINTS, saved_of(init_train_state(module_of(settings), settings)))
     shutil.copytree(whole.folder / CHECKPOINTS, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 10_000:
             path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SllmError, match="00000012 is damaged, or not of this run; remove it"):
-        checkpoint.restore(tmp_path / "checkpoints", whole.state)
+        checkpoint.restore(tmp_path / "checkpoints", saved_of(whole.state))
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -227,21 +235,51 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, mo
     assert_same(checkpoint.restore(tmp_path, state).params, state.params)
 
 
-def test_measures_come_back_and_broken_ones_are_refused(tmp_path):
-    rows = [Row(10, 100, 1.5, 0.1, 1e-3, 7.0), Row(20, 200, 0.25, 3.0, 2e-3, 8.0, 1.25, 1 / 3)]
+ROWS = [Row(10, 100, 1.5, 0.1, 1e-3, 7.0), Row(20, 200, 0.25, 3.0, 2e-3, 8.0, 1.25, 1 / 3)]
+
+
+def test_measures_come_back(tmp_path):
     path = tmp_path / "metrics.csv"
-    assert metrics.read(path, 99) == []
-    metrics.write(path, rows)
-    assert metrics.read(path, 99) == rows
-    assert metrics.read(path, 19) == rows[:1]
-    for content in ("step,tokens\n1,2\n", "\x00\n1", "step,surprise\n1,2\n"):
-        path.write_text(content)
-        with pytest.raises(SllmError, match=r"metrics\.csv cannot be read .*; it must hold the measures of a run"):
-            metrics.read(path, 99)
-    for loss in ("nan", "inf", "-1"):
-        path.write_text(f"step,tokens,loss,gradient_norm,learning_rate,tokens_per_second\n1,2,{loss},1,1,1\n")
-        with pytest.raises(SllmError, match=r"metrics\.csv holds impossible measures"):
-            metrics.read(path, 99)
+    assert metrics.read(path, 99, metrics.digest(ROWS)) == []
+    metrics.write(path, ROWS)
+    assert metrics.read(path, 99, metrics.digest(ROWS)) == ROWS
+    assert metrics.read(path, 19, metrics.digest(ROWS[:1])) == ROWS[:1]
+    assert metrics.read(path, 9, metrics.digest([])) == []
+
+
+BROKEN = {
+    "a digit": lambda text: text.replace("0.25", "0.26"),
+    "the last digit": lambda text: text.replace("0.3333333333333333", "0.3333333333333334"),
+    "an empty last field": lambda text: text.replace("0.3333333333333333", ""),
+    "an empty first measure": lambda text: text.replace("100,1.5", "100,"),
+    "not a number": lambda text: text.replace("0.25", "nan"),
+    "a row that is gone": lambda text: "".join(text.splitlines(True)[:2]),
+    "a row twice": lambda text: text + text.splitlines(True)[-1],
+    "rows in another order": lambda text: "".join(text.splitlines(True)[i] for i in (0, 2, 1)),
+    "a row cut short": lambda text: text[:-20],
+    "a row too long": lambda text: text.replace("7.0,,", "7.0,,,"),
+    "no numbers": lambda text: text.replace("10,100", "ten,100"),
+    "a step behind the last": lambda text: text.replace("20,200", "99,200"),
+    "other columns": lambda _: "step,surprise\n1,2\n",
+    "columns that are missing": lambda _: "step,tokens\n1,2\n",
+    "a zero byte": lambda _: "\x00\n1",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_measures_that_are_not_those_that_were_saved_are_refused(tmp_path, damage):
+    path = tmp_path / "metrics.csv"
+    metrics.write(path, ROWS)
+    path.write_text(BROKEN[damage](path.read_text()))
+    with pytest.raises(SllmError, match=r"metrics\.csv (cannot be read|is damaged).*; remove it to go on without"):
+        metrics.read(path, 20, metrics.digest(ROWS))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_measures_that_are_no_file_are_refused(tmp_path, make):
+    make(tmp_path / "metrics.csv")
+    with pytest.raises(SllmError, match=r"metrics\.csv is not a file; remove it to go on without"):
+        metrics.read(tmp_path / "metrics.csv", 20, metrics.digest(ROWS))
 
 
 OTHER_FAMILIES = {

@@ -249,7 +249,11 @@ def test_texts_that_cannot_be_learned_are_refused(train, place, content, message
 def test_texts_that_cannot_be_read_are_refused(train, place):
     broken = place.folder / "text.txt.xz"
     broken.write_bytes(lzma.compress(b"the cat " * 500)[:-20])
-    for text, message in ((broken, "cannot be read"), ("none.txt", "No such file"), (place.folder, "Is a directory")):
+    for text, message in (
+        (broken, "cannot be read"),
+        ("none.txt", "No such file"),
+        (place.folder, "is a folder, not a file"),
+    ):
         assert_refused(train(text=text), message)
     broken.write_bytes(b"the cat")
     assert_refused(train(text=broken), "text.txt.xz cannot be read")

@@ -1,14 +1,17 @@
 """A run that was stopped: no measure is lost, nothing is left over, and what is damaged is said in one sentence."""
 
 import json
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from training import CONFIG, done, prepared, write_text
 
+from sllm_jax.errors import SllmError
 from sllm_jax.train import run as runs
 from sllm_jax.train.preparation import hf_config, prepare
 from sllm_jax.train.run import Run
@@ -59,14 +62,67 @@ def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypa
     )
 
 
-@pytest.mark.parametrize("name", ["learned.npy", "held_back.npy", "checkpoints/00000024/params/manifest.ocdbt"])
-@pytest.mark.parametrize("content", [b"", b"nothing that it should be", None])
-def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, content):
-    shutil.copytree(whole.folder, tmp_path / "run")
-    (tmp_path / "run" / name).unlink() if content is None else (tmp_path / "run" / name).write_bytes(content)
-    with pytest.raises(runs.SllmError, match=r"damaged, or not of this run|missing or damaged") as error:
+PREPARED = ["learned.npy", "held_back.npy", "held_back.txt", "tokenizer/tokenizer.json"]
+
+
+def copied(whole, tmp_path):
+    return shutil.copytree(whole.folder, tmp_path / "run")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "other": lambda path: path.write_bytes(b"nothing that it should be"),
+    "gone": Path.unlink,
+    "a bit": flip_a_bit,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
+    "a pipe": lambda path: path.unlink() or os.mkfifo(path),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", [*PREPARED, "checkpoints/00000024/params/manifest.ocdbt"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, damage):
+    DAMAGE[damage](copied(whole, tmp_path) / name)
+    with pytest.raises(SllmError, match=r"damaged, or not of this run|missing or damaged") as error:
         Run(tmp_path / "run", whole.settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("files", [None, 5, {}, {"learned.npy": "0"}])
+def test_settings_without_digests_are_refused(whole, tmp_path, files):
+    path = copied(whole, tmp_path) / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
+    with pytest.raises(
+        SllmError, match=r"settings\.json is damaged, or of an earlier version: it has no digests; begin"
+    ):
+        Run(tmp_path / "run", whole.settings)
+
+
+def test_measures_of_another_checkpoint_are_refused(whole, tmp_path):
+    path = copied(whole, tmp_path) / "metrics.csv"
+    path.write_text(path.read_text().replace(f"{whole.rows[-1].held_back_nll}", "0.5"))
+    with pytest.raises(SllmError, match=r"metrics\.csv is damaged: .*; remove it to go on without"):
+        Run(tmp_path / "run", whole.settings)
+    path.unlink()
+    assert Run(tmp_path / "run", whole.settings).rows == []
+
+
+def test_a_run_that_lost_its_measures_goes_on_and_keeps_the_new_ones(tmp_path):
+    run = prepared(tmp_path)
+    for step, _ in run.steps():
+        if step == 5:
+            break
+    (run.folder / "metrics.csv").unlink()
+    Run(run.folder, run.settings, run.save_every).save()  # Ctrl-C before the next step
+    done(Run(run.folder, run.settings, run.save_every))
+    assert [row.step for row in Run(run.folder, run.settings).rows] == [10, 12]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -81,6 +137,6 @@ def test_a_model_trained_from_a_bfloat16_config_is_said_to_be_float32():
 
 def test_a_failed_preparation_leaves_nothing(tmp_path, whole):
     text = write_text(tmp_path, words=4)
-    with pytest.raises(runs.SllmError, match="the text is too small"):
+    with pytest.raises(SllmError, match="the text is too small"):
         prepare(tmp_path / "run", [text], whole.settings)
     assert list(tmp_path.iterdir()) == [text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def benchmark(
     if out:
         check_writable(out)
     if profile:
-        made_folder(profile.expanduser())
+        made_folder(Path(os.path.expanduser(profile)))
     jax.config.update("jax_enable_compilation_cache", False)  # what is cold is to be cold
     begin = time.perf_counter()
     loaded = _random(config, dtype, weights, seed) if config else _load(model, dtype, weights, revision)
@@ -140,6 +141,6 @@ def _profile(model: Model, settings: Settings, folder: Path) -> None:
 
     program = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
     state = jax.block_until_ready(program.call(program.start))
-    with jax.profiler.trace(str(folder.expanduser()), create_perfetto_trace=True):
+    with jax.profiler.trace(os.path.expanduser(folder), create_perfetto_trace=True):
         jax.block_until_ready(program.call(state))
     note(f"wrote a trace of {program.steps} tokens to {folder}")

@@ -111,8 +111,7 @@ def respond(conversation: Conversation, message: str) -> bool:
 
 
 def _do(conversation: Conversation, line: str) -> bool:
-    command, _, rest = line.partition(" ")
-    text = rest.strip()
+    command, text = (*line.strip().split(maxsplit=1), "")[:2]
     if command == "/exit":
         return False
     if command == "/help":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def generate(
     text: Annotated[
         str | None,
-        Argument(metavar="[PROMPT]", help='The text to continue; "-" reads standard input.', show_default=False),
+        Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
     ] = None,
     model: o.Model = DEFAULT_MODEL,
     prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt as an option.")] = None,

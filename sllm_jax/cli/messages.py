@@ -26,13 +26,15 @@ def typed() -> Iterator[str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import HTML
     from prompt_toolkit.output import create_output
+    from prompt_toolkit.utils import is_dumb_terminal
 
     session: PromptSession[str] = PromptSession(
         HTML(f"\n<b>{USER}</b> "),
         multiline=True,
         key_bindings=_keys(),
+        enable_suspend=True,
         reserve_space_for_menu=0,
-        output=create_output(always_prefer_tty=True),
+        output=None if is_dumb_terminal() else create_output(always_prefer_tty=True),
     )
     while True:
         try:

@@ -40,12 +40,13 @@ def models(as_json: o.Json = False) -> None:
 def _print(kinds: Mapping[str, Kind], lists: Mapping[str, Sequence[str]]) -> None:
     """A table on a terminal, plain rows elsewhere; then one line for each list."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     rows = [(name, kind.models, kind.options) for name, kind in kinds.items()]
     if console.is_terminal:
-        table = Table("model_type", "models", "options", show_lines=True)
+        columns = (Column(name, overflow="fold") for name in ("model_type", "models", "options"))
+        table = Table(*columns, show_lines=True)
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
@@ -17,7 +17,7 @@ from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
 from sllm_jax.errors import SllmError
-from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_source, is_file
 from sllm_jax.signals import STOPPED, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def perplexity(
         Path | None,
         Option(
             help="Keep what is done in this folder, every minute and on Ctrl-C or SIGTERM, and go on from it if it is "
-            "there. It is removed at the end."
+            "there; one process at a time. It is removed at the end."
         ),
     ] = None,
     control_tokens: o.ControlTokens = False,
@@ -83,7 +83,7 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.evaluation import Evaluation, How
-    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder
+    from sllm_jax.files import check_writable, made_folder, new_file, scratch_folder, work_folder
     from sllm_jax.kv_cache import check_sizes
     from sllm_jax.loading import load
     from sllm_jax.perplexity import check_chunk_size, check_mode
@@ -92,40 +92,53 @@ def perplexity(
     check_mode(mode)
     check_sizes(start_size, recent_size or 0)
     check_chunk_size(chunk_size)
+    if resume is not None:
+        _check_outside(resume, {"--nll-out": nll_out, "--curve-out": curve_out})
     outs = [out for out in (nll_out, curve_out) if out is not None]
     for out in outs:
         check_writable(out)
-    if len({out.expanduser().resolve() for out in outs}) < len(outs):
+    if len({os.path.realpath(os.path.expanduser(out)) for out in outs}) < len(outs):
         raise SllmError(f"--nll-out and --curve-out are both {nll_out}; give two files")
     inputs = [_of_tokens(path, max_tokens) for path in tokens or ()]
     texts = [stdin.as_file(path) for path in text or ()]
     for path in texts:
         _check_text(path)
-    with progress("loading") as bar:
-        loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch_folder())
-        inputs += [
-            _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
-        ]
-        if mode == "dense":
-            start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
-        sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
-        nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
-        curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
-        names = {"model": model, "revision": revision}
-        kept = made_folder(folder / "evaluation" if resume is None else resume.expanduser())
-        evaluation = Evaluation(kept, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
-        _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
-        _do(evaluation, saves=resume is not None)
-        _write(evaluation, inputs, nll_file, curve_file)
-    figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
-    if as_json:
-        print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
-    else:
-        _tell(evaluation, figures)
-    if resume is not None:
-        evaluation.remove()
+    with ExitStack() as work:
+        kept = None if resume is None else work.enter_context(work_folder(resume))
+        with progress("loading") as bar:
+            loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
+        with ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder())
+            inputs += [
+                _of_text(path, i, loaded_tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)
+            ]
+            if mode == "dense":
+                start_size, recent_size = 0, loaded.config.max_position_embeddings - 1
+            sizes = fit_sizes(loaded.config, 0 if mode == "window" else start_size, recent_size)
+            nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
+            curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
+            names = {"model": model, "revision": revision}
+            place = kept or made_folder(folder / "evaluation")
+            evaluation = Evaluation(place, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
+            _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
+            _do(evaluation, saves=kept is not None)
+            _write(evaluation, inputs, nll_file, curve_file)
+        figures = [Figures.of(evaluation, i, one) for i, one in enumerate(inputs)]
+        if as_json:
+            print(json.dumps({"model": model, **total(figures), "texts": [one.as_json() for one in figures]}))
+        else:
+            _tell(evaluation, figures)
+        if kept is not None:
+            evaluation.remove()
+
+
+def _check_outside(folder: Path, outs: Mapping[str, Path | None]) -> None:
+    """Raises `SllmError` for a result in the folder that is removed at the end."""
+    for option, out in outs.items():
+        if out is not None and out.expanduser().resolve().is_relative_to(folder.expanduser().resolve()):
+            raise SllmError(
+                f"{option} {out} is in the folder of --resume, which is removed at the end; name another place"
+            )
 
 
 class Input(NamedTuple):
@@ -142,23 +155,17 @@ def _of_tokens(path: Path, max_tokens: int | None) -> Input:
 
 
 def read_token_ids(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none.
+    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none of numbers."""
+    from sllm_jax.npy import read_array
 
-    Pickled objects are refused.
-    """
-    import numpy as np
-
-    with foreign(str(path), "write one with numpy.save", "is not a .npy file of numbers"):
-        if path.is_file():
-            return np.lib.format.open_memmap(path, "r")
-        return np.lib.format.read_array(BytesIO(path.read_bytes()), allow_pickle=False)
+    return read_array(path, "write one with numpy.save")
 
 
 def _check_text(path: Path) -> None:
     """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
     from sllm_jax.long_text import file_blocks
 
-    if path.is_file() or not path.exists():
+    if is_file(check_source(path)):
         next(file_blocks(path))
 
 

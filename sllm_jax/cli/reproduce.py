@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def reproduce(
     asked = {name: value for name, value in locals().items() if value not in (None, _default(name))}
     asked["format"] = asked.pop("plot_format", [])
     from sllm_jax.errors import SllmError
-    from sllm_jax.files import check_absent
+    from sllm_jax.files import check_absent, work_folder
     from sllm_jax.loading import load
     from sllm_jax.long_text import read_text
     from sllm_jax.plot import can_plot, check_format, no_plots
@@ -118,7 +119,7 @@ def reproduce(
     from sllm_jax.reproduce.arc import read_files
     from sllm_jax.reproduce.subject import Options, Subject
 
-    out = out.expanduser()
+    out = Path(os.path.expanduser(out))
     given = {"text": text, "questions": questions}
     chosen = {experiment: experiment_of(experiment)} if experiment != ALL else EXPERIMENTS
     if experiment == ALL and not questions:
@@ -154,7 +155,8 @@ def reproduce(
     subject = Subject(loaded, loaded_tokenizer, content, options, names)
     if experiment == ALL:
         commands = {name: _command(asked, name, one, out / name) for name, one in chosen.items()}
-        making.make_all(chosen, subject, out, commands, plot_format, progress, tell=note)
+        with work_folder(out):
+            making.make_all(chosen, subject, out, commands, plot_format, progress, tell=note)
     else:
         one, command = chosen[experiment], _command(asked, experiment, chosen[experiment], out)
         report = making.make(experiment, one.plan(subject), one, out, command, plot_format, progress)

@@ -7,19 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
+from sllm_jax.inputs import MAX_WHOLE
 
 DASH = "-"  # stands for standard input
 
 
 def lines() -> Iterator[bytes]:
-    """Its lines as they arrive, without line breaks. Raises `SllmError` at once if it is closed."""
+    """Its lines as they arrive, without line breaks.
+
+    Raises `SllmError` at once if it is closed, and for a line of more than `MAX_WHOLE` bytes.
+    """
     _check_open()
-    return (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    arriving = iter(lambda: sys.stdin.buffer.readline(MAX_WHOLE + 1), b"")
+    return (_bounded(line).rstrip(b"\r\n") for line in arriving)
 
 
 def read() -> str:
-    """All of it, without the last line break."""
-    return text_of(b"\n".join(lines()))
+    """All of it, without the last line break; raises `SllmError` for more than `MAX_WHOLE` bytes."""
+    _check_open()
+    content = _bounded(sys.stdin.buffer.read(MAX_WHOLE + 1))
+    return text_of(content.replace(b"\r\n", b"\n").removesuffix(b"\n"))
 
 
 def text_of(line: bytes) -> str:
@@ -36,6 +43,12 @@ def as_file(path: Path) -> Path:
         return path
     _check_open()
     return Path("/dev/stdin")
+
+
+def _bounded(content: bytes) -> bytes:
+    if len(content) > MAX_WHOLE:
+        raise SllmError(f"standard input has more than {MAX_WHOLE} bytes for one text; give less")
+    return content
 
 
 def _check_open() -> None:

@@ -80,13 +80,14 @@ def train(
     which --model takes and `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume
     goes on exactly.
     """
-    from sllm_jax.files import load_json
+    from sllm_jax.files import load_json, work_folder
+    from sllm_jax.inputs import is_there
     from sllm_jax.plot import can_plot, check_format, no_plots
 
     _require_extra()
     check_format(plot_format)
     from sllm_jax.train.preparation import check_same, prepare
-    from sllm_jax.train.run import MODEL, Run
+    from sllm_jax.train.run import METRICS, MODEL, Run
     from sllm_jax.train.settings import Settings
 
     out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
@@ -111,24 +112,27 @@ def train(
     if resume:
         check_same(out, texts, settings)
     else:
-        if out.exists():
+        if is_there(out):
             raise SllmError(f"{out} exists already; add --resume to go on with the run in it, or name a new folder")
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)
     if not can_plot():
         note(no_plots())
-    run = Run(out, settings, save_every, plot_format)
-    with progress("training") as bar:
-        try:
-            with deferred_signals(raise_stopped) as check:
-                for step, loss in run.steps():
-                    bar(step, steps, f"loss {loss:.3f}{_measures(run.rows)}")
-                    check()
-        except STOPPED:
-            run.save()
-            note(f"stopped after step {run.step} of {steps}; --resume goes on")
-            raise
-    for row in run.rows[-1:]:  # none if metrics.csv was removed after the last step
+    with work_folder(out):
+        run = Run(out, settings, save_every, plot_format)
+        with progress("training") as bar:
+            try:
+                with deferred_signals(raise_stopped) as check:
+                    for step, loss in run.steps():
+                        bar(step, steps, f"loss {loss:.3f}{_measures(run.rows)}")
+                        check()
+            except STOPPED:
+                run.save()
+                note(f"stopped after step {run.step} of {steps}; --resume goes on")
+                raise
+    if not run.rows:
+        note(f"{out / METRICS} has no measures; it was removed or emptied after the last step")
+    for row in run.rows[-1:]:
         print(f"held back: {row.held_back_nll:.4f} nats per token, {row.held_back_bits_per_byte:.4f} bits per byte")
     note(f"wrote {out / MODEL}")
 

@@ -20,6 +20,7 @@ _REFUSED = (  # options of other architectures, which change what a model comput
     *("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
 )
 _HEADS = re.compile(r".*(For(Sequence|Token)Classification|ForQuestionAnswering|ForMaskedLM|RewardModel)")
+_BARE = re.compile(r"(?!.*(LMHead|RewardModel)).*Model")
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale")
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -71,13 +72,26 @@ def refuse_unsupported(config: Mapping[str, Any], *names: str) -> None:
     switched_on += [name for name in _MULTIPLIERS if config.get(name) not in (None, 1)]
     if config.get("is_causal") is False:
         raise SllmError("config.json says is_causal = False: an embedder, which reads both ways and writes no text")
-    architectures = config.get("architectures")
-    for name in architectures if isinstance(architectures, list) else ():
-        if isinstance(name, str) and _HEADS.fullmatch(name):
-            raise SllmError(f"config.json is of a {name:.80}: a classifier or reward model, which writes no text")
+    for name in _architectures(config):
+        if _HEADS.fullmatch(name):
+            raise SllmError(
+                f"config.json is of a {name:.80}: a classifier or reward model, which writes no text; "
+                "give the language model that it was made from"
+            )
     if switched_on:
         found = ", ".join(f"{name} = {config[name]!r:.80}" for name in switched_on)
         raise SllmError(f"config.json asks for what is not supported in {config.get('model_type')!r:.80}: {found}")
+
+
+def bare_architecture(config: Mapping[str, Any]) -> str | None:
+    """The class of a model that was saved without its head, such as `LlamaModel`; None for any other."""
+    names = _architectures(config)
+    return names[0] if names and all(_BARE.fullmatch(name) for name in names) else None
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:

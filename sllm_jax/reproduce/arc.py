@@ -12,6 +12,7 @@ from typing import Any
 from sllm_jax.errors import SllmError
 from sllm_jax.files import check_depth
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import read_whole
 
 LABELS = "ABCDEFGH"
 FORMS = (
@@ -52,7 +53,7 @@ def read_questions(path: Path) -> list[ArcQuestion]:
     Three forms: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and that of LLM-Adapters.
     """
     with foreign(f"the questions {path}", "of a Parquet file make JSON lines (Dataset.to_json)", "are not UTF-8 text"):
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_whole(path).decode("utf-8-sig")
     records = _records(content, path)
     if not records:
         raise SllmError(f"{path} has no questions; {FORMS}")

@@ -20,7 +20,7 @@ from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window, unless --cache-size says otherwise
 ROUNDS = 5  # calls of each side that are timed, in turns
@@ -61,8 +61,8 @@ def _run(subject: Subject, caches: list[int], progress: Progress) -> Report:
     )
 
 
-def _draw(figure: Figure, rows: list[tuple[float, ...]]) -> None:
-    from matplotlib.ticker import LogFormatter
+def _draw(figure: FigureBase, rows: list[tuple[float, ...]]) -> None:
+    from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
     caches = [row[0] for row in rows]
     left, right = figure.subplots(1, 2)
@@ -71,8 +71,8 @@ def _draw(figure: Figure, rows: list[tuple[float, ...]]) -> None:
         axes.plot(caches, [row[first + 1] for row in rows], "s--", color="#E8743B", label="re-computation")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.set_xticks(caches, [f"{cache:.0f}" for cache in caches], rotation=45)
         axes.set(xlabel="Cache (tokens)", ylabel=label)
     for cache, row in zip(caches, rows, strict=True):

@@ -19,7 +19,7 @@ from sllm_jax.result_table import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
 _MAPS, _BRIGHTEST = 8, 0.5  # layers and heads that are drawn at most, and the probability at which a map is brightest
@@ -64,7 +64,7 @@ def maps(subject: Subject, length: int = 16) -> Plot:
     found = attention_maps(subject.model, _windows(subject, length))  # [L, H, T, T]
     layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         from matplotlib.colors import PowerNorm
 
         panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
@@ -118,7 +118,7 @@ def _head_table(mass: np.ndarray, logits: np.ndarray) -> Table:
     return Table([*columns, f"mass_first{FIRST}", "mean_logit_rest"], rows)
 
 
-def _draw(figure: Figure, on_first: np.ndarray, difference: np.ndarray, uniform: float) -> None:
+def _draw(figure: FigureBase, on_first: np.ndarray, difference: np.ndarray, uniform: float) -> None:
     """Probabilities on a power scale, on which small ones can be told apart; signed values on one centred at 0."""
     from matplotlib.colors import CenteredNorm, PowerNorm
 
@@ -132,7 +132,7 @@ def _draw(figure: Figure, on_first: np.ndarray, difference: np.ndarray, uniform:
 
 
 def _heat_map(
-    figure: Figure, axes: Axes, values: np.ndarray, title: str, colours: str, norm: Normalize, digits: int
+    figure: FigureBase, axes: Axes, values: np.ndarray, title: str, colours: str, norm: Normalize, digits: int
 ) -> None:
     """Values [L, H] in colours, and in figures where there is room for them."""
     from matplotlib import colormaps

@@ -21,7 +21,7 @@ from sllm_jax.tokenizer import decode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 DENSE_CONTEXTS = 4  # trained contexts that are read with dense attention, unless --dense-tokens says otherwise
 _SMOOTHED = 25  # a curve is a running mean over this part of its axis
@@ -118,7 +118,7 @@ def _token_table(nll: dict[str, np.ndarray]) -> Table:
     return Table(["position", *nll], [[i + 1, *row] for i, row in enumerate(zip(*columns, strict=True))])
 
 
-def _draw(figure: Figure, nll: dict[str, np.ndarray], context: int) -> None:
+def _draw(figure: FigureBase, nll: dict[str, np.ndarray], context: int) -> None:
     """The beginning, up to and past the trained context, and beside it the whole text."""
     from matplotlib.ticker import MaxNLocator
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sllm_jax.errors import SllmError
-from sllm_jax.files import new_file
+from sllm_jax.files import check_absent, existing_folder, new_file
+from sllm_jax.foreign import foreign
+from sllm_jax.inputs import is_file, is_there
 from sllm_jax.plot import FORMATS
 from sllm_jax.unfinished import remove_abandoned
 
@@ -18,21 +20,23 @@ COMMAND = "command"  # the setting that holds it
 
 def check_folder(folder: Path, experiments: Iterable[str]) -> None:
     """Raises `SllmError` for a folder that holds something else than such a report; removes what a kill left there."""
+    if not is_there(folder):
+        return check_absent(folder)
     page = folder / PAGE
-    remove_abandoned(folder)
+    remove_abandoned(existing_folder(folder))
     others = {path.name for path in folder.glob("[!.]*")} - {PAGE, *experiments}
-    foreign = page.is_file() and not page.read_text(encoding="utf-8").startswith(_TITLE)
-    if others or foreign:
+    another = is_there(page) and not (is_file(page) and page.read_bytes().startswith(_TITLE.encode()))
+    if others or another:
         found = ", ".join(sorted(others)) or PAGE
         raise SllmError(f"{folder} holds other things than a report ({found}); name a new folder")
 
 
 def is_made(folder: Path, name: str, command: str) -> bool:
-    """Whether `folder` holds this experiment, made by this command; raises `SllmError` if by another one."""
+    """Whether `folder` holds this experiment; raises `SllmError` if it is damaged, or was made by another command."""
     path = folder / name / f"{name}.md"
-    if not path.is_file():
+    if not is_there(path.parent):
         return False
-    if f"| {COMMAND} | {command} |" not in path.read_text(encoding="utf-8"):
+    if f"| {COMMAND} | {command} |" not in _text_of(path):
         raise SllmError(f"{folder / name} was made by another command; name a new folder, or remove it")
     return True
 
@@ -44,7 +48,7 @@ def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Ma
         if name in failed:
             parts.append(f"## {name}\n\nNot made: {failed[name]}.")
             continue
-        report = (folder / name / f"{name}.md").read_text(encoding="utf-8")
+        report = _text_of(folder / name / f"{name}.md")
         heading, _, body = report.partition("\n")
         tables, _, settings = body.strip().rpartition("\n\n")
         settings = re.sub(rf"^\| {COMMAND} \|.*\n?", "", settings, flags=re.MULTILINE).rstrip()
@@ -54,8 +58,16 @@ def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Ma
         file.write(("\n\n".join(parts) + "\n").encode())
 
 
+def _text_of(report: Path) -> str:
+    remedy = f"remove {report.parent} to make it anew"
+    if not is_file(report):
+        raise SllmError(f"{report} is missing, or is not a file; {remedy}")
+    with foreign(str(report), remedy, "is damaged"):
+        return report.read_text(encoding="utf-8")
+
+
 def _plots(folder: Path, name: str) -> list[str]:
     """What shows the plot of an experiment, or leads to it; nothing if it has none."""
     paths = [f"{name}/{name}.{kind}" for kind in FORMATS]
-    found = [path for path in paths if (folder / path).is_file()]
+    found = [path for path in paths if is_file(folder / path)]
     return [f"[{'the plot' if path.endswith('.pdf') else f'![{name}]({path})'}]({path})" for path in found]

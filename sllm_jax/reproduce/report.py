@@ -13,7 +13,7 @@ from sllm_jax.progress import Progress
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Report:
     tables: Sequence[Table]  # what people read
     settings: Mapping[str, str]
     figures: Table  # everything that was measured
-    draw: Callable[[Figure], None]
+    draw: Callable[[FigureBase], None]
 
     @property
     def plot(self) -> Plot:

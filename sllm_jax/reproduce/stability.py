@@ -18,7 +18,7 @@ from sllm_jax.reproduce.subject import Subject
 from sllm_jax.result_table import Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 STRETCHES = 100  # that the text is cut into
 _COLUMNS = ("tokens", "perplexity", "running_perplexity", "tokens_per_second", "resident_mb", "device_mb")
@@ -82,7 +82,7 @@ def _summary(rows: list[tuple]) -> Table:
     return Table((*columns, "device memory (MB)"), chosen)
 
 
-def _draw(figure: Figure, rows: list[tuple]) -> None:
+def _draw(figure: FigureBase, rows: list[tuple]) -> None:
     """Three panels over one axis of tokens."""
     tokens = [row[0] / 1e6 for row in rows]
     top, middle, bottom = figure.subplots(3, 1, sharex=True)

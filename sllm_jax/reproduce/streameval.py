@@ -26,7 +26,7 @@ from sllm_jax.stream import Stream
 from sllm_jax.tokenizer import encode
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 BEGINNING = "Below is a record of lines I want you to remember.\n"
 EVERY, DISTANCES = 10, (20, 40, 60, 80, 100)  # lines; the paper's distance is 20
@@ -173,7 +173,7 @@ def _every_answer(answers: Sequence[Answer]) -> Table:
     )
 
 
-def _draw(figure: Figure, answers: Sequence[Answer], lines: int) -> None:
+def _draw(figure: FigureBase, answers: Sequence[Answer], lines: int) -> None:
     """Accuracy by distance, and along the stream."""
     left, right = figure.subplots(1, 2, sharey=True)
     by_distance, by_length = _by_distance(answers).rows, _by_length(answers, lines).rows

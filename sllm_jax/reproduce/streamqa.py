@@ -36,7 +36,7 @@ from sllm_jax.tokenizer import decode as decode_text
 from sllm_jax.tokenizer import encode
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 REPLY_TOKENS = 8
 _LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?=[.):,*\]>\"'\n]|\s*$)")
@@ -258,7 +258,7 @@ def _every_outcome(found: dict[tuple[str, str], list[Outcome]]) -> Table:
 
 
 def _draw(
-    figure: Figure, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]
+    figure: FigureBase, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]
 ) -> None:
     """Both scores of each file, a bar for each mode."""
     panels = figure.subplots(1, 2, sharey=True)

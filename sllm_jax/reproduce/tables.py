@@ -29,7 +29,7 @@ from sllm_jax.result_table import Table
 from sllm_jax.tokenizer import encode
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 SINKS = (0, 1, 2, 4, 8)
 PARTS = (8, 4, 2, 1)  # of the largest cache, for table 6
@@ -118,7 +118,7 @@ def _settings(subject: Subject, text: np.ndarray) -> dict[str, str]:
     }
 
 
-def _draw(figure: Figure, perplexities: Mapping[str, float | None], label: str) -> None:
+def _draw(figure: FigureBase, perplexities: Mapping[str, float | None], label: str) -> None:
     """A bar for each cache, with its perplexity at the end."""
     axes = figure.subplots()
     bars = axes.barh([*perplexities], [value or 0.0 for value in perplexities.values()], color="#00487A")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_file
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import is_file, is_there
 from sllm_jax.plot import Plot
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 
 @dataclass(frozen=True)
@@ -32,37 +35,48 @@ class Row:
     held_back_nll: float | None = None  # nats per token
     held_back_bits_per_byte: float | None = None
 
-    def is_possible(self) -> bool:
-        """Whether every measure is a number of 0 or more."""
-        return all(value is None or 0 <= value < math.inf for value in asdict(self).values())
 
+def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
+    """The rows up to a step; none if there is no file, or no row in it.
 
-def read(path: Path, until: int) -> list[Row]:
-    """The rows up to a step; none if there is no file yet. Raises `SllmError` if it holds something else."""
-    if not path.exists():
+    Raises `SllmError` if they are not those of which `saved` is the `digest`.
+    """
+    if not is_there(path):
         return []
-    remedy = "it must hold the measures of a run; remove it to go on without them"
+    remedy = "remove it to go on without the earlier measures"
+    if not is_file(path):
+        raise SllmError(f"{path} is not a file; {remedy}")
     with foreign(str(path), remedy), path.open(encoding="utf-8", newline="") as file:
         rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
-    if any(not row.is_possible() for row in rows):
-        raise SllmError(f"{path} holds impossible measures; remove it to go on without them")
-    return [row for row in rows if row.step <= until]
+    rows = [row for row in rows if row.step <= until]
+    if rows and not np.array_equal(digest(rows), saved):
+        raise SllmError(f"{path} is damaged: it does not hold the measures that were saved; {remedy}")
+    return rows
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write all rows as CSV."""
+    with new_file(path) as file:
+        file.write(_as_csv(rows))
+
+
+def digest(rows: Sequence[Row]) -> np.ndarray:
+    """SHA-256 of all measures, uint8 [32]."""
+    return np.frombuffer(sha256(_as_csv(rows)).digest(), np.uint8)
+
+
+def _as_csv(rows: Sequence[Row]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    with new_file(path) as file:
-        file.write(text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
         learned = [row.tokens / 1e6 for row in rows], [row.loss for row in rows]
         axes.plot(*learned, color="0.6", linewidth=1, label="learned text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from sllm_jax.errors import SllmError
 from sllm_jax.files import load_json, new_folder, write_json
+from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, is_file, is_there, shown
 from sllm_jax.memory import bytes_of, check_free
 from sllm_jax.model import parameter_shapes
 from sllm_jax.models import module_for
@@ -22,6 +24,8 @@ from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
 
 SETTINGS, TOKENIZER, LEARNED, HELD_BACK = "settings.json", "tokenizer", "learned.npy", "held_back.npy"
 HELD_BACK_TEXT = "held_back.txt"
+_REMEDY = "begin the run anew, in another folder"
+_PIECE = 2**20  # bytes
 
 
 def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Progress = silent) -> None:
@@ -44,16 +48,22 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
             Samples(row, settings.context)  # refuses a text that is too small
             np.save(folder / name, row)
         (folder / HELD_BACK_TEXT).write_text(FORM_FEED.join(held), encoding="utf-8")
-        written = settings.as_json() | {"text": _fingerprint(texts), "text_names": [path.name for path in texts]}
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        written = settings.as_json() | {
+            "text": _fingerprint(texts),
+            "text_names": [path.name for path in texts],
+            "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files},
+        }
         write_json(folder / SETTINGS, written)
 
 
 def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
     """Raises `SllmError` unless `out` was prepared with these settings and texts."""
-    if not (out / SETTINGS).is_file():
+    if not is_there(out / SETTINGS):
         raise SllmError(f"there is no run in {out} to go on with; leave out --resume to begin one")
-    written = load_json(out / SETTINGS)
-    differences = settings.differences(written)
+    written = load_json(out / SETTINGS, _REMEDY)
+    with foreign(str(out / SETTINGS), _REMEDY, "is damaged"):
+        differences = settings.differences(written)
     if written.get("text") != _fingerprint(texts):
         differences.append("the text is another one")
     if differences:
@@ -62,9 +72,20 @@ def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
         )
 
 
+def check_files(out: Path) -> None:
+    """Raises `SllmError` unless all that `prepare` wrote into `out` is there, bit for bit."""
+    files = load_json(out / SETTINGS, _REMEDY).get("files")
+    if not isinstance(files, dict) or not {LEARNED, HELD_BACK, HELD_BACK_TEXT} <= files.keys():
+        raise SllmError(f"{out / SETTINGS} is damaged, or of an earlier version: it has no digests; {_REMEDY}")
+    for name, digest in files.items():
+        if not is_file(out / name) or _digest(out / name) != digest:
+            raise SllmError(f"{out / name} is missing or damaged; {_REMEDY}")
+
+
 def text_names(out: Path) -> list[str]:
-    """The names of the files that the run in `out` learns from; none if an earlier version prepared it."""
-    return load_json(out / SETTINGS).get("text_names", [])
+    """The names of the files that the run in `out` learns from."""
+    names = load_json(out / SETTINGS, _REMEDY).get("text_names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
@@ -76,8 +97,13 @@ def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
 def _fingerprint(texts: Sequence[Path]) -> str:
     digest = sha256()
     for path in texts:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise SllmError(f"{path} cannot be read: {error.strerror}") from error
+        with foreign(shown(path), "give a text"), check_file(path).open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with foreign(str(path), _REMEDY), path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

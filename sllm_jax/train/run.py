@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from sllm_jax import checkpoint
 from sllm_jax.convert import orbax
 from sllm_jax.errors import SllmError
 from sllm_jax.files import new_folder, write_json
+from sllm_jax.inputs import is_there
 from sllm_jax.models import module_for
 from sllm_jax.perplexity import bits_per_byte
 from sllm_jax.plot import can_plot
@@ -21,7 +23,7 @@ from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
-from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, hf_config, text_names
+from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, check_files, hf_config, text_names
 from sllm_jax.train.settings import Settings
 from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
 from sllm_jax.unfinished import remove_abandoned
@@ -39,15 +41,17 @@ class Run:
         """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
         self.folder, self.settings, self.save_every, self.plot_format = folder, settings, save_every, plot_format
         remove_abandoned(folder)
+        check_files(folder)
         self.module = module_for(hf_config(settings), settings.dtype).clone(remat=settings.remat)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
         sink_id = self.tokenizer.convert_tokens_to_ids(SINK) if settings.sink == "learnable" else None
         self._learned, self._held_back = (
-            Samples(_load_row(folder / name), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
+            Samples(np.load(folder / name, mmap_mode="r"), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
         )
         self._token_bytes = (folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
-        self.state = checkpoint.restore(folder / CHECKPOINTS, init_train_state(self.module, settings))
-        self.rows = metrics.read(folder / METRICS, self.step)
+        begun = init_train_state(self.module, settings), metrics.digest([])
+        self.state, measures = checkpoint.restore(folder / CHECKPOINTS, begun)
+        self.rows = metrics.read(folder / METRICS, self.step, np.asarray(measures))
         self._losses: list[float] = []  # of the steps since the last row
         self._gradient_norm = 0.0  # of the last step
         self._since = time.perf_counter()  # the last row
@@ -90,9 +94,9 @@ class Run:
         if self._losses:
             self._add_row(evaluates=False)
         metrics.write(self.folder / METRICS, self.rows)
-        checkpoint.save(self.folder / CHECKPOINTS, self.step, self.state)
+        checkpoint.save(self.folder / CHECKPOINTS, self.step, (self.state, metrics.digest(self.rows)))
         if can_plot():
-            title = ", ".join([self.folder.resolve().name, *text_names(self.folder)])
+            title = ", ".join([Path(os.path.realpath(self.folder)).name, *text_names(self.folder)])
             metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
@@ -119,7 +123,7 @@ class Run:
 
     def _write_model(self) -> None:
         """The trained model as a converted checkpoint."""
-        if (self.folder / MODEL).exists():
+        if is_there(self.folder / MODEL):
             return
         token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
         config = hf_config(self.settings, **token_ids)
@@ -128,10 +132,3 @@ class Run:
             write_json(folder / "config.json", config)
             write_json(folder / "generation_config.json", {**token_ids, **SAMPLING})
             save_tokenizer(self.tokenizer, folder)
-
-
-def _load_row(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise SllmError(f"{path} is missing or damaged; begin the run anew, in another folder") from error

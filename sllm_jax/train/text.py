@@ -8,14 +8,22 @@ from pathlib import Path
 
 from sllm_jax.errors import SllmError
 from sllm_jax.foreign import foreign
+from sllm_jax.inputs import check_file, shown
+from sllm_jax.memory import check_free
 
 MAX_RATIO = 100  # of the size of a text to its size compressed by xz; novels have 3 to 5
 _PIECE = 2**20  # bytes
+_COPIES = 3  # of all texts in memory: as bytes, as text, as documents
 FORM_FEED = "\f"  # stands between the documents (books) of a file
 
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
-    """The documents of UTF-8 text files, `.xz` files included; raises `SllmError` for what cannot be read."""
+    """The documents of UTF-8 text files, `.xz` files included; raises `SllmError` for what cannot be read.
+
+    A pipe is refused: a run that goes on reads its texts again. So is what memory cannot hold.
+    """
+    size = sum(check_file(path, remedy="save the text in a file").stat().st_size for path in paths)
+    check_free(_COPIES * size, "reading these texts", "give fewer")
     documents = [part.strip() for path in paths for part in _read(path).split(FORM_FEED)]
     documents = [document for document in documents if document]
     if not documents:
@@ -42,7 +50,7 @@ def hold_back(documents: list[str], count: int) -> tuple[list[str], list[str]]:
 
 def _read(path: Path) -> str:
     remedy = "give a text, as it is or compressed by xz"
-    with foreign(str(path), remedy):
+    with foreign(shown(path), remedy):
         content = _decompressed(path) if path.suffix == ".xz" else path.read_bytes()
     with foreign(str(path), remedy, "is not UTF-8 text"):
         return content.decode("utf-8-sig")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ MODEL = DATA / "tiny-llama"
 class Target:
     """A reader: `build` fills an empty folder, `read` reads it and raises SllmError, or returns what is right."""
 
-    build: Callable[[Path], None]
+    build: Callable[[Path], Any]
     read: Callable[[Path], Any]
     damaged: str = "*"  # a pattern of the files that are
 
@@ -224,16 +225,72 @@ def _read_arc(folder: Path) -> None:
         read_questions(path)
 
 
-def _build_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import Row, write
+def _rows() -> list[Any]:
+    from sllm_jax.train.metrics import Row
 
-    write(folder / "metrics.csv", [Row(10, 100, 3.5, 0.1, 1e-3, 50.0), Row(20, 200, 3.4, 0.1, 1e-3, 50.0, 3.6, 1.5)])
+    return [Row(10, 100, 3.5, 0.1, 1e-3, 50.0), Row(20, 200, 3.4, 0.1, 1e-3, 50.0, 3.6, 1.5)]
+
+
+def _build_metrics(folder: Path) -> None:
+    from sllm_jax.train.metrics import write
+
+    write(folder / "metrics.csv", _rows())
 
 
 def _read_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import read
+    from sllm_jax.train.metrics import digest, read
 
-    read(folder / "metrics.csv", 100)
+    found = read(folder / "metrics.csv", 100, digest(_rows()))
+    assert found in ([], _rows()), "a wrong measure"
+
+
+@cache
+def _program() -> Any:
+    """A program, its argument, and what it gives; compiled here without the cache."""
+    import jax
+    import jax.numpy as jnp
+
+    program, argument = jax.jit(lambda x: jnp.tanh(x @ x.T).sum(0)), np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+    return program, argument, np.asarray(program(argument)).tobytes()
+
+
+def _run_program(folder: Path) -> list[str]:
+    """Compile the program with its cache in `folder`; what JAX warns of."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    program, argument, right = _program()
+    options = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",  # the folder would be a part of a program's key
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.clear_caches()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            assert np.asarray(program(argument)).tobytes() == right, "a wrong program"
+        return [str(warning.message) for warning in heard]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def _read_programs(folder: Path) -> None:
+    """A damaged entry is passed over with one warning, which counts as a refusal."""
+    from sllm_jax.errors import SllmError
+
+    heard = _run_program(folder)
+    assert len(heard) <= 1, heard
+    if heard:
+        raise SllmError(heard[0])
 
 
 TARGETS = {
@@ -253,4 +310,5 @@ TARGETS = {
     "tokens": Target(_build_tokens, _read_tokens),
     "arc": Target(_build_arc, _read_arc),
     "metrics": Target(_build_metrics, _read_metrics),
+    "program cache": Target(_run_program, _read_programs, "*-cache"),
 }

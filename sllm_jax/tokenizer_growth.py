@@ -1,0 +1,109 @@
+"""How many times longer a tokenizer makes a text: rules that explode are refused before they meet one.
+
+A tokenizer.json holds chains of rules that rewrite text: normalizers, pre-tokenizers, decoders. Ten of them that each
+replace a letter by ten make 10 GB of one letter. The bound is the product of what each rule can do at worst.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sllm_jax.errors import SllmError
+
+# Tokenizers of the supported families reach 8: four bytes of a character, and a space put before a word. At 32 a block
+# of `long_text` takes 2 GiB and some seconds.
+MAX_GROWTH = 32
+MAX_NAME = 256  # characters of what a model puts in the place of, before or behind a character: "<unk>", "##", "</w>"
+_NAMES = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+_CHAINS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}  # and their sequences
+_TYPES = {  # rules that grow a text and have no text of their own to say by how much
+    "ByteLevel": 4.0,  # a character becomes a letter for each byte
+    "Metaspace": 2.0,  # a letter before each word
+    "BertNormalizer": 3.0,  # spaces around a character
+    **dict.fromkeys(("WordPiece", "BPEDecoder", "CTC"), 2.0),  # a space between letters
+}
+# A Unicode normal form makes at most 18 characters of one (U+FDFA), and then no more of these. The length of a text is
+# taken after it throughout, so that of all rules only those that the tokenizer's author wrote count.
+_OF_UNICODE = 18
+
+
+def check_growth(tokenizer: Mapping[str, Any], where: str) -> None:
+    """Raises `SllmError` if the content of a tokenizer.json can make a text more than `MAX_GROWTH` times as long.
+
+    Normalizer and pre-tokenizer follow each other, the decoder is on its own. What is no rule counts for nothing: the
+    library refuses it. `where` names the file.
+    """
+    chains = {name: list(_rules(tokenizer.get(name), within)) for name, within in _CHAINS.items()}
+    for names in (("normalizer", "pre_tokenizer"), ("decoder",)):
+        if (growth := _growth([rule for name in names for rule in chains[name]])) > MAX_GROWTH:
+            raise SllmError(
+                f"{where}: its {' and '.join(names)} can make a text {growth:.3g} times as long; expected at most "
+                f"{MAX_GROWTH}; use another tokenizer (--tokenizer)"
+            )
+    model = tokenizer.get("model")
+    for name in _NAMES:
+        text = model.get(name) if isinstance(model, dict) else None
+        if isinstance(text, str) and len(text) > MAX_NAME:
+            raise SllmError(
+                f"{where}: {name} has {len(text)} characters; expected at most {MAX_NAME}; use another tokenizer "
+                "(--tokenizer)"
+            )
+
+
+def _rules(rule: Any, within: str) -> Iterator[Mapping[str, Any]]:
+    """A rule and those inside it, in any order: `within` is the key of those of a sequence."""
+    inside = [rule]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, dict):
+            yield one
+            others = one.get(within)
+            inside += others if isinstance(others, list) else []
+
+
+def _growth(rules: list[Mapping[str, Any]]) -> float:
+    """The product of the rules; one table is free as far as it is a Unicode normal form (SentencePiece's is NFKC)."""
+    tables = [_of_table(rule) for rule in rules]
+    return math.prod(map(_of_rule, rules)) * math.prod(tables) / min(_OF_UNICODE, max(tables, default=1.0))
+
+
+def _of_rule(rule: Mapping[str, Any]) -> float:
+    """Characters that a rule makes of one, by all of its keys: the library also takes rules without a `type`."""
+    kind, content, prepended = rule.get("type"), rule.get("content"), rule.get("prepend")
+    growth = _TYPES.get(kind, 1.0) if isinstance(kind, str) else max(_TYPES.values())
+    if rule.get("add_prefix_space") is True:
+        growth *= 2
+    if isinstance(prepended, str):
+        growth *= 1 + _length(prepended)
+    if "pattern" in rule and isinstance(content, str):
+        pattern = rule["pattern"].get("String") if isinstance(rule["pattern"], dict) else None
+        # An expression may match between any two characters, and an empty text does.
+        if isinstance(pattern, str) and pattern:
+            growth *= max(1, _length(content) / len(pattern))
+        else:
+            growth *= 1 + _length(content)
+    return growth
+
+
+def _of_table(rule: Mapping[str, Any]) -> float:
+    """The longest text by which SentencePiece's table of characters replaces one; 1 if the rule has no table."""
+    table = rule.get("precompiled_charsmap")
+    if not isinstance(table, str):
+        return 1.0
+    try:
+        content = base64.b64decode(table)
+    except (binascii.Error, ValueError):
+        return 1.0
+    # The size of an index, the index, and texts that end with a zero.
+    texts = content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")
+    return float(max(1, *(_length(text.decode(errors="replace")) for text in texts)))
+
+
+def _length(text: str) -> int:
+    """In characters after the longest normal form."""
+    return len(unicodedata.normalize("NFKD", text))
