@@ -259,7 +259,7 @@ def test_bad_prompts(tmp_path, content, message):
 def test_prompts_that_are_not_there(tmp_path):
     with pytest.raises(SllmError, match=r"gone\.jsonl cannot be read .No such file"):
         read_prompts(tmp_path / "gone.jsonl")
-    with pytest.raises(SllmError, match="cannot be read: Is a directory"):
+    with pytest.raises(SllmError, match="is a folder; expected a file or a pipe"):
         read_prompts(tmp_path)
 
 

@@ -148,7 +148,7 @@ def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
 def npy(header, nll) -> bytes:
     """A .npy file with a header of one's own."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": nll.shape} | header)
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": nll.shape} | header)
     return file.getvalue() + nll.tobytes()
 
 
