@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sllm_jax.common.errors import SllmError
     from sllm_jax.core.model import Model
     from sllm_jax.evaluate.perplexity import token_nll
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
     from sllm_jax.streams.kv_cache import StartRecentKVCache, enable_streaming_llm
     from sllm_jax.streams.stream import Stream
 

@@ -16,7 +16,7 @@ from sllm_jax import cli
 from sllm_jax.common.signals import STOPPING
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model, init_params
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 
 # Compile each program once: this process keeps them on disk for its later test files and the processes that it starts.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

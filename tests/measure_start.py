@@ -106,7 +106,7 @@ def stages(name: str) -> None:
 
     from sllm_jax.core.decode import CHUNK_SIZES, NO_TOKEN, decode_program, extend_program
     from sllm_jax.core.sampling import sampling_for
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
     from sllm_jax.streams.stream import Stream
 
     mark("the rest of the imports")

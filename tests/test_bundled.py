@@ -23,9 +23,9 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.core.decode import extend, init_carry
 from sllm_jax.core.model import dense_logits
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.loading.pretrained import hub
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL, FOLDER, bundled_names
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading import hub
+from sllm_jax.loading.bundle import DEFAULT_MODEL, FOLDER, bundled_names
+from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.tokenizer import encode
 

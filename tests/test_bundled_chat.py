@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL, bundled_names
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
+from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.chat import render_turn, turn_end
 from sllm_jax.text.tokenizer import decode, encode

@@ -12,8 +12,8 @@ from test_cli import assert_refused
 
 from sllm_jax.cli.app import EXIT_CODES, option_name
 from sllm_jax.convert.families import published
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL, bundled_names
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
+from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.tokenizer import decode, encode
 

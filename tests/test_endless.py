@@ -6,7 +6,7 @@ import numpy as np
 from memory import resident_megabytes
 
 from sllm_jax.core.decode import decode_program, extend_program
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 
 

@@ -25,7 +25,7 @@ from sllm_jax.core.decode import NO_TOKEN, decode, decode_program, extend, exten
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides
 PLACES = 20  # of a padded chunk

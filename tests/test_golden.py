@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 
 TOLERANCE = 1e-4  # of nll, float32 on both sides
 

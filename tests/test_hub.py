@@ -14,8 +14,8 @@ from checkpoints import assert_same
 from huggingface_hub import constants, errors
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.loading.pretrained import hub
-from sllm_jax.loading.pretrained import pretrained as loading
+from sllm_jax.loading import hub
+from sllm_jax.loading import pretrained as loading
 
 NAME, COMMIT = "org/tiny-llama", "0123456789abcdef0123456789abcdef01234567"
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
@@ -165,7 +165,7 @@ def test_a_cached_name_loads_offline(cached, revision):
 
 def test_a_cached_name_loads_in_a_process_that_is_offline(cache, cached):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
-    program = f"from sllm_jax.loading.pretrained.hub import resolve; print(resolve({NAME!r}))"
+    program = f"from sllm_jax.loading.hub import resolve; print(resolve({NAME!r}))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == str(cached)
 
@@ -392,7 +392,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(name):
 @pytest.mark.parametrize("address", ["huggingface.co/{}?\n", "hf://{}@a/b\n", "https://hf.co/{}#\n\n"])
 def test_no_address_takes_time_that_grows_with_its_square(address):
     program = (
-        "import sys; from sllm_jax.loading.pretrained import hub; from sllm_jax.common.errors import SllmError\n"
+        "import sys; from sllm_jax.loading import hub; from sllm_jax.common.errors import SllmError\n"
         "hub._from_hub = lambda *_: None\n"
         f"try: hub.resolve({address!r}.format('a' * 500_000))\n"
         "except SllmError: pass"

@@ -30,7 +30,7 @@ from sllm_jax.common.files import (
 )
 from sllm_jax.convert import convert, sources
 from sllm_jax.core import memory
-from sllm_jax.loading.pretrained import hub
+from sllm_jax.loading import hub
 from sllm_jax.reproduce import page
 from sllm_jax.reproduce.arc import read_questions
 from sllm_jax.text import long_text

@@ -24,7 +24,7 @@ from sllm_jax.core.decode import decode, decode_program, init_carry, prefill
 from sllm_jax.core.int8 import is_quantized, quantize, quantized, scale_of
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.evaluate.perplexity import perplexity
-from sllm_jax.loading.pretrained import pretrained as loading
+from sllm_jax.loading import pretrained as loading
 from sllm_jax.models.linear import times_int8
 from sllm_jax.text.tokenizer import encode
 

@@ -13,7 +13,7 @@ from reference import ListModel
 from sllm_jax.common.errors import SllmError
 from sllm_jax.core import decode, kv_state
 from sllm_jax.core.model import Model
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.models.position import Rope
 from sllm_jax.streams.kv_cache import StartRecentKVCache, enable_streaming_llm
 

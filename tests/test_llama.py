@@ -15,7 +15,7 @@ from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally
 from sllm_jax.core.decode import init_carry, prefill
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.text.tokenizer import encode
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sllm_jax import convert
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import as_dtype
-from sllm_jax.loading.pretrained import pretrained as loading
+from sllm_jax.loading import pretrained as loading
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STORIES = SHARED / "data" / "checkpoints" / "stories260K-hf"

@@ -10,7 +10,7 @@ from memory import resident_megabytes
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.evaluate.evaluation import Evaluation, How
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.text.long_text import encode_blocks, file_blocks, tokenize_file
 from sllm_jax.text.tokenizer import encode, load_tokenizer
 

@@ -11,7 +11,7 @@ from make_supported_models import table
 from pages import ROOT, commands, prepare, snippets, text_of
 
 import sllm_jax
-from sllm_jax.loading.pretrained.bundle import bundled_names
+from sllm_jax.loading.bundle import bundled_names
 
 README = text_of("README.md")
 COMMANDS = [command for command in commands("README.md") if "sllm-jax" in command]

@@ -22,7 +22,7 @@ from sllm_jax.core.kv_state import visible_token_ids
 from sllm_jax.core.model import Model, dense_logits, nll_of
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides

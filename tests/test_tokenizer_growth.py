@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 from test_tokenizer import BYTES, SPM
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.loading.pretrained.bundle import bundled_folder, bundled_names
+from sllm_jax.loading.bundle import bundled_folder, bundled_names
 from sllm_jax.text.detokenize import Detokenizer
 from sllm_jax.text.long_text import encode_blocks
 from sllm_jax.text.plain_text import Part, encode_parts

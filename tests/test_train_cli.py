@@ -17,7 +17,7 @@ from progress_lines import without_progress
 from training import CONFIG, write_text
 
 from sllm_jax.cli import train as command
-from sllm_jax.loading.pretrained.pretrained import load
+from sllm_jax.loading.pretrained import load
 from sllm_jax.train import preparation
 from sllm_jax.train.run import Run
 

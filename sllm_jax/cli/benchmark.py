@@ -14,7 +14,7 @@ from typer import Option
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note, progress
 from sllm_jax.common.errors import SllmError
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.benchmark.run import Settings
@@ -117,7 +117,7 @@ def benchmark(
 
 
 def _load(name: str, dtype: str | None, weights: str | None, revision: str | None) -> Model:
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
 
     with progress("loading") as bar:
         return load(name, dtype, revision, progress=bar, weights=weights)[0]
@@ -128,7 +128,7 @@ def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> 
     from sllm_jax.benchmark.random_weights import random_model
     from sllm_jax.common.files import load_json
     from sllm_jax.convert.dtypes import as_dtype
-    from sllm_jax.loading.pretrained.pretrained import default_dtype
+    from sllm_jax.loading.pretrained import default_dtype
 
     return random_model(load_json(config), as_dtype(dtype or default_dtype()), bool(weights), seed)
 

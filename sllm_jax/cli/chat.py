@@ -10,7 +10,7 @@ from typer import Option
 from sllm_jax.cli import options as o
 from sllm_jax.cli.console import note
 from sllm_jax.cli.writing import check_options, load_model, note_end, sampling_options
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 
 def chat(

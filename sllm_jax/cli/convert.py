@@ -28,7 +28,7 @@ def convert(
     from sllm_jax.convert import convert as to_orbax
     from sllm_jax.convert import to_huggingface
     from sllm_jax.core.int8 import check_weights
-    from sllm_jax.loading.pretrained import hub
+    from sllm_jax.loading import hub
 
     writers: dict[str, Callable[..., None]] = {
         "orbax": partial(to_orbax, weights=weights),

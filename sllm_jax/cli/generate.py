@@ -16,7 +16,7 @@ from sllm_jax.cli.console import progress
 from sllm_jax.cli.writing import Speed, both, check_options, load_model, note_end, sampling_options, show
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.signals import deferred_signals, raise_stopped
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.streams.stream import Stream

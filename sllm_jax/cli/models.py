@@ -19,7 +19,7 @@ def models(as_json: o.Json = False) -> None:
     is refused by name. In a pipe, columns are separated by tabs.
     """
     from sllm_jax.convert.families import published
-    from sllm_jax.loading.pretrained.bundle import bundled_names
+    from sllm_jax.loading.bundle import bundled_names
     from sllm_jax.models.activations import ACTIVATIONS
     from sllm_jax.models.config import SINKS
     from sllm_jax.models.position import ROPE_KINDS

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sllm_jax.loading.pretrained.bundle import bundled_names
+from sllm_jax.loading.bundle import bundled_names
 
 MODEL, CACHE, SAMPLING = "Model", "Cache", "Sampling"
 

@@ -18,7 +18,7 @@ from sllm_jax.cli.console import note, progress
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.inputs import check_source, is_file
 from sllm_jax.common.signals import STOPPED, deferred_signals, raise_stopped
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def perplexity(
     from sllm_jax.common.files import check_writable, made_folder, new_file, scratch_folder, work_folder
     from sllm_jax.evaluate.evaluation import Evaluation, How
     from sllm_jax.evaluate.perplexity import check_chunk_size, check_mode
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
     from sllm_jax.streams.kv_cache import check_sizes
     from sllm_jax.streams.stream import fit_sizes
 

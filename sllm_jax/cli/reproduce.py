@@ -14,7 +14,7 @@ from typer import Argument, Option
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
 from sllm_jax.cli.console import note, progress
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
@@ -112,7 +112,7 @@ def reproduce(
     from sllm_jax.common.errors import SllmError
     from sllm_jax.common.files import check_absent, work_folder
     from sllm_jax.common.plot import can_plot, check_format, no_plots
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
     from sllm_jax.reproduce import EXPERIMENTS, making, page
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files

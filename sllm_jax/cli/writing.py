@@ -57,7 +57,7 @@ def load_model(
     model: str, revision: str | None, tokenizer: str | None, dtype: str | None, weights: str | None
 ) -> tuple[Model, object]:
     """The model and its tokenizer, with a progress bar."""
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
 
     with progress("loading") as bar:
         return load(model, dtype, revision, tokenizer, bar, weights)

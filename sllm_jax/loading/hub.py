@@ -18,7 +18,7 @@ from sllm_jax.common.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
 from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
-from sllm_jax.loading.pretrained.bundle import PREFIX, bundled_folder
+from sllm_jax.loading.bundle import PREFIX, bundled_folder
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
 _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag, commit, or special ref of the hub

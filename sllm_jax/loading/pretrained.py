@@ -17,8 +17,8 @@ from sllm_jax.convert import load_params, read_config
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.core.int8 import check_weights, is_quantized
 from sllm_jax.core.model import Model
-from sllm_jax.loading.pretrained import hub
-from sllm_jax.loading.pretrained.bundle import DEFAULT_MODEL
+from sllm_jax.loading import hub
+from sllm_jax.loading.bundle import DEFAULT_MODEL
 from sllm_jax.text.tokenizer import load_tokenizer
 
 SLOW_INT8 = "int8 weights save memory, but a CPU writes text no faster with them and reads it more slowly"

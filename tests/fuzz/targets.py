@@ -139,7 +139,7 @@ TEXTS = (np.arange(40) % 90,)
 
 @cache
 def _evaluated() -> Any:
-    from sllm_jax.loading.pretrained.pretrained import load
+    from sllm_jax.loading.pretrained import load
 
     return load(MODEL)[0]
 
