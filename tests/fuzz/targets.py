@@ -106,6 +106,7 @@ def _load(folder: Path) -> None:
 
 
 def _build_shards(folder: Path) -> None:
+    import ml_dtypes  # noqa: F401, makes bfloat16 known to NumPy
     from safetensors.numpy import load_file, save_file
 
     _copy_model(folder)
