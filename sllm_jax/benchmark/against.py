@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, seconds_per_step, streaming
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.programs import Program, random_tokens, recompute_program, seconds_per_step, streaming_program
+from sllm_jax.benchmark.run import BenchmarkSettings
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.extras import how_to_install
 from sllm_jax.common.files import scratch_folder
@@ -27,18 +27,18 @@ STEPS = 16  # of a call
 
 def check_against(names: Sequence[str]) -> None:
     """Raises `SllmError` for an unknown name, and if there is no PyTorch where it is needed."""
-    if unknown := [name for name in names if name not in OTHERS]:
-        raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(OTHERS)}")
+    if unknown := [name for name in names if name not in COMPARISONS]:
+        raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(COMPARISONS)}")
     if "hf" in names and find_spec("torch") is None:
         raise SllmError(f"--against hf needs PyTorch; {how_to_install('torch')}")
 
 
-def compare(model: Model, settings: Settings, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def compare(model: Model, settings: BenchmarkSettings, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Ours and each other side, in turns with each other: what `ratio_figures` gives, by name."""
     cache_size, found = settings.start_size + settings.recent_size, {}
     for name in names:
-        ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-        found[name] = ratio_figures(ours, OTHERS[name](model, cache_size, settings.seed), settings.rounds)
+        ours = streaming_program(model, settings.start_size, settings.recent_size, seed=settings.seed)
+        found[name] = ratio_figures(ours, COMPARISONS[name](model, cache_size, settings.seed), settings.rounds)
     return found
 
 
@@ -86,7 +86,7 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
 
 
 def _recompute(model: Model, cache_size: int, seed: int) -> Program:
-    return recomputing(model, cache_size + 1, seed)
+    return recompute_program(model, cache_size + 1, seed)
 
 
-OTHERS: dict[str, Callable[[Model, int, int], Program]] = {"recompute": _recompute, "hf": huggingface}
+COMPARISONS: dict[str, Callable[[Model, int, int], Program]] = {"recompute": _recompute, "hf": huggingface}

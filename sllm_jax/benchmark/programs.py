@@ -32,7 +32,7 @@ class Program:
     compile_seconds: float
 
 
-def streaming(
+def streaming_program(
     model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0, steps: int | None = None
 ) -> Program:
     """`decode` from a full cache on: `streams` side by side, the same random tokens in all, of different lengths.
@@ -48,29 +48,29 @@ def streaming(
         carry = extend(model, carry, more, np.arange(streams) % CHUNK_SIZES[0])
     rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
 
-    def of_steps(start: Carry, steps: int) -> Program:
+    def compile_steps(start: Carry, steps: int) -> Program:
         begin = time.perf_counter()
         program = decode_program.lower(model, start, *rest, steps=steps).compile()
         seconds = time.perf_counter() - begin
         return Program(lambda carry: program(model, carry, *rest)[0], start, steps, memory_of(program), seconds)
 
-    return of_steps(carry, steps) if steps else _long_enough(of_steps, carry)
+    return compile_steps(carry, steps) if steps else _calibrated(compile_steps, carry)
 
 
-def recomputing(model: Model, width: int, seed: int = 0, steps: int | None = None) -> Program:
+def recompute_program(model: Model, width: int, seed: int = 0, steps: int | None = None) -> Program:
     """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one.
 
     `steps` as for `streaming`.
     """
 
-    def of_steps(start: Array, steps: int) -> Program:
+    def compile_steps(start: Array, steps: int) -> Program:
         begin = time.perf_counter()
         program = recompute.lower(model, start, steps=steps).compile()
         seconds = time.perf_counter() - begin
         return Program(lambda tokens: program(model, tokens), start, steps, memory_of(program), seconds)
 
     tokens = jnp.asarray(random_tokens(model, width, seed))
-    return of_steps(tokens, steps) if steps else _long_enough(of_steps, tokens)
+    return compile_steps(tokens, steps) if steps else _calibrated(compile_steps, tokens)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="tokens")
@@ -107,11 +107,11 @@ def memory_of(program: Any) -> int:
     return needed - found.alias_size_in_bytes
 
 
-def _long_enough(of_steps: Callable[[Any, int], Program], start: Any) -> Program:
+def _calibrated(compile_steps: Callable[[Any, int], Program], start: Any) -> Program:
     """The program with as many steps as take about `CALL_SECONDS`. The state is passed on, so there is only one."""
-    one = of_steps(start, 1)
+    one = compile_steps(start, 1)
     state = jax.block_until_ready(one.call(one.start))
     begin = time.perf_counter()
     state = jax.block_until_ready(one.call(state))
     steps = min(int(CALL_SECONDS / (time.perf_counter() - begin)), MOST_STEPS)
-    return of_steps(state, steps) if steps > 1 else replace(one, start=state)
+    return compile_steps(state, steps) if steps > 1 else replace(one, start=state)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
-from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
+from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming_program
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.common.result_table import Table
@@ -29,7 +29,7 @@ PROMPT = 128  # tokens that are read before the first one is written
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """What is measured: cache sizes, numbers of streams side by side, and how many calls of each are timed.
 
     `streams` None: 1, 2, 4, ... for as long as there is memory.
@@ -68,7 +68,9 @@ class Results:
         return [Table(("about", "value"), about), _rows(self.decode), _rows(self.prefill), _rows([self.start])]
 
 
-def measure(model: Model, settings: Settings, load_seconds: float, progress: Progress = silent) -> Results:
+def run_benchmark(
+    model: Model, settings: BenchmarkSettings, load_seconds: float, progress: Progress = silent
+) -> Results:
     """Decode by number of streams, prefill by chunk, and the way to the first token, which comes first: it is cold."""
     total = 2 + len(settings.streams or (1,))
     progress(0, total)
@@ -87,14 +89,14 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
     return Results(_about(model, settings, {"copy": copy, "read": read}), found, prefill, start)
 
 
-def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
+def _numbers_of_streams(model: Model, settings: BenchmarkSettings) -> Iterator[tuple[int, Program]]:
     """Each number of streams and its program; None ends where so many would not fit."""
     sizes, needed = (settings.start_size, settings.recent_size), 0
     for streams in settings.streams or (2**i for i in itertools.count()):
         if settings.streams is None and needed > free_memory():
             return
         try:
-            program = streaming(model, *sizes, streams, settings.seed)
+            program = streaming_program(model, *sizes, streams, settings.seed)
         except jax.errors.JaxRuntimeError as error:
             if settings.streams is None and streams > 1:
                 return
@@ -106,7 +108,7 @@ def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int,
 
 
 def decode_figures(
-    model: Model, settings: Settings, streams: int, program: Program, seconds: np.ndarray
+    model: Model, settings: BenchmarkSettings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
     """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3]."""
     step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
@@ -125,7 +127,7 @@ def decode_figures(
     }
 
 
-def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, float]:
+def _start(model: Model, settings: BenchmarkSettings, load_seconds: float) -> dict[str, float]:
     """From a prompt to the first token that is written: with the programs still to be compiled, and without."""
     prompt = random_tokens(model, PROMPT, settings.seed)
 
@@ -145,7 +147,7 @@ def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, f
     }
 
 
-def _prefill(model: Model, settings: Settings) -> list[dict[str, float]]:
+def _prefill(model: Model, settings: BenchmarkSettings) -> list[dict[str, float]]:
     """Tokens a second that are read into a full cache, by the size of the chunks."""
     return [
         {"chunk_tokens": size, "tokens_per_second": tokens_read_per_second(model, settings, size)}
@@ -153,7 +155,7 @@ def _prefill(model: Model, settings: Settings) -> list[dict[str, float]]:
     ]
 
 
-def tokens_read_per_second(model: Model, settings: Settings, size: int, streams: int | None = None) -> float:
+def tokens_read_per_second(model: Model, settings: BenchmarkSettings, size: int, streams: int | None = None) -> float:
     """The rate at which chunks of `size` tokens are read into the full caches of `streams` streams, of all together.
 
     None: one stream, without an axis of streams.
@@ -169,7 +171,7 @@ def tokens_read_per_second(model: Model, settings: Settings, size: int, streams:
     return chunk.size / float(np.median(seconds[-settings.rounds :]))
 
 
-def _about(model: Model, settings: Settings, speeds: dict[str, float]) -> dict[str, Any]:
+def _about(model: Model, settings: BenchmarkSettings, speeds: dict[str, float]) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "sllm_jax": __version__,

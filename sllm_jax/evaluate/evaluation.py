@@ -31,8 +31,8 @@ _BLOCK = 2**18  # tokens that are added up, or digested, in one go
 
 
 @dataclass(frozen=True)
-class How:
-    """How texts are read: a mode of `MODES`, its sizes, and how many tokens at a time."""
+class EvaluationSettings:
+    """How texts are read: a mode of `EVALUATION_MODES`, its sizes, and how many tokens at a time."""
 
     mode: str
     start_size: int
@@ -44,26 +44,31 @@ class Evaluation:
     """The reading of texts in a folder of its own. `steps` does the work; `nll_of` has what was found."""
 
     def __init__(
-        self, folder: Path, model: Model, texts: Sequence[np.ndarray], how: How, names: Mapping[str, Any]
+        self,
+        folder: Path,
+        model: Model,
+        texts: Sequence[np.ndarray],
+        settings: EvaluationSettings,
+        names: Mapping[str, Any],
     ) -> None:
         """Go on from what `folder` holds, or begin.
 
         Raises `SllmError` if that was another evaluation: other texts, sizes or `names`, which say whose they are.
         """
         self.texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
-        self.model, self.how, self._folder = model, how, folder
+        self.model, self.settings, self._folder = model, settings, folder
         self._ends = np.cumsum([len(ids) - 1 for ids in texts])
-        settings = {
+        record = {
             **names,
-            **{"mode": how.mode, "start size": how.start_size, "recent size": how.recent_size},
+            **{"mode": settings.mode, "start size": settings.start_size, "recent size": settings.recent_size},
             "dtype": np.dtype(model.dtype).name,
             "weights": INT8 if is_quantized(model.params) else "floats",
             "texts": [_digest(ids) for ids in texts],
         }
-        begun = begin(model, self.texts, how.mode, how.start_size, how.recent_size)
+        begun = begin(model, self.texts, settings.mode, settings.start_size, settings.recent_size)
         self._digests = [sha256() for _ in texts]  # of the nll of each text, as far as it was saved
         self._digested = [0] * len(texts)
-        self.nll, self._reading = self._open(settings, begun)
+        self.nll, self._reading = self._open(record, begun)
 
     @property
     def total(self) -> int:
@@ -78,10 +83,16 @@ class Evaluation:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Do what is left; after each step the number of tokens done, and the sum of their nll."""
         nats = sum(_sum(self.nll_of(i)[:done]) for i, done in enumerate(self._reading.done))
-        how = self.how
-        for reading in read_texts(
-            self.model, self.texts, how.mode, how.start_size, how.recent_size, how.chunk_size, since=self._reading
-        ):
+        readings = read_texts(
+            self.model,
+            self.texts,
+            self.settings.mode,
+            self.settings.start_size,
+            self.settings.recent_size,
+            self.settings.chunk_size,
+            since=self._reading,
+        )
+        for reading in readings:
             for i, (found, done) in enumerate(zip(reading.nll, reading.done, strict=True)):
                 self.nll_of(i)[done - len(found) : done] = found
                 nats += float(found.sum(dtype=np.float64))
@@ -128,7 +139,7 @@ class Evaluation:
                 writer.writerow([name, end, f"{nats / end:.7g}", f"{added / len(part):.7g}", int(end > context)])
         lines.detach()
 
-    def _open(self, settings: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
+    def _open(self, record: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
         """The file of nll and the last checkpoint, or new ones.
 
         The settings are written first, whole or not at all, and say whose the folder is. A process that is killed at
@@ -140,9 +151,9 @@ class Evaluation:
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
                 raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
             _discard(folder / _CHECKPOINTS)  # of nobody knows which evaluation
-            _write_settings(folder / _SETTINGS, settings)
+            _write_settings(folder / _SETTINGS, record)
         written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
-        if different := [name for name in settings if written.get(name) != settings[name]]:
+        if different := [name for name in record if written.get(name) != record[name]]:
             raise SllmError(
                 f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
                 "resume with the same settings, or name a new folder"
@@ -211,9 +222,9 @@ def _has_nll_alone(folder: Path) -> bool:
     return is_there(folder / _NLL) and not is_there(folder / _SETTINGS)
 
 
-def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def _write_settings(path: Path, record: Mapping[str, Any]) -> None:
     with new_file(path) as file:
-        file.write(json.dumps(dict(settings), indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(dict(record), indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _map_nll(path: Path, count: int) -> np.memmap:

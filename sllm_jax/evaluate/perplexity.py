@@ -23,7 +23,7 @@ from sllm_jax.core.kv_state import KVState, init_state, over_streams
 from sllm_jax.core.model import Model, check_finite, dense_logits, nll_of
 from sllm_jax.streams.kv_cache import check_sizes
 
-MODES = ("streaming", "window", "dense", "recompute")
+EVALUATION_MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
 _WINDOW_TOKENS = 4096  # tokens of all windows that are recomputed in one call
 _CHECKED = 2**20  # token ids that are looked at in one go
@@ -105,7 +105,7 @@ def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int,
         "dense": (0, max(map(len, texts)) - 1),
         "recompute": None,
     }
-    check_mode(mode)
+    check_evaluation_mode(mode)
     kept = sizes[mode]
     state = None if kept is None else init_state(model.config, *kept, model.dtype, len(texts))
     return Reading([], [0] * len(texts), state)
@@ -121,10 +121,10 @@ def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
     return float(np.mean(nll, dtype=np.float64) / np.log(2) / token_bytes)
 
 
-def check_mode(mode: str) -> None:
-    """Raises `SllmError` unless it is one of `MODES`."""
-    if mode not in MODES:
-        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+def check_evaluation_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `EVALUATION_MODES`."""
+    if mode not in EVALUATION_MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(EVALUATION_MODES)}")
 
 
 def check_chunk_size(chunk_size: int) -> None:

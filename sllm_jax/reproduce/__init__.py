@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.reproduce import fig2, fig3, fig10, stability, streameval, streamqa, tables
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Experiment:
     What it returns does the work.
     """
 
-    plan: Callable[[Subject], Work]
+    plan: Callable[[ExperimentInputs], Work]
     options: tuple[str, ...]
 
-    def run(self, subject: Subject, progress: Progress = silent) -> Report:
+    def run(self, inputs: ExperimentInputs, progress: Progress = silent) -> Report:
         """Check and make it; raises `SllmError`."""
-        return self.plan(subject)(progress)
+        return self.plan(inputs)(progress)
 
     def needs(self, option: str) -> bool:
         """Whether it cannot be made without this one."""

@@ -70,7 +70,7 @@ def _records(content: str, path: Path) -> Sequence[Any]:
 
 def _question(record: Any, where: str) -> ArcQuestion:
     try:
-        text, options, right = _of_adapters(record) if "instruction" in record else _of_hugging_face(record)
+        text, options, right = _from_adapters(record) if "instruction" in record else _from_hugging_face(record)
         text, options = text.strip(), [option.strip() for option in options]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         got = f"the fields {', '.join(map(str, record)):.200}" if isinstance(record, dict) else type(record).__name__
@@ -82,7 +82,7 @@ def _question(record: Any, where: str) -> ArcQuestion:
     return ArcQuestion(text, tuple(options), right)
 
 
-def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
+def _from_hugging_face(record: Any) -> tuple[str, list[str], int]:
     """`choices` as two lists, or as in the original, inside the question and one object each."""
     question = record["question"]
     text = question if isinstance(question, str) else question["stem"]
@@ -96,7 +96,7 @@ def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
     return text, list(options), list(labels).index(record["answerKey"])
 
 
-def _of_adapters(record: Any) -> tuple[str, list[str], int]:
+def _from_adapters(record: Any) -> tuple[str, list[str], int]:
     asked, found, offered = record["instruction"].strip().partition("\nAnswer1: ")
     if not found:
         raise ValueError("no 'Answer1: ...' behind the question")

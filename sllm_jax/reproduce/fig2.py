@@ -13,8 +13,8 @@ from sllm_jax.common.plot import WIDTH, Plot
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work, name_of
-from sllm_jax.reproduce.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,19 +28,19 @@ _GAMMA = 0.5  # exponent of the colour scale of probabilities
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 
 
-def plan(subject: Subject) -> Work:
+def plan(inputs: ExperimentInputs) -> Work:
     """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
-    return partial(_run, subject, _windows(subject, min(subject.context, LONGEST)))
+    return partial(_run, inputs, _windows(inputs, min(inputs.context, LONGEST)))
 
 
-def _run(subject: Subject, windows: np.ndarray, progress: Progress) -> Report:
+def _run(inputs: ExperimentInputs, windows: np.ndarray, progress: Progress) -> Report:
     length = windows.shape[1]
-    mass, logits = attention_on_first(subject.model, windows, progress)  # [L, H, 4], [L, H, 5]
+    mass, logits = attention_on_first(inputs.model, windows, progress)  # [L, H, 4], [L, H, 5]
     on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
     uniform = uniform_mass(length) * FIRST
-    settings = subject.settings() | {
+    settings = inputs.settings() | {
         "windows": f"{len(windows)} of {length} tokens, each read from nothing with dense causal attention",
-        "start tokens of each window": ", ".join(map(str, subject.start_tokens())) or "none",
+        "start tokens of each window": ", ".join(map(str, inputs.start_tokens())) or "none",
         "queries": f"positions {first_query(length)} to {length - 1} of each window (the second half)",
         "mass": "probability after the softmax, mean over queries and windows",
         "logit": f"scaled score before the softmax; the rest: mean over the positions from {FIRST} that a query sees",
@@ -55,13 +55,13 @@ def _run(subject: Subject, windows: np.ndarray, progress: Progress) -> Report:
     )
 
 
-def maps(subject: Subject, length: int = 16) -> Plot:
+def maps(inputs: ExperimentInputs, length: int = 16) -> Plot:
     """The mean attention of the heads as maps, over the text cut into windows of `length` tokens.
 
     The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken. Raises
     `SllmError` for a length beyond the trained context, or a text that is shorter.
     """
-    found = attention_maps(subject.model, _windows(subject, length))  # [L, H, T, T]
+    found = attention_maps(inputs.model, _windows(inputs, length))  # [L, H, T, T]
     layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
 
     def draw(figure: FigureBase) -> None:
@@ -76,7 +76,7 @@ def maps(subject: Subject, length: int = 16) -> Plot:
         figure.supxlabel("Position attended to", fontsize=12)
         figure.supylabel("Position of the query", fontsize=12)
 
-    return Plot(draw, 1.2 + WIDTH / (len(heads) + 1) * len(layers), name_of(subject.names))
+    return Plot(draw, 1.2 + WIDTH / (len(heads) + 1) * len(layers), name_of(inputs.names))
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -84,12 +84,12 @@ def _evenly(count: int, most: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most))})
 
 
-def _windows(subject: Subject, length: int) -> np.ndarray:
+def _windows(inputs: ExperimentInputs, length: int) -> np.ndarray:
     """Whole windows [B, T] of the text, each behind the tokenizer's start tokens."""
-    start, ids = subject.start_tokens(), subject.text_tokens()
+    start, ids = inputs.start_tokens(), inputs.text_tokens()
     taken = length - len(start)
-    if taken < 1 or length > subject.context:
-        raise SllmError(f"a window must have {len(start) + 1} to {subject.context} tokens; got {length}")
+    if taken < 1 or length > inputs.context:
+        raise SllmError(f"a window must have {len(start) + 1} to {inputs.context} tokens; got {length}")
     count = len(ids) // taken
     if count == 0:
         raise SllmError(f"fig2 needs a text of at least one window, {taken} tokens; got {len(ids)}")

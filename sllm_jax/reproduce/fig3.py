@@ -14,10 +14,10 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.perplexity import bits_per_byte
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
+from sllm_jax.reproduce.passes import EvaluationPass, fresh_pass, nll_of_passes, perplexity_of, recompute_stride
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.runs import Run, fresh_pass, measure, perplexity_of, recompute_stride
-from sllm_jax.reproduce.subject import Subject
-from sllm_jax.text.tokenizer import decode
+from sllm_jax.text.tokenizer import decode_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,40 +34,44 @@ _LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves whi
 }
 
 
-def plan(subject: Subject) -> Work:
+def plan(inputs: ExperimentInputs) -> Work:
     """The nll of every token of the text in each mode, all with one total cache size."""
-    ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
-    context, count, options = subject.context, len(ids) - 1, subject.options
+    ids = np.concatenate([inputs.start_tokens(), inputs.text_tokens()])
+    context, count, options = inputs.context, len(ids) - 1, inputs.options
     if count <= context:
         raise SllmError(f"fig3 needs a text longer than the trained context, {context} tokens; got {count}")
-    start_size, recent_size = subject.sizes
+    start_size, recent_size = inputs.sizes
     cache_size = start_size + recent_size
-    runs = {
-        "dense": Run("dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()),
-        "window": Run("window", 0, cache_size, before=()),
-        "streaming": Run("streaming", start_size, recent_size, before=()),
-        "recompute": Run("recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()),
+    passes = {
+        "dense": EvaluationPass(
+            "dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()
+        ),
+        "window": EvaluationPass("window", 0, cache_size, before=()),
+        "streaming": EvaluationPass("streaming", start_size, recent_size, before=()),
+        "recompute": EvaluationPass(
+            "recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()
+        ),
     }
-    subject.check_memory(0, runs["dense"].tokens or count)
-    return partial(_run, subject, ids, runs)
+    inputs.check_memory(0, passes["dense"].tokens or count)
+    return partial(_run, inputs, ids, passes)
 
 
-def _run(subject: Subject, ids: np.ndarray, runs: dict[str, Run], progress: Progress) -> Report:
-    nll, context, count = measure(subject, ids, runs, progress), subject.context, len(ids) - 1
-    start_size, recent_size = runs["streaming"].start_size, runs["streaming"].recent_size
-    settings = subject.settings() | {
+def _run(inputs: ExperimentInputs, ids: np.ndarray, passes: dict[str, EvaluationPass], progress: Progress) -> Report:
+    nll, context, count = nll_of_passes(inputs, ids, passes, progress), inputs.context, len(ids) - 1
+    start_size, recent_size = passes["streaming"].start_size, passes["streaming"].recent_size
+    settings = inputs.settings() | {
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
         "window": f"0 + {start_size + recent_size} tokens kept, no sinks",
-        "recompute": f"{fresh_pass(subject, start_size + recent_size)}; one token in {runs['recompute'].stride}, "
+        "recompute": f"{fresh_pass(inputs, start_size + recent_size)}; one token in {passes['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
-        "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
+        "dense": f"everything kept; the first {passes['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",
     }
     return Report(
         title="fig3: perplexity along a long text",
         tables=[
-            _mode_table(nll, context, _token_bytes(subject, ids, runs)),
+            _mode_table(nll, context, _token_bytes(inputs, ids, passes)),
             _same_tokens_table(nll, context, "recompute"),
             _same_tokens_table(nll, context, "dense"),
         ],
@@ -77,10 +81,10 @@ def _run(subject: Subject, ids: np.ndarray, runs: dict[str, Run], progress: Prog
     )
 
 
-def _token_bytes(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, float]:
+def _token_bytes(inputs: ExperimentInputs, ids: np.ndarray, passes: dict[str, EvaluationPass]) -> dict[str, float]:
     """UTF-8 bytes per token of the text that each mode predicts."""
-    ends = {mode: one.tokens or len(ids) - 1 for mode, one in runs.items()}
-    return {mode: len(decode(subject.tokenizer, ids[1 : end + 1]).encode()) / end for mode, end in ends.items()}
+    ends = {mode: one.tokens or len(ids) - 1 for mode, one in passes.items()}
+    return {mode: len(decode_text(inputs.tokenizer, ids[1 : end + 1]).encode()) / end for mode, end in ends.items()}
 
 
 def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str, float]) -> Table:

@@ -13,9 +13,9 @@ import psutil
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.perplexity import CHUNK_SIZE, perplexity, token_nll
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
+from sllm_jax.reproduce.passes import check_longer, total_cache
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.runs import check_longer, total_cache
-from sllm_jax.reproduce.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -24,21 +24,21 @@ STRETCHES = 100  # that the text is cut into
 _COLUMNS = ("tokens", "perplexity", "running_perplexity", "tokens_per_second", "resident_mb", "device_mb")
 
 
-def plan(subject: Subject) -> Work:
+def plan(inputs: ExperimentInputs) -> Work:
     """The whole text in one stream; figures of each hundredth of it."""
-    text = subject.text_tokens()
-    check_longer(subject, text, total_cache(subject, subject.options.start_size + 1))
-    return partial(_run, subject, np.concatenate([subject.start_tokens(), text]))
+    text = inputs.text_tokens()
+    check_longer(inputs, text, total_cache(inputs, inputs.options.start_size + 1))
+    return partial(_run, inputs, np.concatenate([inputs.start_tokens(), text]))
 
 
-def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
-    start_size, recent_size = subject.sizes
+def _run(inputs: ExperimentInputs, ids: np.ndarray, progress: Progress) -> Report:
+    start_size, recent_size = inputs.sizes
     sizes = ("streaming", start_size, recent_size)
-    next(token_nll(subject.model, ids, *sizes))  # compiles
+    next(token_nll(inputs.model, ids, *sizes))  # compiles
     count = len(ids) - 1
     rows: list[tuple] = []
     done, nats, done_before, nats_before, since = 0, 0.0, 0, 0.0, time.perf_counter()
-    for piece in token_nll(subject.model, ids, *sizes):
+    for piece in token_nll(inputs.model, ids, *sizes):
         done, nats = done + len(piece), nats + float(piece.sum(dtype=np.float64))
         progress(done, count)
         if done < count * (len(rows) + 1) // STRETCHES:
@@ -50,7 +50,7 @@ def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
     return Report(
         title="stability: a stream of millions of tokens",
         tables=[_summary(rows)],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "predicted": f"{count} tokens in one stream, {CHUNK_SIZE} at a time",
             "cache": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",

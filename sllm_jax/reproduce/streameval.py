@@ -20,8 +20,8 @@ from sllm_jax.common.result_table import Table
 from sllm_jax.core.sampling import SamplingOptions
 from sllm_jax.evaluate.perplexity import check_token_ids
 from sllm_jax.reproduce import paper
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.tokenizer import encode
 
@@ -111,20 +111,20 @@ def accuracy(answers: Sequence[Answer]) -> float | None:
     return sum(answer.right for answer in answers) / len(answers) if answers else None
 
 
-def plan(subject: Subject) -> Work:
+def plan(inputs: ExperimentInputs) -> Work:
     """One stream, with a question for each distance at every tenth line."""
-    lines = subject.options.lines or LINES
+    lines = inputs.options.lines or LINES
     if lines <= DISTANCES[0]:
         raise SllmError(f"streameval needs more than {DISTANCES[0]} lines; got {lines}")
-    if subject.options.seed < 0:
-        raise SllmError(f"seed must be 0 or more; got {subject.options.seed}")
+    if inputs.options.seed < 0:
+        raise SllmError(f"seed must be 0 or more; got {inputs.options.seed}")
     example = "".join(event if isinstance(event, str) else event.text for event in events(EVERY + 1, 0, distances=(1,)))
-    check_token_ids(encode(subject.tokenizer, example, start=True), subject.model.config.vocab_size)
-    return partial(_run, subject, lines, subject.sizes)
+    check_token_ids(encode(inputs.tokenizer, example, start=True), inputs.model.config.vocab_size)
+    return partial(_run, inputs, lines, inputs.sizes)
 
 
-def _run(subject: Subject, lines: int, sizes: tuple[int, int], progress: Progress) -> Report:
-    options, stream = subject.options, Stream(subject.model, subject.tokenizer, *sizes)
+def _run(inputs: ExperimentInputs, lines: int, sizes: tuple[int, int], progress: Progress) -> Report:
+    options, stream = inputs.options, Stream(inputs.model, inputs.tokenizer, *sizes)
     answers = []
     for answer in ask(stream, events(lines, options.seed, distances=DISTANCES)):
         answers.append(answer)
@@ -132,7 +132,7 @@ def _run(subject: Subject, lines: int, sizes: tuple[int, int], progress: Progres
     return Report(
         title="streameval: questions about earlier lines of an endless stream",
         tables=[_by_distance(answers), _by_length(answers, lines), paper.TABLE7],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "stream": f"{lines} lines, {stream.tokens_seen} tokens, seed {options.seed}",
             "cache": f"{options.start_size} + {stream.cache_size - options.start_size} tokens kept",

@@ -25,11 +25,10 @@ from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import check_token_ids, option_nll
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 from sllm_jax.text.chat import render_answer, render_turn
-from sllm_jax.text.tokenizer import decode as decode_text
-from sllm_jax.text.tokenizer import encode
+from sllm_jax.text.tokenizer import decode_text, encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -102,26 +101,26 @@ class Format:
         return whole[len(before) :]
 
 
-def plan(subject: Subject) -> Work:
+def plan(inputs: ExperimentInputs) -> Work:
     """Each file of questions in each mode."""
-    options, (start_size, recent_size) = subject.options, subject.sizes
-    form = Format(subject.tokenizer, options.qa_format)
+    options, (start_size, recent_size) = inputs.options, inputs.sizes
+    form = Format(inputs.tokenizer, options.qa_format)
     files = {name: questions[: options.max_questions] for name, questions in options.questions.items()}
     for name, questions in files.items():
         if len(questions) <= form.examples:
             raise SllmError(f"{name} needs {form.examples + 1} questions or more; got {len(questions)}")
-        _check_tokens(subject, form, questions)
+        _check_tokens(inputs, form, questions)
     longest = max(_longest(form, questions) for questions in files.values())
     modes = [
         Mode("one-shot", 0, longest, one_stream=False),
         Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
         Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
     ]
-    return partial(_run, subject, form, files, modes)
+    return partial(_run, inputs, form, files, modes)
 
 
 def _run(
-    subject: Subject,
+    inputs: ExperimentInputs,
     form: Format,
     files: dict[str, Sequence[ArcQuestion]],
     modes: Sequence[Mode],
@@ -133,14 +132,14 @@ def _run(
     for name, questions in files.items():
         for mode in modes:
             found[name, mode.name] = outcomes = []
-            for outcome in ask(subject, form, questions, mode):
+            for outcome in ask(inputs, form, questions, mode):
                 outcomes.append(outcome)
                 done += 1
                 progress(done, total)
     return Report(
         title="streamqa: multiple-choice questions in one endless stream",
         tables=[_accuracy_table(found, [*files], modes), paper.TABLE5],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
             "format": form.name + (f", {form.examples} worked example first" if form.examples else ""),
@@ -156,9 +155,9 @@ def _run(
     )
 
 
-def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
+def ask(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
     """Put the questions but the examples; their outcomes as they come."""
-    model = subject.model
+    model = inputs.model
     carry = init_carry(model, mode.start_size, mode.recent_size)
     last: list[int] = []
     scored = _padded_options(form, max(len(question.options) for question in questions))
@@ -169,7 +168,7 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
         if number > form.examples:
             nll = np.asarray(option_nll(model, asked, *scored))[: len(question.options)]
             check_finite(model, nll, f"at question {number}")
-            reply = _reply(subject, asked.copy())
+            reply = _reply(inputs, asked.copy())
             yield Outcome(number, question, reply, int(nll.argmin()))
         if mode.one_stream or number <= form.examples:
             answer = form.answer(question.labels[question.right], closed=True)
@@ -177,7 +176,7 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
 
 
-def _check_tokens(subject: Subject, form: Format, questions: Sequence[ArcQuestion]) -> None:
+def _check_tokens(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion]) -> None:
     """Raises `SllmError` for questions or answers that the model cannot read one after another."""
     answers = [form.answer(label) for label in LABELS]
     if not all(map(len, answers)):
@@ -185,7 +184,7 @@ def _check_tokens(subject: Subject, form: Format, questions: Sequence[ArcQuestio
             "streamqa needs a token for the letter of an answer, and the tokenizer has none behind a prompt"
         )
     later = [form.prompt(question, answers[0].tolist()) for question in questions]
-    check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), subject.model.config.vocab_size)
+    check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), inputs.model.config.vocab_size)
 
 
 def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
@@ -198,10 +197,10 @@ def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
     return len(before) + longest + max(REPLY_TOKENS, _ROUND_UP)
 
 
-def _reply(subject: Subject, carry: Carry) -> str:
+def _reply(inputs: ExperimentInputs, carry: Carry) -> str:
     """What the model writes, greedily."""
-    _, ids = decode(subject.model, carry, sampling(), [NO_TOKEN], REPLY_TOKENS, REPLY_TOKENS)
-    return decode_text(subject.tokenizer, np.asarray(ids))
+    _, ids = decode(inputs.model, carry, sampling(), [NO_TOKEN], REPLY_TOKENS, REPLY_TOKENS)
+    return decode_text(inputs.tokenizer, np.asarray(ids))
 
 
 def _padded_options(form: Format, count: int) -> tuple[np.ndarray, np.ndarray]:

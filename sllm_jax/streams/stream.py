@@ -28,7 +28,7 @@ from sllm_jax.text.tokenizer import control_token_ids, encode, start_ids
 
 RECENT_SIZE = 2000  # as in the paper's demo, or what fits the trained context
 LEAST_WINDOW = 16  # recent tokens that a model needs to write text; the default is never smaller
-MODES = ("streaming", "dense")
+STREAM_MODES = ("streaming", "dense")
 _REMEMBERED = 512  # last token ids that the host keeps: context of the next text, and what a stop text may take back
 
 
@@ -60,7 +60,7 @@ class Stream:
         """
         if tokenizer is None:
             raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
-        check_mode(mode)
+        check_stream_mode(mode)
         if not 0 <= seed < 2**32:
             raise SllmError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
         if steps < 1:
@@ -285,10 +285,10 @@ class Stream:
         self.tokens_seen += len(ids)
 
 
-def check_mode(mode: str) -> None:
-    """Raises `SllmError` unless it is one of `MODES`."""
-    if mode not in MODES:
-        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+def check_stream_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `STREAM_MODES`."""
+    if mode not in STREAM_MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(STREAM_MODES)}")
 
 
 def check_end(max_tokens: int | None, stop: Sequence[str]) -> None:

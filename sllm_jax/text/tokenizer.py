@@ -88,7 +88,7 @@ def control_token_ids(tokenizer: Any) -> dict[str, int]:
     return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
+def decode_text(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
     """The text of token ids [N], without special tokens and with every space as it is."""
     ids = [int(i) for i in ids]
     with decodable():

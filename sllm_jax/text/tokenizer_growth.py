@@ -29,7 +29,7 @@ _TYPES = {  # rules that grow a text and have no text of their own to say by how
 }
 # A Unicode normal form makes at most 18 characters of one (U+FDFA), and then no more of these. The length of a text is
 # taken after it throughout, so that of all rules only those that the tokenizer's author wrote count.
-_OF_UNICODE = 18
+_UNICODE_GROWTH = 18
 
 
 def check_growth(tokenizer: Mapping[str, Any], where: str) -> None:
@@ -68,11 +68,11 @@ def _rules(rule: Any, within: str) -> Iterator[Mapping[str, Any]]:
 
 def _growth(rules: list[Mapping[str, Any]]) -> float:
     """The product of the rules; one table is free as far as it is a Unicode normal form (SentencePiece's is NFKC)."""
-    tables = [_of_table(rule) for rule in rules]
-    return math.prod(map(_of_rule, rules)) * math.prod(tables) / min(_OF_UNICODE, max(tables, default=1.0))
+    tables = [_table_growth(rule) for rule in rules]
+    return math.prod(map(_rule_growth, rules)) * math.prod(tables) / min(_UNICODE_GROWTH, max(tables, default=1.0))
 
 
-def _of_rule(rule: Mapping[str, Any]) -> float:
+def _rule_growth(rule: Mapping[str, Any]) -> float:
     """Characters that a rule makes of one, by all of its keys: the library also takes rules without a `type`."""
     kind, content, prepended = rule.get("type"), rule.get("content"), rule.get("prepend")
     growth = _TYPES.get(kind, 1.0) if isinstance(kind, str) else max(_TYPES.values())
@@ -90,7 +90,7 @@ def _of_rule(rule: Mapping[str, Any]) -> float:
     return growth
 
 
-def _of_table(rule: Mapping[str, Any]) -> float:
+def _table_growth(rule: Mapping[str, Any]) -> float:
     """The longest text by which SentencePiece's table of characters replaces one; 1 if the rule has no table."""
     table = rule.get("precompiled_charsmap")
     if not isinstance(table, str):

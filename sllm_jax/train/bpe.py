@@ -12,7 +12,7 @@ from sllm_jax.text.tokenizer import quiet
 
 END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
 _BYTES = 256
-_OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")  # in the config that transformers writes
+_MACHINE_SPECIFIC = ("backend", "is_local", "local_files_only")  # in the config that transformers writes
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, context: int) -> Any:
@@ -60,7 +60,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
         config = load_json(folder / "tokenizer_config.json")
-        kept = {name: value for name, value in config.items() if name not in _OF_THIS_MACHINE}
+        kept = {name: value for name, value in config.items() if name not in _MACHINE_SPECIFIC}
         write_json(folder / "tokenizer_config.json", kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
     except Exception as error:  # tokenizers raises bare exceptions on a full disk
         raise SllmError(f"the tokenizer could not be written: {error}") from error

@@ -36,7 +36,7 @@ class Row:
     held_back_bits_per_byte: float | None = None
 
 
-def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
+def read_rows(path: Path, until: int, saved: np.ndarray) -> list[Row]:
     """The rows up to a step; none if there is no file, or no row in it.
 
     Raises `SllmError` if they are not those of which `saved` is the `digest`.
@@ -54,7 +54,7 @@ def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
     return rows
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write all rows as CSV."""
     with new_file(path) as file:
         file.write(_as_csv(rows))
@@ -73,7 +73,7 @@ def _as_csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+def plot_rows(path: Path, rows: Sequence[Row], title: str) -> None:
     """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
 
     def draw(figure: FigureBase) -> None:

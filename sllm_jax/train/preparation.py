@@ -19,7 +19,7 @@ from sllm_jax.core.model import parameter_shapes
 from sllm_jax.models import module_for
 from sllm_jax.train.bpe import save_tokenizer, train_tokenizer
 from sllm_jax.train.packing import Samples, check_size, pack
-from sllm_jax.train.settings import Settings
+from sllm_jax.train.settings import TrainingSettings
 from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
 
 SETTINGS, TOKENIZER, LEARNED, HELD_BACK = "settings.json", "tokenizer", "learned.npy", "held_back.npy"
@@ -28,7 +28,7 @@ _REMEDY = "begin the run anew, in another folder"
 _PIECE = 2**20  # bytes
 
 
-def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Progress = silent) -> None:
+def prepare(out: Path, texts: Sequence[Path], settings: TrainingSettings, progress: Progress = silent) -> None:
     """Make the folder `out`, all of it or nothing. `progress` hears how many documents are token ids.
 
     Raises `SllmError` if `out` exists already, and for a config or a text that cannot be learned.
@@ -57,7 +57,7 @@ def prepare(out: Path, texts: Sequence[Path], settings: Settings, progress: Prog
         write_json(folder / SETTINGS, written)
 
 
-def check_same(out: Path, texts: Sequence[Path], settings: Settings) -> None:
+def check_same(out: Path, texts: Sequence[Path], settings: TrainingSettings) -> None:
     """Raises `SllmError` unless `out` was prepared with these settings and texts."""
     if not is_there(out / SETTINGS):
         raise SllmError(f"there is no run in {out} to go on with; leave out --resume to begin one")
@@ -88,7 +88,7 @@ def text_names(out: Path) -> list[str]:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
-def hf_config(settings: Settings, **token_ids: int) -> Mapping[str, Any]:
+def hf_config(settings: TrainingSettings, **token_ids: int) -> Mapping[str, Any]:
     """The `config.json` of the trained model."""
     config = {name: value for name, value in settings.config.items() if name != "dtype"}  # transformers 5 for the next
     return {**config, **token_ids, "attention_sink": settings.sink, "torch_dtype": "float32"}

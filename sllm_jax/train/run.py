@@ -25,8 +25,8 @@ from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, check_files, hf_config, text_names
-from sllm_jax.train.settings import Settings
-from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
+from sllm_jax.train.settings import TrainingSettings
+from sllm_jax.train.step import eval_step, init_train_state, learning_rate, optimizer, train_step
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
 ROW_EVERY = 10  # steps
@@ -34,10 +34,12 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}  # a small mode
 EVALUATED = 256  # samples of held-back text, at most, in one evaluation
 
 
-class Run:
+class TrainingRun:
     """A prepared run. `steps` does the work; what it has come to is in `state` and `rows`."""
 
-    def __init__(self, folder: Path, settings: Settings, save_every: int = 200, plot_format: str = "png") -> None:
+    def __init__(
+        self, folder: Path, settings: TrainingSettings, save_every: int = 200, plot_format: str = "png"
+    ) -> None:
         """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
         self.folder, self.settings, self.save_every, self.plot_format = folder, settings, save_every, plot_format
         remove_abandoned(folder)
@@ -51,7 +53,7 @@ class Run:
         self._token_bytes = (folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
         begun = init_train_state(self.module, settings), metrics.digest([])
         self.state, measures = checkpoint.restore(folder / CHECKPOINTS, begun)
-        self.rows = metrics.read(folder / METRICS, self.step, np.asarray(measures))
+        self.rows = metrics.read_rows(folder / METRICS, self.step, np.asarray(measures))
         self._losses: list[float] = []  # of the steps since the last row
         self._gradient_norm = 0.0  # of the last step
         self._since = time.perf_counter()  # the last row
@@ -83,7 +85,7 @@ class Run:
         samples, size = self._held_back.evenly(EVALUATED), self.settings.batch_size // self.settings.accumulate
         parts = [samples[i : i + size] for i in range(0, len(samples), size)]
         of_one_shape = [part for part in parts if len(part) == len(parts[0])]
-        return float(np.mean([evaluate(Model(self.module, self.state.params), part) for part in of_one_shape]))
+        return float(np.mean([eval_step(Model(self.module, self.state.params), part) for part in of_one_shape]))
 
     def save(self) -> None:
         """Write a checkpoint, the measures and, with matplotlib, their plot; raises `SllmError` if that fails.
@@ -93,11 +95,11 @@ class Run:
         """
         if self._losses:
             self._add_row(evaluates=False)
-        metrics.write(self.folder / METRICS, self.rows)
+        metrics.write_rows(self.folder / METRICS, self.rows)
         checkpoint.save(self.folder / CHECKPOINTS, self.step, (self.state, metrics.digest(self.rows)))
         if can_plot():
             title = ", ".join([Path(os.path.realpath(self.folder)).name, *text_names(self.folder)])
-            metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
+            metrics.plot_rows(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
         if not np.isfinite(loss):

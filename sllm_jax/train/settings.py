@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Of one run; two runs with equal settings and equal text end with equal parameters."""
 
     config: Mapping[str, Any] = field(repr=False)  # Hugging Face style; it has the context

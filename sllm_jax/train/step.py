@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.core.model import Model, dense_logits, init_params, nll_of
-from sllm_jax.train.settings import Settings
+from sllm_jax.train.settings import TrainingSettings
 
 
 class TrainState(struct.PyTreeNode):
@@ -23,18 +23,18 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]  # how many are done
 
 
-def init_train_state(module: Any, settings: Settings) -> TrainState:
+def init_train_state(module: Any, settings: TrainingSettings) -> TrainState:
     """Before the first step. `module` is that of the computation; the parameters are float32."""
     params = init_params(module.clone(dtype=jnp.dtype(jnp.float32)), settings.seed)
     return TrainState(params, optimizer(settings).init(params), jnp.int32(0))
 
 
-def learning_rate(settings: Settings) -> optax.Schedule:
+def learning_rate(settings: TrainingSettings) -> optax.Schedule:
     """Linear warm-up, then half a cosine."""
     return _schedule(settings.learning_rate, settings.final_learning_rate, settings.warmup_steps, settings.steps)
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
+def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; only matrices decay. Equal settings give the same one, compiled once."""
     peak, final = settings.learning_rate, settings.final_learning_rate
     return _optimizer(peak, final, settings.warmup_steps, settings.steps, settings.clip_norm, settings.weight_decay)
@@ -88,6 +88,6 @@ def train_step(
 
 
 @jax.jit
-def evaluate(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+def eval_step(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
     """`mean_nll`, compiled."""
     return mean_nll(model, samples)

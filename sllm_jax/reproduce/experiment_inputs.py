@@ -26,7 +26,7 @@ QA_FORMATS = ("few-shot", "chat")
 
 
 @dataclass(frozen=True)
-class Options:
+class ExperimentOptions:
     """What the command was asked for; each experiment looks at its own, and chooses where there is None."""
 
     max_tokens: int | None = None  # of the text, at most
@@ -53,13 +53,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExperimentInputs:
     """A model, its tokenizer, a text, and how to go about it."""
 
     model: Model
     tokenizer: Any
     text: str
-    options: Options = field(default_factory=Options)
+    options: ExperimentOptions = field(default_factory=ExperimentOptions)
     names: Mapping[str, str] = field(default_factory=dict)  # of model and text, for settings and plots
 
     def __post_init__(self) -> None:

@@ -13,19 +13,19 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import made_folder, new_folder
 from sllm_jax.common.progress import Progress
 from sllm_jax.reproduce import Experiment
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, write_page
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 
 Watch = Callable[[str], AbstractContextManager[Progress]]  # entered while the experiment of that name is made
 
 
-def plan_all(experiments: Mapping[str, Experiment], subject: Subject) -> dict[str, Work]:
+def plan_all(experiments: Mapping[str, Experiment], inputs: ExperimentInputs) -> dict[str, Work]:
     """What makes each experiment, once all of them are checked; raises one `SllmError` for all that cannot be made."""
     planned, problems = {}, []
     for name, experiment in experiments.items():
         try:
-            planned[name] = experiment.plan(subject)
+            planned[name] = experiment.plan(inputs)
         except SllmError as error:
             problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if problems:
@@ -33,7 +33,7 @@ def plan_all(experiments: Mapping[str, Experiment], subject: Subject) -> dict[st
     return planned
 
 
-def make(
+def run_experiment(
     name: str, work: Work, experiment: Experiment, out: Path, command: str, plot_format: str, watch: Watch
 ) -> Report:
     """Write the folder of a planned experiment; `command` is what makes it again. Raises `SllmError` if that fails."""
@@ -55,9 +55,9 @@ def _settings(report: Report, experiment: Experiment, command: str) -> dict[str,
     return names | {COMMAND: command} | used
 
 
-def make_all(
+def run_all(
     experiments: Mapping[str, Experiment],
-    subject: Subject,
+    inputs: ExperimentInputs,
     out: Path,
     commands: Mapping[str, str],
     plot_format: str,
@@ -71,16 +71,16 @@ def make_all(
     """
     missing = {name: one for name, one in experiments.items() if not is_made(out, name, commands[name])}
     with watch("checking"):
-        planned = plan_all(missing, subject)
+        planned = plan_all(missing, inputs)
     made_folder(out)
     failed = {}
     for name, experiment in missing.items():
         try:
-            make(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
+            run_experiment(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
             tell(f"made {name}")
         except SllmError as error:
             failed[name] = str(error)
             tell(f"{name}: {error}")
-    write_page(out, subject.names["model"], commands, failed)
+    write_page(out, inputs.names["model"], commands, failed)
     if failed:
         raise SllmError(f"{', '.join(failed)} could not be made; {out / PAGE} says why, and has the others")
