@@ -1,4 +1,4 @@
-"""All figures of one model on the machine at hand."""
+"""The benchmark of one model on this machine: decoding, prefill, start-up, memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sllm_jax.core.memory import bytes_of, free_memory
 from sllm_jax.core.model import Model
 from sllm_jax.core.sampling import sampling
 
-PROMPT = 128  # tokens that are read before the first one is written
+PROMPT = 128  # tokens of the prompt when the time to the first token is measured
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured: cache sizes, numbers of streams side by side, and how many calls of each are timed.
+    """The settings of a benchmark: cache sizes, batch sizes (numbers of streams), timed calls of each, and seed.
 
-    `streams` None: 1, 2, 4, ... for as long as there is memory.
+    `streams` None measures 1, 2, 4, ... streams until memory is full.
     """
 
     start_size: int
@@ -42,7 +42,7 @@ class BenchmarkSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raises `SllmError` for invalid values."""
         if self.streams is not None and min(self.streams, default=0) < 1:
             raise SllmError(f"streams must be 1 or more; got {', '.join(map(str, self.streams)) or 'none'}")
         if self.rounds < 1:
@@ -51,7 +51,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured: plain data, to be written as JSON, and its tables."""
+    """The results of a benchmark: plain data for JSON, and tables."""
 
     about: dict[str, Any]
     decode: list[dict[str, float]]
@@ -59,11 +59,11 @@ class Results:
     start: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """Units are in the names."""
+        """All figures as one JSON object; units are part of the names."""
         return {**self.about, "decode": self.decode, "prefill": self.prefill, "start": self.start}
 
     def tables(self) -> list[Table]:
-        """For people: about the run, decoding, reading, and the start."""
+        """Tables of the environment, decoding, prefill, and start-up."""
         about = [(name.replace("_", " "), value) for name, value in self.about.items()]
         return [Table(("about", "value"), about), _rows(self.decode), _rows(self.prefill), _rows([self.start])]
 
@@ -71,7 +71,10 @@ class Results:
 def run_benchmark(
     model: Model, settings: BenchmarkSettings, load_seconds: float, progress: Progress = silent
 ) -> Results:
-    """Decode by number of streams, prefill by chunk, and the way to the first token, which comes first: it is cold."""
+    """Measure the time to the first token (first, while programs are not compiled), prefill by chunk, and decoding.
+
+    `load_seconds` is copied to the results. `progress` is called as progress(measurements done, measurements).
+    """
     total = 2 + len(settings.streams or (1,))
     progress(0, total)
     start = _start(model, settings, load_seconds)
@@ -90,7 +93,7 @@ def run_benchmark(
 
 
 def _numbers_of_streams(model: Model, settings: BenchmarkSettings) -> Iterator[tuple[int, Program]]:
-    """Each number of streams and its program; None ends where so many would not fit."""
+    """Yield each number of streams with its program; with `streams` None, until memory is full."""
     sizes, needed = (settings.start_size, settings.recent_size), 0
     for streams in settings.streams or (2**i for i in itertools.count()):
         if settings.streams is None and needed > free_memory():
@@ -102,17 +105,18 @@ def _numbers_of_streams(model: Model, settings: BenchmarkSettings) -> Iterator[t
                 return
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
-        one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # which all others are copies of
-        needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # by twice as many
+        one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # the state that is repeated for all streams
+        needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # estimate for twice as many streams
         del program
 
 
 def decode_figures(
     model: Model, settings: BenchmarkSettings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
-    """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3]."""
+    """The figures of decoding; `seconds` [rounds, 3] are those of a step, a memory copy and a memory read."""
     step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
     needed = bytes_per_step(model, cache_size, streams)
+    # Bandwidth of decoding divided by the bandwidth of each probe in the same round, then the median over rounds.
     of_copy, of_read = np.median(needed / seconds[:, :1] / (PROBE_BYTES / seconds[:, 1:]), axis=0).tolist()
     return {
         "streams": streams,
@@ -128,7 +132,7 @@ def decode_figures(
 
 
 def _start(model: Model, settings: BenchmarkSettings, load_seconds: float) -> dict[str, float]:
-    """From a prompt to the first token that is written: with the programs still to be compiled, and without."""
+    """The time from a prompt to the first new token, with and without compilation."""
     prompt = random_tokens(model, PROMPT, settings.seed)
 
     def first_token() -> float:
@@ -148,7 +152,7 @@ def _start(model: Model, settings: BenchmarkSettings, load_seconds: float) -> di
 
 
 def _prefill(model: Model, settings: BenchmarkSettings) -> list[dict[str, float]]:
-    """Tokens a second that are read into a full cache, by the size of the chunks."""
+    """Tokens per second read into a full cache, for each chunk size."""
     return [
         {"chunk_tokens": size, "tokens_per_second": tokens_read_per_second(model, settings, size)}
         for size in CHUNK_SIZES
@@ -156,9 +160,9 @@ def _prefill(model: Model, settings: BenchmarkSettings) -> list[dict[str, float]
 
 
 def tokens_read_per_second(model: Model, settings: BenchmarkSettings, size: int, streams: int | None = None) -> float:
-    """The rate at which chunks of `size` tokens are read into the full caches of `streams` streams, of all together.
+    """Tokens per second, over all streams, when chunks of `size` tokens are read into full caches.
 
-    None: one stream, without an axis of streams.
+    `streams` None measures one stream without a batch axis.
     """
     batch = () if streams is None else (streams,)
     carry = init_carry(model, settings.start_size, settings.recent_size, streams=streams)
@@ -186,7 +190,7 @@ def _about(model: Model, settings: BenchmarkSettings, speeds: dict[str, float]) 
 
 
 def _peak_memory() -> int:
-    """Bytes: of the device's arrays, or where it has no memory of its own of the process."""
+    """Peak memory in bytes: of the device's arrays, or of the process if the device has no separate memory."""
     statistics = jax.devices()[0].memory_stats()
     if statistics is not None:
         return statistics["peak_bytes_in_use"]

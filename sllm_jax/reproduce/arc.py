@@ -1,4 +1,4 @@
-"""Multiple-choice questions from a file in one of the forms that ARC goes round in (arXiv 1803.05457)."""
+"""Multiple-choice questions from files, in the formats in which ARC is distributed (arXiv 1803.05457)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADAPTERS_OPTION = re.compile(r"Answer(\d+): ")
 
 @dataclass(frozen=True)
 class ArcQuestion:
-    """A question, what there is to choose from, and which of it is right."""
+    """A question, its options, and the index of the right one."""
 
     text: str
     options: tuple[str, ...]
@@ -37,7 +37,7 @@ class ArcQuestion:
 
 
 def read_files(paths: Sequence[Path]) -> dict[str, list[ArcQuestion]]:
-    """The questions of each file, under its name; under its whole path where two have the same name."""
+    """The questions of each file, keyed by its name, or by its path if names repeat. Raises `SllmError`."""
     names = [path.stem for path in paths]
     if len(set(paths)) < len(paths):
         raise SllmError("a file of questions is given twice; give each once")
@@ -48,9 +48,9 @@ def read_files(paths: Sequence[Path]) -> dict[str, list[ArcQuestion]]:
 
 
 def read_questions(path: Path) -> list[ArcQuestion]:
-    """The questions of a JSON list or of JSON lines; raises `SllmError` for a file that holds anything else.
+    """The questions of a file with a JSON list or JSON lines. Raises `SllmError` for anything else.
 
-    Three forms: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and that of LLM-Adapters.
+    Supported formats: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and LLM-Adapters.
     """
     with foreign(f"the questions {path}", "of a Parquet file make JSON lines (Dataset.to_json)", "are not UTF-8 text"):
         content = read_whole(path).decode("utf-8-sig")
@@ -83,7 +83,7 @@ def _question(record: Any, where: str) -> ArcQuestion:
 
 
 def _from_hugging_face(record: Any) -> tuple[str, list[str], int]:
-    """`choices` as two lists, or as in the original, inside the question and one object each."""
+    """`choices` is a pair of lists, or, as in the original, a list of objects inside the question."""
     question = record["question"]
     text = question if isinstance(question, str) else question["stem"]
     choices = record["choices"] if isinstance(question, str) else question["choices"]

@@ -1,7 +1,7 @@
-"""Figure 10: time per token and memory of streaming against sliding-window re-computation, by the size of the cache.
+"""Figure 10: time per token and memory of streaming and of sliding-window re-computation, by cache size.
 
-Both write text greedily with the same model, in the same process and precision, from a full cache on, in compiled
-programs that have run before; their calls take turns, so that a busy machine slows both.
+Both decode greedily with the same model, process and precision, starting from a full cache, in compiled and warmed-up
+programs. Their calls alternate, so that load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sllm_jax.reproduce.report import Report, Work
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window, unless --cache-size says otherwise
-ROUNDS = 5  # calls of each side that are timed, in turns
+CACHES = (256, 512, 1024, 2048, 4096)  # default total sizes: sinks and window, in tokens
+ROUNDS = 5  # timed calls of each program
 
 
 def plan(inputs: ExperimentInputs) -> Work:
-    """The median time a token takes on either side, for each size of the cache."""
+    """Check the cache sizes; the work measures the median time per token of both programs for each size."""
     start_size, caches = inputs.options.start_size, sorted(set(inputs.options.cache_sizes or CACHES))
     if start_size >= caches[0]:
         raise SllmError(f"fig10 needs a start_size below its smallest cache, {caches[0]} tokens; got {start_size}")

@@ -1,7 +1,7 @@
-"""StreamEval (section 4.4, figure 8): lines that each give a value, and every 10 lines a question about an earlier one.
+"""StreamEval (section 4.4, figure 8): each line states a value; every 10 lines a question asks for an earlier one.
 
-The answer is always so many lines back, so that a model which sees its recent tokens alone can go on answering for
-ever. Questions and answers stay in the stream. An answer is right if the first number in it is the value.
+The answer always lies a fixed number of lines back, so a model that sees only recent tokens can answer indefinitely.
+Questions and answers stay in the stream. An answer is right if its first number is the value.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ BEGINNING = "Below is a record of lines I want you to remember.\n"
 EVERY, DISTANCES = 10, (20, 40, 60, 80, 100)  # lines; the paper's distance is 20
 LINES = 500
 ANSWER_TOKENS = 12
-STRETCHES = 10  # that a stream is cut into, for the accuracy by length
+STRETCHES = 10  # parts of the stream, for the accuracy by length
 
 
 @dataclass(frozen=True)
 class Question:
-    """About the value in a line, asked `distance` lines later."""
+    """A question about the value in a line, asked `distance` lines later."""
 
-    line: int  # the line read last
+    line: int  # the most recent line
     distance: int
     value: int
 
     @property
     def text(self) -> str:
-        """As it is put to the model."""
+        """The question as the model reads it."""
         return f"Query: The REGISTER_CONTENT in line {self.line - self.distance} is"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came to a question."""
+    """The reply to a question."""
 
     question: Question
     reply: str
@@ -65,10 +65,10 @@ class Answer:
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is put to the test: a `Stream`, or what stands in for one."""
+    """The interface under test: a `Stream` or a substitute."""
 
     def feed(self, text: str) -> Any:
-        """Read some text."""
+        """Read a text."""
 
     def generate(
         self,
@@ -77,13 +77,13 @@ class Reader(Protocol):
         ignore_eos: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Write, in pieces."""
+        """Generate text in pieces."""
 
 
 def events(
     lines: int, seed: int, every: int = EVERY, distances: Sequence[int] = DISTANCES[:1]
 ) -> Iterator[str | Question]:
-    """The stream: lines of text, and after every `every` of them a question for each distance that reaches one."""
+    """The stream: lines of text and, every `every` lines, a question for each distance that reaches a line."""
     values = np.random.default_rng(seed).integers(10_000, 100_000, lines)
     yield BEGINNING
     for line, value in enumerate(values.tolist()):
@@ -95,7 +95,7 @@ def events(
 
 
 def ask(reader: Reader, stream: Iterator[str | Question]) -> Iterator[Answer]:
-    """Put the whole stream to a reader; its answers as they come."""
+    """Feed the whole stream to a reader; yield its answers."""
     for event in stream:
         if isinstance(event, str):
             reader.feed(event)
@@ -112,7 +112,7 @@ def accuracy(answers: Sequence[Answer]) -> float | None:
 
 
 def plan(inputs: ExperimentInputs) -> Work:
-    """One stream, with a question for each distance at every tenth line."""
+    """Check the inputs; the work reads one stream, with a question for each distance at every tenth line."""
     lines = inputs.options.lines or LINES
     if lines <= DISTANCES[0]:
         raise SllmError(f"streameval needs more than {DISTANCES[0]} lines; got {lines}")
@@ -152,7 +152,7 @@ def _by_distance(answers: Sequence[Answer]) -> Table:
 
 
 def _stretches(answers: Sequence[Answer], lines: int) -> dict[int, list[Answer]]:
-    """The answers by the end, in lines, of the stretch of the stream that they were asked in."""
+    """The answers grouped by part of the stream, keyed by the last line of the part."""
     ends = [lines * (i + 1) // STRETCHES for i in range(STRETCHES)]
     starts = [0, *ends[:-1]]
     return {
@@ -174,7 +174,7 @@ def _every_answer(answers: Sequence[Answer]) -> Table:
 
 
 def _draw(figure: FigureBase, answers: Sequence[Answer], lines: int) -> None:
-    """Accuracy by distance, and along the stream."""
+    """Two panels: accuracy by distance, and along the stream."""
     left, right = figure.subplots(1, 2, sharey=True)
     by_distance, by_length = _by_distance(answers).rows, _by_length(answers, lines).rows
     left.plot([row[0] for row in by_distance], [row[2] for row in by_distance], "o-", color="#00487A")

@@ -1,6 +1,6 @@
 """Tables 1, 2 and 6: perplexity of one text with different caches.
 
-Every cache predicts the same tokens, those of the text but the first.
+Every cache predicts the same tokens: all of the text except the first.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 SINKS = (0, 1, 2, 4, 8)
-PARTS = (8, 4, 2, 1)  # of the largest cache, for table 6
+PARTS = (8, 4, 2, 1)  # divisors of the largest cache, for table 6
 
 
 def table1(inputs: ExperimentInputs) -> Work:
-    """Is it the meaning of the first tokens or their place? Sinks, line breaks in their place, none, re-computation."""
+    """Whether the first tokens matter by content or position: sinks, line breaks instead, none, re-computation."""
     text, start_size = inputs.text_tokens(), inputs.options.start_size
     total = total_cache(inputs, start_size + 1)
     check_longer(inputs, text, total)
@@ -78,24 +78,24 @@ def _table1(
 
 
 def table2(inputs: ExperimentInputs) -> Work:
-    """How many sinks are enough, at one total cache size?"""
+    """The number of sinks, at one total cache size."""
     total = total_cache(inputs, SINKS[-1] + 1)
     passes = [EvaluationPass("streaming", sinks, total - sinks) for sinks in SINKS]
     return _plan_caches(inputs, "table2: the number of sinks, at one total cache size", passes, paper.TABLE2)
 
 
 def table6(inputs: ExperimentInputs) -> Work:
-    """Does a larger cache help? One number of sinks, and caches up to the trained context."""
+    """The cache size up to the trained context, at one number of sinks."""
     start_size = inputs.options.start_size
-    steps = total_cache(inputs, PARTS[0] * (start_size + 2)) + 1  # what a step of the largest cache attends to
+    steps = total_cache(inputs, PARTS[0] * (start_size + 2)) + 1  # tokens that a step of the largest cache attends to
     passes = [EvaluationPass("streaming", start_size, steps // part - 1 - start_size) for part in PARTS]
     return _plan_caches(inputs, "table6: the size of the cache, at one number of sinks", passes, *paper.TABLE6)
 
 
 def _plan_caches(inputs: ExperimentInputs, title: str, passes: list[EvaluationPass], *beside: Table) -> Work:
-    """The perplexity of each run, and tables of the paper to stand beside it."""
+    """Plan one pass per cache; the paper's tables are shown beside the results."""
     text = inputs.text_tokens()
-    check_longer(inputs, text, max(one.start_size + one.recent_size for one in passes))
+    check_longer(inputs, text, max(one_pass.start_size + one_pass.recent_size for one_pass in passes))
     return partial(_compare, inputs, title, text, passes, beside)
 
 
@@ -107,9 +107,9 @@ def _compare(
     beside: tuple[Table, ...],
     progress: Progress,
 ) -> Report:
-    nll = nll_of_passes(inputs, text, {one.cache: one for one in passes}, progress)
+    nll = nll_of_passes(inputs, text, {one_pass.cache: one_pass for one_pass in passes}, progress)
     found = {name: perplexity_of(values) for name, values in nll.items()}
-    figures = [(one.start_size, one.recent_size, found[one.cache]) for one in passes]
+    figures = [(one_pass.start_size, one_pass.recent_size, found[one_pass.cache]) for one_pass in passes]
     return Report(
         title=title,
         tables=[Table(("cache", *found), [(inputs.names.get("model", "perplexity"), *found.values())]), *beside],
@@ -128,7 +128,7 @@ def _settings(inputs: ExperimentInputs, text: np.ndarray) -> dict[str, str]:
 
 
 def _draw(figure: FigureBase, perplexities: Mapping[str, float | None], label: str) -> None:
-    """A bar for each cache, with its perplexity at the end."""
+    """A bar per cache, labelled with its perplexity."""
     axes = figure.subplots()
     bars = axes.barh([*perplexities], [value or 0.0 for value in perplexities.values()], color="#00487A")
     axes.bar_label(bars, fmt="%.4g", padding=4)
