@@ -66,9 +66,8 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
             folder / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
         )
     network = network.to(device).eval()
-    keyword = (
-        "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
-    )  # name in earlier versions
+    # Earlier versions name the argument `past_key_values`.
+    keyword = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
     cache = transformers.StaticCache(config=network.config, max_cache_len=cache_size + 1)
     prompt = torch.tensor(random_tokens(model, cache_size + 1 - STEPS, seed)[None], dtype=torch.int64, device=device)
     step = torch.compile(network.forward, mode="reduce-overhead" if device == "cuda" else None, fullgraph=True)
