@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 Handler = Callable[[int, FrameType | None], Any]
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-STOPPED = (KeyboardInterrupt, SystemExit)  # what `raise_stopped` raises
+STOPPED = (KeyboardInterrupt, SystemExit)  # exceptions that `raise_stopped` raises
 _clean_ups: list[Callable[[], object]] = []
 
 

@@ -23,7 +23,7 @@ from sllm_jax.common.npy import map_array
 from sllm_jax.core.int8 import INT8, is_quantized
 from sllm_jax.core.kv_state import KVState, is_possible
 from sllm_jax.core.model import Model
-from sllm_jax.evaluate.perplexity import Reading, begin, check_token_ids, read_texts
+from sllm_jax.evaluate.perplexity import Reading, begin_reading, check_token_ids, token_nll_batch
 
 CURVE_ROWS = 1000  # approximate rows per text in a curve
 _SETTINGS, _NLL, _CHECKPOINTS = _OWN = ("settings.json", "nll.npy", "checkpoints")
@@ -66,8 +66,8 @@ class Evaluation:
             "weights": INT8 if is_quantized(model.params) else "floats",
             "texts": [_digest(ids) for ids in texts],
         }
-        begun = begin(model, self.texts, settings.mode, settings.start_size, settings.recent_size)
-        self._digests = [sha256() for _ in texts]  # of the saved nll of each text
+        begun = begin_reading(model, self.texts, settings.mode, settings.start_size, settings.recent_size)
+        self._digests = [sha256() for _ in texts]  # digests of the saved nll of each text
         self._digested = [0] * len(texts)
         self.nll, self._reading = self._open(record, begun)
 
@@ -84,7 +84,7 @@ class Evaluation:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Do the remaining work; after each step, yield the number of tokens done and the sum of their nll."""
         nats = sum(_sum(self.nll_of(i)[:done]) for i, done in enumerate(self._reading.done))
-        readings = read_texts(
+        readings = token_nll_batch(
             self.model,
             self.texts,
             self.settings.mode,
@@ -151,7 +151,7 @@ class Evaluation:
         if not _is_whole(folder / _SETTINGS):
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
                 raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
-            _discard(folder / _CHECKPOINTS)  # of an unknown evaluation
+            _discard(folder / _CHECKPOINTS)  # checkpoints of an unknown evaluation
             _write_settings(folder / _SETTINGS, record)
         written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
         if different := [name for name in record if written.get(name) != record[name]]:

@@ -37,7 +37,7 @@ class Reading:
 
     nll: Sequence[np.ndarray]  # new values of each text, in nats
     done: Sequence[int]  # tokens predicted so far of each text
-    state: KVState | None  # of the B streams, donated to the next call; None for `recompute`
+    state: KVState | None  # state of the B streams, donated to the next call; None for `recompute`
 
 
 def token_nll(
@@ -56,11 +56,11 @@ def token_nll(
     text replaces the first of them. With a `stride`, the result is nll[::stride], and `recompute` computes only these
     values. Raises `SllmError` for invalid ids, sizes or modes.
     """
-    readings = read_texts(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
+    readings = token_nll_batch(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
     return (reading.nll[0] for reading in readings)
 
 
-def read_texts(
+def token_nll_batch(
     model: Model,
     texts: Sequence[np.ndarray],
     mode: str = "streaming",
@@ -81,7 +81,7 @@ def read_texts(
     check_chunk_size(chunk_size)
     if stride < 1:
         raise SllmError(f"stride must be 1 or more; got {stride}")
-    since = since or begin(model, texts, mode, start_size, recent_size)
+    since = since or begin_reading(model, texts, mode, start_size, recent_size)
     chunk_size = min(chunk_size, max(map(len, texts)) - 1)
     if since.state is None:
         readings = _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
@@ -99,7 +99,7 @@ def _checked(model: Model, readings: Iterator[Reading], done: Sequence[int]) -> 
         yield reading
 
 
-def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
+def begin_reading(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
     """The initial reading: nothing predicted, an empty state."""
     sizes = {
         "streaming": (start_size, recent_size),
@@ -176,7 +176,7 @@ def _recomputed(
     done = list(since.done)
     if not any(done):
         heads = [ids[: width + 1] for ids in texts]
-        dense = begin(model, heads, "dense", 0, 0)
+        dense = begin_reading(model, heads, "dense", 0, 0)
         pieces = [reading.nll for reading in _in_chunks(model, heads, min(chunk_size, width), stride, dense)]
         done = [len(ids) - 1 for ids in heads]
         yield Reading([np.concatenate(parts) for parts in zip(*pieces, strict=True)], done.copy(), None)

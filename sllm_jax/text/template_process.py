@@ -10,7 +10,7 @@ import sys
 
 MEMORY = 2**30  # bytes available for rendering
 SECONDS = 15  # after which SIGALRM ends this process, if the parent has not
-MAX_CHARACTERS = 2**22  # of a rendered conversation
+MAX_CHARACTERS = 2**22  # limit on a rendered conversation
 
 
 def main() -> None:

@@ -20,11 +20,8 @@ from sllm_jax.common.errors import SllmError
 MAX_GROWTH = 32
 MAX_NAME = 256  # characters of a text that replaces or surrounds a character: "<unk>", "##", "</w>"
 _NAMES = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-_CHAINS = {
-    "normalizer": "normalizers",
-    "pre_tokenizer": "pretokenizers",
-    "decoder": "decoders",
-}  # and the key of nested rules
+# The chains of rules, and the key of the rules nested in a sequence.
+_CHAINS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _TYPES = {  # growth of rules that contain no replacement text
     "ByteLevel": 4.0,  # one letter per byte of a character
     "Metaspace": 2.0,  # one letter before each word

@@ -31,7 +31,7 @@ class TrainingSettings:
     final_learning_rate: float = 0.0
     weight_decay: float = 0.1  # applied to matrices only
     clip_norm: float = 1.0
-    dtype: str = "float32"  # of activations; parameters and optimizer state are float32
+    dtype: str = "float32"  # dtype of the computation; parameters and optimizer state are float32
     remat: bool = False
     sink: str = "none"
     hold_back: int = 1  # documents kept for evaluation
