@@ -17,7 +17,7 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from sllm_jax.benchmark.run import Settings
+    from sllm_jax.benchmark.run import BenchmarkSettings
     from sllm_jax.core.model import Model
 
 _PANEL = "What is measured"
@@ -72,7 +72,7 @@ def benchmark(
     import jax
 
     from sllm_jax.benchmark.against import check_against, compare
-    from sllm_jax.benchmark.run import Settings, measure
+    from sllm_jax.benchmark.run import BenchmarkSettings, run_benchmark
     from sllm_jax.common.files import check_writable, made_folder, new_file
     from sllm_jax.core.int8 import check_weights, is_quantized
     from sllm_jax.streams.kv_cache import check_sizes
@@ -81,7 +81,7 @@ def benchmark(
     check_against(against or ())
     check_weights(weights)
     check_sizes(start_size, recent_size or 0)
-    settings = Settings(start_size, recent_size or 0, None if until_full else streams or (1,), rounds, seed)
+    settings = BenchmarkSettings(start_size, recent_size or 0, None if until_full else streams or (1,), rounds, seed)
     if out:
         check_writable(out)
     if profile:
@@ -95,7 +95,7 @@ def benchmark(
     start_size, recent_size = fit_sizes(loaded.config, start_size, recent_size)
     settings = replace(settings, start_size=start_size, recent_size=recent_size)
     with progress("measuring") as bar:
-        results = measure(loaded, settings, load_seconds, bar)
+        results = run_benchmark(loaded, settings, load_seconds, bar)
     results = replace(results, about={"model": str(config or model), **results.about})
     found = results.as_json()
     if not as_json:
@@ -133,13 +133,13 @@ def _random(config: Path, dtype: str | None, weights: str | None, seed: int) -> 
     return random_model(load_json(config), as_dtype(dtype or default_dtype()), bool(weights), seed)
 
 
-def _profile(model: Model, settings: Settings, folder: Path) -> None:
+def _profile(model: Model, settings: BenchmarkSettings, folder: Path) -> None:
     """A trace of one call."""
     import jax
 
-    from sllm_jax.benchmark.programs import streaming
+    from sllm_jax.benchmark.programs import streaming_program
 
-    program = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+    program = streaming_program(model, settings.start_size, settings.recent_size, seed=settings.seed)
     state = jax.block_until_ready(program.call(program.start))
     with jax.profiler.trace(os.path.expanduser(folder), create_perfetto_trace=True):
         jax.block_until_ready(program.call(state))

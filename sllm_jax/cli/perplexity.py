@@ -83,13 +83,13 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.common.files import check_writable, made_folder, new_file, scratch_folder, work_folder
-    from sllm_jax.evaluate.evaluation import Evaluation, How
-    from sllm_jax.evaluate.perplexity import check_chunk_size, check_mode
+    from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
+    from sllm_jax.evaluate.perplexity import check_chunk_size, check_evaluation_mode
     from sllm_jax.loading.pretrained import load
     from sllm_jax.streams.kv_cache import check_sizes
     from sllm_jax.streams.stream import fit_sizes
 
-    check_mode(mode)
+    check_evaluation_mode(mode)
     check_sizes(start_size, recent_size or 0)
     check_chunk_size(chunk_size)
     if resume is not None:
@@ -119,7 +119,9 @@ def perplexity(
             curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
             names = {"model": model, "revision": revision}
             place = kept or made_folder(folder / "evaluation")
-            evaluation = Evaluation(place, loaded, [one.ids for one in inputs], How(mode, *sizes, chunk_size), names)
+            evaluation = Evaluation(
+                place, loaded, [one.ids for one in inputs], EvaluationSettings(mode, *sizes, chunk_size), names
+            )
             _note_past_context(mode, inputs, loaded.config.max_position_embeddings)
             _do(evaluation, saves=kept is not None)
             _write(evaluation, inputs, nll_file, curve_file)
@@ -269,7 +271,7 @@ def _tell(evaluation: Evaluation, figures: Sequence[Figures]) -> None:
         if words:
             note(", ".join(words) if len(figures) == 1 else f"{one.name}: {', '.join(words)}")
     context = evaluation.model.config.max_position_embeddings
-    if evaluation.how.mode == "dense" and max(one.tokens for one in figures) > context:
+    if evaluation.settings.mode == "dense" and max(one.tokens for one in figures) > context:
         parts = [evaluation.nll_of(i) for i in range(len(figures))]
         within, past = (np.concatenate([part[cut] for part in parts]) for cut in (np.s_[:context], np.s_[context:]))
         note(

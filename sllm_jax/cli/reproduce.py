@@ -113,10 +113,10 @@ def reproduce(
     from sllm_jax.common.files import check_absent, work_folder
     from sllm_jax.common.plot import can_plot, check_format, no_plots
     from sllm_jax.loading.pretrained import load
-    from sllm_jax.reproduce import EXPERIMENTS, making, page
+    from sllm_jax.reproduce import EXPERIMENTS, page, runner
     from sllm_jax.reproduce import experiment as experiment_of
     from sllm_jax.reproduce.arc import read_files
-    from sllm_jax.reproduce.subject import Options, Subject
+    from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
     from sllm_jax.text.long_text import read_text
 
     out = Path(os.path.expanduser(out))
@@ -129,7 +129,7 @@ def reproduce(
             if one.needs(option) and not value:
                 raise SllmError(f"{name} needs {'a text' if option == 'text' else option}; give --{option} FILE")
     check_format(plot_format)
-    options = Options(
+    options = ExperimentOptions(
         max_tokens=max_tokens,
         start_size=start_size,
         recent_size=recent_size,
@@ -152,14 +152,14 @@ def reproduce(
     with progress("loading") as bar:
         loaded, loaded_tokenizer = load(model, dtype, revision, tokenizer, bar, weights)
     names = {"model": model} | ({} if text is None else {"text": str(text)})
-    subject = Subject(loaded, loaded_tokenizer, content, options, names)
+    inputs = ExperimentInputs(loaded, loaded_tokenizer, content, options, names)
     if experiment == ALL:
         commands = {name: _command(asked, name, one, out / name) for name, one in chosen.items()}
         with work_folder(out):
-            making.make_all(chosen, subject, out, commands, plot_format, progress, tell=note)
+            runner.run_all(chosen, inputs, out, commands, plot_format, progress, tell=note)
     else:
         one, command = chosen[experiment], _command(asked, experiment, chosen[experiment], out)
-        report = making.make(experiment, one.plan(subject), one, out, command, plot_format, progress)
+        report = runner.run_experiment(experiment, one.plan(inputs), one, out, command, plot_format, progress)
         print(report.markdown(), end="")
     note(f"wrote {out}")
 

@@ -87,11 +87,11 @@ def train(
     _require_extra()
     check_format(plot_format)
     from sllm_jax.train.preparation import check_same, prepare
-    from sllm_jax.train.run import METRICS, MODEL, Run
-    from sllm_jax.train.settings import Settings
+    from sllm_jax.train.run import METRICS, MODEL, TrainingRun
+    from sllm_jax.train.settings import TrainingSettings
 
     out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
-    settings = Settings(
+    settings = TrainingSettings(
         config=load_json(config),
         steps=steps,
         batch_size=batch_size,
@@ -119,7 +119,7 @@ def train(
     if not can_plot():
         note(no_plots())
     with work_folder(out):
-        run = Run(out, settings, save_every, plot_format)
+        run = TrainingRun(out, settings, save_every, plot_format)
         with progress("training") as bar:
             try:
                 with deferred_signals(raise_stopped) as check:

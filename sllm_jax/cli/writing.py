@@ -45,9 +45,9 @@ def check_options(
     """Raises `SllmError` for bad options; nothing is loaded yet."""
     from sllm_jax.core.sampling import sampling_for
     from sllm_jax.streams.kv_cache import check_sizes
-    from sllm_jax.streams.stream import check_end, check_mode
+    from sllm_jax.streams.stream import check_end, check_stream_mode
 
-    check_mode(mode)
+    check_stream_mode(mode)
     check_sizes(start_size, recent_size or 0)
     check_end(max_tokens, stop)
     sampling_for({}, **chosen)

@@ -146,9 +146,9 @@ def _evaluated() -> Any:
 
 
 def _evaluation(folder: Path) -> Any:
-    from sllm_jax.evaluate.evaluation import Evaluation, How
+    from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 
-    return Evaluation(folder, _evaluated(), TEXTS, How("streaming", 2, 10, 8), {"model": "tiny"})
+    return Evaluation(folder, _evaluated(), TEXTS, EvaluationSettings("streaming", 2, 10, 8), {"model": "tiny"})
 
 
 def _build_resume(folder: Path) -> None:
@@ -233,15 +233,15 @@ def _rows() -> list[Any]:
 
 
 def _build_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import write
+    from sllm_jax.train.metrics import write_rows
 
-    write(folder / "metrics.csv", _rows())
+    write_rows(folder / "metrics.csv", _rows())
 
 
 def _read_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import digest, read
+    from sllm_jax.train.metrics import digest, read_rows
 
-    found = read(folder / "metrics.csv", 100, digest(_rows()))
+    found = read_rows(folder / "metrics.csv", 100, digest(_rows()))
     assert found in ([], _rows()), "a wrong measure"
 
 
