@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import sllm_jax
 from sllm_jax.common import orbax
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import copy_companions, existing_folder, load_config, new_folder, write_json
@@ -19,21 +18,16 @@ from sllm_jax.convert import sources
 from sllm_jax.convert.assemble import assemble, identity_table, is_tied
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.convert.export import write_safetensors
-from sllm_jax.convert.falcon import FALCON
-from sllm_jax.convert.gpt_neox import GPT_NEOX
-from sllm_jax.convert.llama import LLAMA
-from sllm_jax.convert.mpt import MPT
+from sllm_jax.convert.families import FAMILIES, module_for
 from sllm_jax.convert.plausible import check_plausible
 from sllm_jax.convert.table import Table
 from sllm_jax.core.int8 import INT8, check_weights, is_quantized
 from sllm_jax.core.model import Model
-from sllm_jax.models import module_for
-from sllm_jax.models.config import bare_architecture
+from sllm_jax.models.unsupported import bare_architecture
 
-__all__ = ["TABLES", "convert", "load_params", "read_config", "to_huggingface"]
+__all__ = ["convert", "load_params", "read_config", "to_huggingface"]
 
-_WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: what they are, if not floats
-TABLES: dict[str, Table] = {"llama": LLAMA, "gpt_neox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}  # by family
+_WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: the format of its weights, if not floats
 
 
 def check_clone(package: Path, convert: Path) -> None:
@@ -49,30 +43,32 @@ def check_clone(package: Path, convert: Path) -> None:
         )
 
 
-check_clone(Path(sllm_jax.__file__).resolve().parent, Path(__file__).resolve().parent)
+check_clone(Path(orbax.__file__).resolve().parents[1], Path(__file__).resolve().parent)
 
 
 def load_params(folder: Path | str, module: Any, progress: Progress = silent, weights: str | None = None) -> Any:
     """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
 
-    One tensor is read, cast and put on the default device at a time. `weights` "int8": see `sllm_jax.core.int8`. Raises
-    `SllmError` with all that is wrong.
+    Tensors are read, cast and put on the default device one at a time. `progress` is called as progress(done, total),
+    in tensors. `weights` "int8" quantizes linear layers (`sllm_jax.core.int8`). Raises one `SllmError` that lists
+    everything wrong with the checkpoint.
     """
     folder = existing_folder(folder)
 
     def place(array: np.ndarray) -> jax.Array:
         return jax.device_put(array).block_until_ready()
 
-    return _read(folder, module, as_dtype(module.dtype), place, progress, check_weights(weights))
+    int8 = check_weights(weights)
+    return _read(folder, module, dtype=as_dtype(module.dtype), place=place, progress=progress, int8=int8)
 
 
 def convert(
     source: Path | str, out: Path | str, dtype: Any = None, progress: Progress = silent, weights: str | None = None
 ) -> None:
-    """Write the checkpoint in the folder `source` as a converted checkpoint: the new folder `out`, whole or not at all.
+    """Write the checkpoint in the folder `source` as a converted checkpoint, the new folder `out`.
 
-    `dtype` None keeps each tensor's own, so that nothing is lost; for `weights` "int8" see `sllm_jax.core.int8`. Raises
-    `SllmError` if `out` exists already, and for all that is wrong with the checkpoint.
+    `out` appears complete or not at all. With `dtype` None each tensor keeps its own. `weights` "int8" quantizes linear
+    layers (`sllm_jax.core.int8`). Raises `SllmError` if `out` exists, or if the checkpoint does not fit its config.
     """
     source, int8 = existing_folder(source), check_weights(weights)
     with new_folder(Path(out)) as folder:
@@ -84,9 +80,9 @@ def convert(
 
 
 def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None, progress: Progress = silent) -> None:
-    """Write a model, or the checkpoint in a folder, as the new folder `out` that `transformers` loads.
+    """Write a model, or the checkpoint in a folder, as a Hugging Face folder `out` that `transformers` loads.
 
-    It holds safetensors, the config and, from a folder, the tokenizer. `dtype` and errors as in `convert`.
+    It holds safetensors, the config and, if `source` is a folder, the tokenizer. `dtype` and errors as in `convert`.
     """
     source = source if isinstance(source, Model) else existing_folder(source)
     with new_folder(Path(out)) as folder:
@@ -103,16 +99,16 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
             raise SllmError("int8 weights cannot go to Hugging Face; take the checkpoint that they were made from")
         if module.config.attention_sink == "zero":
             raise SllmError("a model with attention_sink 'zero' cannot go to Hugging Face, which has no such softmax")
-        write_safetensors(folder, params, TABLES[module.config.model_type], module)
-        _write_companions(folder, source, module.config.today(hf_config), params)
+        write_safetensors(folder, params, _table(module), module)
+        _write_companions(folder, source, module.config.with_current_names(hf_config), params)
 
 
 def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
-    """The `config.json` of a model's folder, and the module that it and the weights ask for.
+    """The `config.json` of a model's folder, and the module for it.
 
-    Where the config ties the head to the embedding, but the checkpoint has two matrices that differ (a fine-tuned
-    head), the module is untied, with a warning, as in transformers. A tied model that was saved without its head loads
-    with a warning: it may be an embedder. Raises `SllmError` for what is not supported.
+    If the config ties the head to the embedding but the checkpoint has two different matrices (a fine-tuned head), the
+    module is untied, with a warning, as in transformers. A tied model saved without its head loads with a warning: it
+    may be an embedder. Raises `SllmError` for a config that is not supported.
     """
     hf_config = load_config(folder)
     module = module_for(hf_config, dtype)
@@ -124,9 +120,8 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
             "(tie_word_embeddings), but the text of an embedder makes no sense",
             stacklevel=3,
         )
-    table = TABLES[module.config.model_type]
     ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
-    if ties and not is_tied(sources.tensors(folder), table):
+    if ties and not is_tied(sources.tensors(folder), _table(module)):
         warnings.warn(
             f"{folder}: config.json ties the head to the embedding, but the checkpoint has two matrices that differ; "
             "both are used (tie_word_embeddings is false in the config of this model)",
@@ -138,7 +133,7 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
 
 
 def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
-    """Raises `SllmError`, with the method, if the weights are quantized by somebody else's."""
+    """Raises `SllmError` that names the method if the checkpoint has a `quantization_config`."""
     quantization = hf_config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
@@ -149,34 +144,42 @@ def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
 def _read_folder(
     folder: Path, dtype: Any, progress: Progress, int8: bool = False
 ) -> tuple[Mapping[str, Any], Any, Any]:
-    """Config, module and parameters (NumPy arrays, which take no memory on an accelerator) of a folder."""
+    """Config, module and parameters of a folder. Parameters are NumPy arrays and take no accelerator memory."""
     hf_config, module = read_config(folder, np.float32)
-    params = _read(folder, module, None if dtype is None else as_dtype(dtype), lambda array: array, progress, int8)
+    dtype = None if dtype is None else as_dtype(dtype)
+    params = _read(folder, module, dtype=dtype, place=lambda array: array, progress=progress, int8=int8)
     return hf_config, module, params
 
 
 def _read(
     folder: Path,
     module: Any,
+    *,
     dtype: np.dtype | None,
     place: Callable[[np.ndarray], Any],
     progress: Progress,
     int8: bool,
 ) -> Any:
+    """The parameters of a Hugging Face folder or a converted checkpoint. The options are those of `assemble`."""
     try:
-        if not orbax.is_converted(folder):
-            table = TABLES[module.config.model_type]
-            return assemble(sources.tensors(folder), table, module, dtype, place, progress, int8)
-        is_int8 = load_config(folder).get(_WEIGHTS) == INT8
-        orbax.check_layout(folder)
-        table = identity_table(module, is_int8)
-        return assemble(orbax.tensors(folder), table, module, dtype, place, progress, int8 or is_int8)
+        if orbax.is_converted(folder):
+            is_int8 = load_config(folder).get(_WEIGHTS) == INT8
+            orbax.check_layout(folder)
+            tensors, table, int8 = orbax.tensors(folder), identity_table(module, is_int8), int8 or is_int8
+        else:
+            tensors, table = sources.tensors(folder), _table(module)
+        return assemble(tensors, table, module, dtype=dtype, place=place, progress=progress, int8=int8)
     except OSError as error:
         raise SllmError(f"{folder} could not be read: {error}") from error
 
 
+def _table(module: Any) -> Table:
+    """How checkpoints of the module's family are laid out."""
+    return FAMILIES[module.config.family].table
+
+
 def _write_companions(folder: Path, source: Path | Model, hf_config: Mapping[str, Any], params: Any) -> None:
-    """The files beside the weights; the config names the dtype that the weights have, if they all have one."""
+    """Write the files beside the weights. If all weights share a dtype, the config names it."""
     config = dict(hf_config)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
     if len(dtypes) == 1:

@@ -1,4 +1,4 @@
-"""Tensors to parameters and back, by a table; every problem of a checkpoint is found before any is reported."""
+"""Tensors to parameters and back, by a table. All problems of a checkpoint are reported together."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from sllm_jax.core.model import parameter_shapes
 _SHOWN = 10  # problems of one checkpoint
 _LINE = 300  # characters of one problem
 _BLOCK = 1 << 22  # elements looked at together
-_ALIGNMENT = 64  # bytes: JAX takes over such an array on a CPU as it is, and copies any other
+_ALIGNMENT = 64  # bytes; JAX on a CPU uses an aligned array in place and copies any other
 
 
 def shapes_of(module: Any, int8: bool = False) -> dict[str, Shape]:
-    """The shape of each parameter of a module, under its path; with `int8` those of the scales too."""
+    """The shape of each parameter of a module, by path; with `int8` also the shapes of the scales."""
     shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(module), sep="/").items()}
     scales = {scale: shape[:1] for path, shape in shapes.items() if int8 and (scale := scale_of(path))}
     return shapes | scales
 
 
 def identity_table(module: Any, int8: bool = False) -> Table:
-    """For checkpoints that are laid out as the module is; with `int8` there is a scale beside each weight."""
+    """The table of checkpoints laid out as the module is; with `int8` each weight has a scale."""
     return Table(tuple(Rule(path, (path,)) for path in shapes_of(module, int8)))
 
 
@@ -42,19 +42,20 @@ def assemble(
     tensors: Iterable[Tensor],
     table: Table,
     module: Any,
+    *,
     dtype: np.dtype | None,
     place: Callable[[np.ndarray], Any],
     progress: Progress = silent,
     int8: bool = False,
 ) -> Any:
-    """The module's tree of parameters, each cast to `dtype` (None: left as it is) and put in its place by `place`.
+    """The module's tree of parameters, each cast to `dtype` (None: its own) and passed through `place`.
 
-    `place` gets one array at a time, which nothing else refers to. With `int8` the weights of linear layers are
-    quantized, unless they are int8 already. Raises one `SllmError` for all tensors that are unknown, missing,
-    duplicate, misshapen, of another format than `READABLE`, or not finite after the cast.
+    `place` is called with one array at a time and owns it. With `int8` the weights of linear layers are quantized,
+    unless they are int8 already. Raises one `SllmError` for all tensors that are unknown, missing, duplicate,
+    misshapen, of another format than `READABLE`, or not finite after the cast.
 
-    A tensor may have what training scripts put around its name (`own_name`). Where the head is tied to the embedding,
-    the checkpoint may have either of them, or both if they are equal.
+    Names may have the prefixes that training scripts add (`own_name`). If the head is tied to the embedding, the
+    checkpoint may have either of them, or both if they are equal.
     """
     assembly = _Assembly(table, module, dtype, place, int8)
     for count, tensor in enumerate(tensors, 1):
@@ -64,7 +65,7 @@ def assemble(
 
 
 def is_tied(tensors: Iterable[Tensor], table: Table) -> bool:
-    """Whether head and embedding are one matrix, or not both there; False for two that differ: a fine-tuned head."""
+    """False if the checkpoint has both head and embedding and they differ (a fine-tuned head)."""
     if table.tied is None:
         return True
     names = {table.tied.source, table.tied.copy_of}
@@ -74,13 +75,13 @@ def is_tied(tensors: Iterable[Tensor], table: Table) -> bool:
 
 
 def _own_name(name: str, is_known: Callable[[str], bool], table: Table) -> str:
-    """The name of a tensor in the table, without what was put around it and whatever else it may be called there."""
+    """The name of a tensor in the table, without added prefixes, and with aliases resolved."""
     name = own_name(name, lambda name: is_known(table.aliases.get(name, name)), table.frame)
     return table.aliases.get(name, name)
 
 
 class _Assembly:
-    """What has come so far of a checkpoint."""
+    """The part of a checkpoint that has been read so far."""
 
     def __init__(
         self, table: Table, module: Any, dtype: np.dtype | None, place: Callable[[np.ndarray], Any], int8: bool
@@ -92,12 +93,12 @@ class _Assembly:
         self.seen: dict[str, Shape] = {}
         self.maker: dict[str, str] = {}  # path of a parameter -> name of the tensor that it came from
         self.params: dict[str, Any] = {}
-        self.embedding: Tensor | None = None  # that the head may be tied to
-        self.head: Tensor | None = None  # that is tied
-        self.problems: list[tuple[str, str]] = []  # the kind of each, and the whole of it
+        self.embedding: Tensor | None = None  # the one that the head may be tied to
+        self.head: Tensor | None = None  # a tied head
+        self.problems: list[tuple[str, str]] = []  # the kind and the message of each
 
     def add(self, tensor: Tensor) -> None:
-        """Take in one tensor."""
+        """Add one tensor."""
         tensor = replace(tensor, name=_own_name(tensor.name, self._is_known, self.table))
         if self.table.tied and tensor.name == self.table.tied.copy_of:
             self.embedding = tensor
@@ -117,10 +118,10 @@ class _Assembly:
         self.seen[tensor.name] = tensor.shape
 
     def finish(self) -> Any:
-        """The whole tree; raises the `SllmError`."""
+        """The tree of parameters; raises the `SllmError`."""
         self._settle_tied_head()
         ruled = {target for rule in self.rules.values() for target in rule.targets}
-        derived = self.scales - ruled  # come with their weights
+        derived = self.scales - ruled  # made together with their weights
         missing = {path: "no rule of the table" for path in self.shapes if path not in {*self.maker, *derived}}
         for rule in self.rules.values():
             shape = rule.source_shape(self.shapes, self.config)
@@ -132,7 +133,7 @@ class _Assembly:
         return unflatten_dict(self.params, sep="/")
 
     def _settle_tied_head(self) -> None:
-        """A head alone is the embedding too; a head beside it must be the same."""
+        """Use a head without an embedding as both; a head beside an embedding must be equal to it."""
         if self.head is None or self.table.tied is None:
             return
         name = str(self.table.tied.copy_of)
@@ -152,7 +153,7 @@ class _Assembly:
         self.problems.append((kind, " ".join(line.split())[:_LINE]))
 
     def _report(self) -> str:
-        """A summary, and the first problems; a single one is a sentence with what the checkpoint looks like."""
+        """A summary and the first problems; for a single problem one sentence."""
         lines = [line for _, line in self.problems]
         embedding = self.shapes["embed_tokens/embedding"]
         what = looks_like(self.seen, self._own, self.table, embedding, self.config) if self.table.frame else None
@@ -197,7 +198,7 @@ class _Assembly:
                     self.params[path] = self.place(array)
 
     def _arrays(self, tensor: Tensor, target: str, view: np.ndarray) -> dict[str, np.ndarray]:
-        """What is kept of a part of a tensor, by path: an array, or an int8 weight and its scale."""
+        """The parameters made from a part of a tensor, by path: an array, or an int8 weight and its scale."""
         scale = scale_of(target) if self.int8 else None
         if scale is None:
             dtype = np.dtype(np.float32) if target in self.scales else self.dtype or kept_as(tensor.dtype)
@@ -217,18 +218,18 @@ def disassemble(params: Any, table: Table, module: Any) -> Iterator[tuple[str, n
 
 
 def _owned(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A copy in memory of its own (not the file's), cast to `dtype`, in row-major order."""
+    """A copy cast to `dtype`, in row-major order and aligned; it does not refer to the file."""
     size = view.size * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     array = memory[start : start + size].view(dtype).reshape(view.shape)
-    with np.errstate(over="ignore"):  # reported as not finite
+    with np.errstate(over="ignore"):  # overflow is reported as not finite
         array[...] = view
     return array
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in pieces, so that comparing it takes little memory."""
+    """An array in pieces, so that comparisons need little memory."""
     flat = array.reshape(-1)
     return (flat[i : i + _BLOCK] for i in range(0, len(flat), _BLOCK))
 

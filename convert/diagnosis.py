@@ -1,4 +1,4 @@
-"""What a checkpoint looks like that does not fit its config: the first line of the error."""
+"""The first line of the error for a checkpoint that does not fit its config: what it looks like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sllm_jax.common.tensor import Shape
 from sllm_jax.convert.names import stray_prefix
 from sllm_jax.convert.table import Table
 
-# By a part of the names of tensors.
+# Pattern in the names of unknown tensors: what such a checkpoint is.
 _SIGNS: dict[str, str] = {
     r"\blora_[AB]\b|\.lora_embedding_": "a LoRA adapter; merge it into its base model first (PEFT: merge_and_unload)",
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|weight_scale(_inv)?|weight_packed)$": "quantized weights; give a "
@@ -27,10 +27,10 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 def looks_like(
     found: Mapping[str, Shape], own: Callable[[str], str | None], table: Table, embedding: Shape, config: Any
 ) -> str | None:
-    """What a checkpoint is, in words, or None if nothing points to anything.
+    """A description of the checkpoint for the error message, or None.
 
-    `found`: its tensors, under the names of `table` where they have one. `own`: the name in the table of a tensor's
-    name, if it has one. `embedding`: the shape that the config asks for.
+    `found`: the shapes of its tensors, by name. `own` maps a name to the name in `table`, or None. `embedding`: the
+    shape of the embedding according to the config.
     """
     unknown = [name for name in found if own(name) is None]
     for sign, what in _SIGNS.items():
@@ -54,7 +54,7 @@ def looks_like(
 
 
 def summary(problems: Mapping[str, int], what: str | None) -> str:
-    """One line: how many tensors do not fit, by kind of problem, and what the checkpoint looks like."""
+    """One line: the number of problems of each kind, and what the checkpoint looks like."""
     count = sum(problems.values())
     kinds = ", ".join(f"{number} {kind}" for kind, number in problems.items())
     tensors = f"{count} tensor{'s' if count > 1 else ''} not as config.json says ({kinds})"

@@ -1,4 +1,4 @@
-"""The number formats that parameters come in and are kept in."""
+"""The dtypes of checkpoints and of parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from sllm_jax.common.errors import SllmError
 
 FLOATS: dict[str, np.dtype] = {name: jnp.dtype(name) for name in ("float32", "bfloat16", "float16")}
-READABLE = FLOATS | {"float64": np.dtype(np.float64)}  # what tensors of a checkpoint may be
+READABLE = FLOATS | {"float64": np.dtype(np.float64)}  # dtypes of checkpoint tensors
 
 
 def kept_as(dtype: str) -> np.dtype:
-    """The dtype in which a tensor of one of the `READABLE` dtypes is kept: its own, but float32 for float64."""
+    """The dtype of the parameter made from a tensor of this `READABLE` dtype: its own, or float32 for float64."""
     return FLOATS.get(dtype, FLOATS["float32"])
 
 

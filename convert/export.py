@@ -1,4 +1,4 @@
-"""Parameters to safetensors files, laid out and named as Hugging Face does."""
+"""Parameters to safetensors files with the layout and names of Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sllm_jax.convert.assemble import disassemble
 from sllm_jax.convert.sources import SAFETENSORS
 from sllm_jax.convert.table import Table
 
-MAX_BYTES = 5 * 10**9  # of one file
+MAX_BYTES = 5 * 10**9  # per file
 
 
 def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> None:
-    """Write `model.safetensors`, or files of at most `MAX_BYTES` (or one tensor) and their index.
+    """Write `model.safetensors`, or several files and their index.
 
-    The tensors of one file are held at a time.
+    A file has at most `MAX_BYTES`, or a single tensor. Only the tensors of one file are in memory at a time.
     """
-    files: list[list[str]] = []  # the names of the tensors in each
+    files: list[list[str]] = []  # names of the tensors of each file
     total = 0
     for group in _groups(disassemble(params, table, module)):
         _save(group, folder / f"{len(files)}")
@@ -43,7 +43,7 @@ def write_safetensors(folder: Path, params: Any, table: Table, module: Any) -> N
 
 
 def _save(group: dict[str, np.ndarray], path: Path) -> None:
-    path.touch()  # with the permissions that a new file has here; safetensors would allow its owner alone
+    path.touch()  # default permissions; safetensors would create the file for its owner only
     mode = path.stat().st_mode
     try:
         save_file(group, path, metadata={"format": "pt"})

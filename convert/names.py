@@ -1,4 +1,4 @@
-"""Names of tensors: what training scripts put around a model's own names, and what was saved without its frame."""
+"""Names of tensors: prefixes that training scripts add, and the prefix that bare models lack."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-# A compiled, checkpointed or sharded module has a name of its own amid the others.
+# Inserted by compiled, checkpointed and sharded modules.
 _AMID = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _BEFORE = ("module.", "base_model.model.", "model.")  # data parallel training, PEFT, Lightning
-_DEPTH = 4  # wrappings of one name
+_DEPTH = 4  # maximum number of prefixes
 
 
 def own_name(name: str, is_known: Callable[[str], bool], frame: str) -> str:
-    """The name that a tensor has in the family's table, without what was put around it; `name` itself if there is none.
+    """The name of a tensor in the family's table, without added prefixes; `name` itself if it is not in the table.
 
-    `frame` is the module around all but the head, such as `model.`: it is missing where a bare model was saved.
+    `frame` is the prefix of all tensors but the head, such as `model.`. Checkpoints of bare models lack it.
     """
     inner = _AMID.sub("", name)
     for _ in range(_DEPTH):
@@ -30,7 +30,7 @@ def own_name(name: str, is_known: Callable[[str], bool], frame: str) -> str:
 
 
 def stray_prefix(names: Iterable[str], is_own: Callable[[str], bool]) -> str | None:
-    """The prefix, such as `actor.`, without which most of these unknown names are the model's own; None without one."""
+    """A prefix, such as `actor.`, without which most of these unknown names are known; None if there is none."""
     names = list(names)
     prefixes = Counter(prefix for name in names if (prefix := _before_own(name, is_own)))
     prefix, count = prefixes.most_common(1)[0] if prefixes else (None, 0)
@@ -38,7 +38,7 @@ def stray_prefix(names: Iterable[str], is_own: Callable[[str], bool]) -> str | N
 
 
 def _before_own(name: str, is_own: Callable[[str], bool]) -> str | None:
-    """What stands before the model's own name, if anything does."""
+    """The prefix of a name that is known without it, or None."""
     parts = name.split(".", _DEPTH)
     rests = (".".join(parts[i:]) for i in range(1, len(parts)))
     return next((name.removesuffix(rest) for rest in rests if is_own(rest)), None)

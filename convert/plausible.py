@@ -1,4 +1,4 @@
-"""Whether the weights in a folder can be those that its config asks for, before anything of that size is built."""
+"""A check that the weights in a folder can fill the model of its config, before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import sources
 from sllm_jax.models.config import ModelConfig
 
-_SLACK = 16  # what differs by less is told tensor by tensor, which says more
-_SMALL = 2**26  # parameters, which take no time worth the mention
+_SLACK = 16  # smaller differences are reported tensor by tensor, in more detail
+_SMALL = 2**26  # parameters; a model of this size is built in no time
 
 
 def check_plausible(config: ModelConfig, folder: Path) -> None:
-    """Raises `SllmError` if a config asks for many times the parameters that the weights beside it can hold."""
+    """Raises `SllmError` if the config has many times more parameters than the weights can hold."""
     asked, held = fewest_parameters(config), most_parameters(folder)
     if asked > max(_SMALL, _SLACK * held):
         raise SllmError(
@@ -26,14 +26,14 @@ def check_plausible(config: ModelConfig, folder: Path) -> None:
 
 
 def fewest_parameters(config: ModelConfig) -> int:
-    """Those of the embedding and of attention, which have the same sizes in all families."""
-    heads = 2 * (config.num_attention_heads + config.num_key_value_heads)  # queries and output, keys and values
+    """A lower bound on the parameters of any family: embedding and attention."""
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads)  # queries and output; keys and values
     attention = config.hidden_size * heads * config.head_dim
     return config.vocab_size * config.hidden_size + config.num_hidden_layers * attention
 
 
 def most_parameters(folder: Path) -> int:
-    """One for each byte of the weights' files; what Orbax says of a converted checkpoint, which is compressed."""
+    """An upper bound on the parameters in the folder: one per byte, or Orbax's count for a converted checkpoint."""
     if orbax.is_converted(folder):
         return sum(math.prod(tensor.shape) for tensor in orbax.tensors(folder))
     return sum(path.stat().st_size for path in sources.weight_files(folder))

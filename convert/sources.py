@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face checkpoint, one at a time and memory-mapped; nothing in it is ever executed."""
+"""Reading the tensors of a Hugging Face checkpoint, one at a time and memory-mapped. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sllm_jax.common.extras import how_to_install
 from sllm_jax.common.files import load_json, other_format
 from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, is_there
-from sllm_jax.common.tensor import Tensor
+from sllm_jax.common.tensor import Shape, Tensor
 from sllm_jax.convert.dtypes import READABLE
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first one there is read
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in order of preference
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts keep the tensors of a model
-_DEPTH = 4  # of these in each other
+_NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys under which training scripts save a model
+_DEPTH = 4  # maximum nesting of these
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:
@@ -37,13 +37,13 @@ def tensors(folder: Path) -> Iterator[Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that the weights in `folder` are read from; raises `SllmError` if there are none, or not all."""
+    """The weights files in `folder`; raises `SllmError` if there are none, or some are missing."""
     found = _weights(folder)
     return shards(found) if found.suffix == ".json" else [check_file(found)]
 
 
 def _weights(folder: Path) -> Path:
-    """The file of weights, or their index."""
+    """The weights file or its index."""
     found = next((folder / name for name in WEIGHT_FILES if is_there(folder / name)), None)
     if found is None:
         instead = other_format(path.name for path in folder.iterdir())
@@ -70,7 +70,7 @@ def shards(index: Path) -> list[Path]:
 def read_safetensors(path: Path) -> Iterator[Tensor]:
     """The tensors of one safetensors file, memory-mapped; raises `SllmError` if it is truncated or corrupt."""
     with foreign(str(check_file(path)), "download it again", "is truncated or not a safetensors file"):
-        with safe_open(path, framework="np"):  # checks the header, and that it covers the file to the last byte
+        with safe_open(path, framework="np"):  # checks the header, and that it covers the whole file
             pass
         found = _entries(np.memmap(path, np.uint8, "r"))
     yield from found
@@ -80,7 +80,7 @@ def _entries(data: np.ndarray) -> list[Tensor]:
     """The tensors that the header of a safetensors file [bytes] describes."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     found = []
-    for name, entry in json.loads(data[8:start].tobytes(), object_pairs_hook=list):  # a name twice stays visible
+    for name, entry in json.loads(data[8:start].tobytes(), object_pairs_hook=list):  # keeps duplicate names
         if name != "__metadata__":
             about: dict[str, Any] = dict(entry)
             dtype, shape = _DTYPES.get(about["dtype"], about["dtype"]), tuple(about["shape"])
@@ -90,7 +90,9 @@ def _entries(data: np.ndarray) -> list[Tensor]:
 
 
 def _view(name: str, data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
-    with foreign(f"the tensor {name:.200}", "download the checkpoint again"):  # of a name twice, one was not checked
+    with foreign(
+        f"the tensor {name:.200}", "download the checkpoint again"
+    ):  # safetensors checks only one of two with the same name
         return np.asarray(data).view(READABLE[dtype]).reshape(shape)
 
 
@@ -107,7 +109,7 @@ def read_pickle(path: Path) -> Iterator[Tensor]:
 
 
 def _tensors_of(state: Any, path: Path) -> Any:
-    """The part of a training script's file that is the model; raises `SllmError` if that part cannot be told."""
+    """The model within a training script's file; raises `SllmError` if it cannot be identified."""
     for _ in range(_DEPTH):
         if not isinstance(state, dict):
             return state
@@ -129,21 +131,21 @@ def _unpickle(path: Path) -> Any:
     except ImportError:
         raise SllmError(f"reading {path} takes PyTorch; {how_to_install('torch')}") from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # an unusual pickle is loaded or refused, without more words
+        with warnings.catch_warnings(action="ignore"):  # PyTorch warns of unusual pickles
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise SllmError(
             f"{path} is refused: it is corrupt, or holds something other than tensors, which could run code "
             "(nothing in it was executed); use a safetensors version of the checkpoint"
         ) from error
-    except Exception as error:  # whatever PyTorch meets in a broken file
+    except Exception as error:  # PyTorch raises many types for a broken file
         raise SllmError(f"{path} is truncated or not a PyTorch file; download it again") from error
 
 
 def _to_numpy(name: str, value: Any, dtype: str) -> np.ndarray:
     import torch
 
-    # Sparse, nested and quantized tensors have no plain memory to look at.
+    # Sparse, nested and quantized tensors have no contiguous memory.
     with foreign(f"the tensor {name:.200}", "save it as an ordinary tensor"):
-        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]  # NumPy knows no bfloat16
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]  # NumPy has no bfloat16
         return value.detach().contiguous().view(integers).numpy().view(READABLE[dtype])

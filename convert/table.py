@@ -1,4 +1,4 @@
-"""What the families' tables are written in: which tensor of a checkpoint becomes which parameter, and how."""
+"""Tables of checkpoint tensors: which tensor becomes which parameter, and how."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of layout and its inverse; both also take the model's config, for fused layouts that depend on sizes."""
+    """A change of layout and its inverse. Both also take the model's config, for layouts that depend on sizes."""
 
     name: str
     forward: Callable[[np.ndarray, Any], Arrays]  # the checkpoint's tensor -> the rule's targets, in their order
@@ -54,8 +54,8 @@ STACKED = Transform(
 class Rule:
     """The tensor `source` becomes the parameters `targets`; `{i}` stands for the number of the layer in all of them.
 
-    A rule applies to a model only if the model has these parameters, so that one table serves models with biases and
-    without, tied and untied.
+    A rule applies only if the model has all its targets, so one table serves models with and without biases, tied and
+    untied.
     """
 
     source: str
@@ -68,51 +68,51 @@ class Rule:
         return Rule(self.source.replace("{i}", str(i)), tuple(named), self.transform)
 
     def source_shape(self, shapes: Mapping[str, Shape], config: Any) -> Shape:
-        """The shape that the tensor must have, given those of the parameters."""
+        """The shape of the tensor, given the shapes of the parameters."""
         blanks = tuple(np.broadcast_to(np.False_, shapes[target]) for target in self.targets)
         return self.transform.inverse(blanks, config).shape
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The tensor `source` holds no parameter, for a stated reason; with `copy_of`, only if it equals that tensor."""
+    """The tensor `source` is ignored, for a stated reason; with `copy_of`, only if it equals that tensor."""
 
     source: str
     reason: str
     copy_of: str | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether it is about the tensor of that name."""
+        """Whether it applies to the tensor of that name."""
         return re.fullmatch(re.escape(self.source).replace(r"\{i\}", r"\d+"), name) is not None
 
 
 @dataclass(frozen=True)
 class Table:
-    """How a family's checkpoints are laid out."""
+    """The layout of a family's checkpoints."""
 
     rules: tuple[Rule, ...]
     drops: tuple[Drop, ...] = ()
-    frame: str = ""  # the module around all but the head, with its dot; a checkpoint may leave it out
-    aliases: Mapping[str, str] = field(default_factory=dict)  # other names that a checkpoint may have for its tensors
+    frame: str = ""  # prefix of all tensors but the head; optional in a checkpoint
+    aliases: Mapping[str, str] = field(default_factory=dict)  # alternative name -> name in the rules
 
     @property
     def tied(self) -> Drop | None:
-        """The head where it is tied to the embedding."""
+        """The drop of the head that is tied to the embedding."""
         return next((drop for drop in self.drops if drop.copy_of is not None), None)
 
     def rules_for(self, shapes: Mapping[str, Shape], layers: int) -> dict[str, Rule]:
-        """The rules that apply to a model with parameters of these `shapes`, each under the name of its tensor."""
+        """The rules that apply to a model with parameters of these `shapes`, by the name of the tensor."""
         spread = (rule.at_layer(i) for rule in self.rules for i in range(layers if "{i}" in rule.source else 1))
         return {rule.source: rule for rule in spread if all(target in shapes for target in rule.targets)}
 
 
 def linear(source: str, target: str) -> tuple[Rule, Rule]:
-    """A linear layer; the bias only if the model has one."""
+    """The rules of a linear layer, with or without bias."""
     return Rule(f"{source}.weight", (f"{target}/weight",)), Rule(f"{source}.bias", (f"{target}/bias",))
 
 
 def fused_linear(source: str, attention: str, transform: Transform) -> tuple[Rule, Rule]:
-    """One linear layer for queries, keys and values; here there are three, under the path `attention`."""
+    """The rules of one linear layer for queries, keys and values, which become three under the path `attention`."""
     targets = [f"{attention}/{name}" for name in ("q_proj", "k_proj", "v_proj")]
     return (
         Rule(f"{source}.weight", tuple(f"{target}/weight" for target in targets), transform),
@@ -121,5 +121,5 @@ def fused_linear(source: str, attention: str, transform: Transform) -> tuple[Rul
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """A norm; the bias only if the model has one."""
+    """The rules of a norm, with or without bias."""
     return Rule(f"{source}.weight", (f"{target}/scale",)), Rule(f"{source}.bias", (f"{target}/bias",))

@@ -36,7 +36,7 @@ if find_spec("sllm_jax") is None:
 import sllm_jax
 from sllm_jax.common.result_table import Table
 from sllm_jax.reproduce import EXPERIMENTS, fig2
-from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 
 # %% [markdown]
 # ## A text, and three ways to train
@@ -64,10 +64,10 @@ print(f"{len(text)} characters: {text[:300]} ...")
 MODELS = {"none": "bundled:sink-none", "zero": "bundled:sink-zero", "learnable": "bundled:sink-learnable"}
 CHOSEN = "learnable"  # the one whose curves are drawn
 
-options = Options(max_tokens=6000, dense_tokens=6000, recompute_every=10)
+options = ExperimentOptions(max_tokens=6000, dense_tokens=6000, recompute_every=10)
 source = TEXT or "written by bundled:llama"
 subjects = {
-    name: Subject(*sllm_jax.load(model), text, options, {"model": model, "text": source})
+    name: ExperimentInputs(*sllm_jax.load(model), text, options, {"model": model, "text": source})
     for name, model in MODELS.items()
 }
 

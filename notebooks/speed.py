@@ -36,10 +36,10 @@ if find_spec("sllm_jax") is None:
 import time
 
 import sllm_jax
-from sllm_jax.benchmark.run import Settings, measure
+from sllm_jax.benchmark.run import BenchmarkSettings, run_benchmark
 from sllm_jax.common.result_table import Table
 from sllm_jax.reproduce import EXPERIMENTS
-from sllm_jax.reproduce.subject import Options, Subject
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 
 NAME = "bundled:llama"
 START_SIZE, RECENT_SIZE = 4, 251
@@ -47,7 +47,7 @@ START_SIZE, RECENT_SIZE = 4, 251
 begin = time.perf_counter()
 model, tokenizer = sllm_jax.load(NAME)
 load_seconds = time.perf_counter() - begin
-results = measure(model, Settings(START_SIZE, RECENT_SIZE, streams=(1, 16), rounds=5), load_seconds)
+results = run_benchmark(model, BenchmarkSettings(START_SIZE, RECENT_SIZE, streams=(1, 16), rounds=5), load_seconds)
 results.tables()[0]
 
 # %% [markdown]
@@ -85,8 +85,8 @@ results.tables()[3]
 # their calls in turns.
 
 # %%
-options = Options(start_size=START_SIZE, cache_sizes=(64, 128, 256))  # 256 to 4,096 in the paper
-report = EXPERIMENTS["fig10"].run(Subject(model, tokenizer, text="", options=options))
+options = ExperimentOptions(start_size=START_SIZE, cache_sizes=(64, 128, 256))  # 256 to 4,096 in the paper
+report = EXPERIMENTS["fig10"].run(ExperimentInputs(model, tokenizer, text="", options=options))
 report.plot
 
 # %%

@@ -16,7 +16,7 @@ from sllm_jax import convert
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import load_config
 from sllm_jax.convert.dtypes import FLOATS
-from sllm_jax.models import module_for
+from sllm_jax.convert.families import module_for
 
 VARIANTS = [
     {"tie_word_embeddings": False},

@@ -14,9 +14,9 @@ from progress_lines import without_progress
 
 from sllm_jax import cli
 from sllm_jax.common.signals import STOPPING
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 
 # Compile each program once: this process keeps them on disk for its later test files and the processes that it starts.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,6 +28,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; what tests start inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup starts them so
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from sllm_jax import load
 from sllm_jax.benchmark.limit import flops_per_token
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import NO_TOKEN, decode, init_carry, prefill
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
-from sllm_jax.evaluate.perplexity import Reading, read_texts
-from sllm_jax.models import module_for
+from sllm_jax.evaluate.perplexity import Reading, token_nll_batch
 
 LLAMA_110M = {
     "model_type": "llama",
@@ -78,7 +78,7 @@ class Reader:
     def seconds(self, tokens: int, chunk_size: int | None = None) -> float:
         """That one token takes, over `tokens` more."""
         begin, done = time.perf_counter(), 0 if self.reading is None else self.reading.done[0]
-        for reading in read_texts(
+        for reading in token_nll_batch(
             self.model, [self.ids], "streaming", *self.sizes, chunk_size or self.chunk_size, since=self.reading
         ):
             self.reading = reading

@@ -61,7 +61,7 @@ class ListCache:
         scale = self.config.softmax_scale or 1 / np.sqrt(q.shape[-1])
         scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 * scale
         if self.config.alibi is not None:
-            scores += alibi_bias(self.config.model_type, *q.shape, len(self.k))
+            scores += alibi_bias(self.config.family, *q.shape, len(self.k))
         if (window := self.config.sliding_window) is not None:
             scores[:, self.start_size : max(self.start_size, len(self.k) - window)] = -np.inf
         if self.config.attention_sink == "zero":  # one more key, with score 0 and value 0

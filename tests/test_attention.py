@@ -8,9 +8,9 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally, plan
 from sllm_jax.core.kv_state import advance, ages, cache_order, init_state, live
-from sllm_jax.models import module_for
 
 MODULE = module_for(TINY, jnp.float32)
 

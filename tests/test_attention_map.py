@@ -8,6 +8,7 @@ import torch
 from conftest import TINY
 from reference import rotate_at
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.attention_map import (
@@ -17,7 +18,6 @@ from sllm_jax.evaluate.attention_map import (
     attention_on_first,
     uniform_mass,
 )
-from sllm_jax.models import module_for
 from sllm_jax.models.attend import no_caches
 
 WINDOWS = np.random.default_rng(0).integers(0, 101, (5, 21))

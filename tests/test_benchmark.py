@@ -15,15 +15,15 @@ from test_compiled import MPT, decode_arguments
 from sllm_jax.benchmark import programs
 from sllm_jax.benchmark import run as running
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, flops_per_token, probes
-from sllm_jax.benchmark.programs import Program, recomputing, seconds_per_step, streaming
+from sllm_jax.benchmark.programs import Program, recompute_program, seconds_per_step, streaming_program
 from sllm_jax.benchmark.random_weights import random_model
-from sllm_jax.benchmark.run import Settings, decode_figures
+from sllm_jax.benchmark.run import BenchmarkSettings, decode_figures
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import Carry, decode_program, init_carry
 from sllm_jax.core.int8 import is_quantized, quantized
 from sllm_jax.core.memory import free_memory
 from sllm_jax.core.model import Model, dense_logits, init_params
-from sllm_jax.models import module_for
 
 SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
 
@@ -65,7 +65,7 @@ def test_programs_take_turns_and_the_first_round_is_not_counted():
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_a_program_writes_from_a_full_cache_on(tiny, streams):
-    program = streaming(tiny, 4, 20, streams)
+    program = streaming_program(tiny, 4, 20, streams)
     state = program.start.state
     assert np.asarray(state.filled).tolist() == (24 if streams == 1 else [24] * 3)
     assert len(set(np.atleast_1d(state.next_slot).tolist())) == streams  # of different lengths
@@ -77,7 +77,7 @@ def test_figures_follow_from_the_seconds_of_a_step(tiny):
     program = Program(print, None, 1, 3 * 2**20, 1.5)
     seconds = np.array([[0.1, 2, 1], [0.2, 1, 4], [0.4, 3, 2]])  # of a step, a copy, a read
     needed = bytes_per_step(tiny, 54, 2)
-    assert decode_figures(tiny, Settings(4, 50), 2, program, seconds) == {
+    assert decode_figures(tiny, BenchmarkSettings(4, 50), 2, program, seconds) == {
         "streams": 2,
         "ms_per_step": 200,
         "tokens_per_second": 10,
@@ -101,17 +101,19 @@ def test_streams_are_doubled_for_as_long_as_they_fit(tiny, monkeypatch, room, bu
     )
     programs = {n: SimpleNamespace(memory=weights + n * (1 + buffers) * carried) for n in (1, 2, 4)}
     monkeypatch.setattr(running, "free_memory", lambda: room * carried)
-    monkeypatch.setattr(running, "streaming", lambda *arguments: programs[arguments[3]])
-    assert list(running._numbers_of_streams(tiny, Settings(4, 50, None))) == [(n, programs[n]) for n in numbers]
+    monkeypatch.setattr(running, "streaming_program", lambda *arguments: programs[arguments[3]])
+    assert list(running._numbers_of_streams(tiny, BenchmarkSettings(4, 50, None))) == [
+        (n, programs[n]) for n in numbers
+    ]
 
 
 def test_too_many_streams_are_one_sentence(tiny, monkeypatch):
     def fails(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(running, "streaming", fails)
+    monkeypatch.setattr(running, "streaming_program", fails)
     with pytest.raises(SllmError, match="no memory for 7 streams; give fewer, or a smaller recent_size"):
-        list(running._numbers_of_streams(tiny, Settings(4, 50, (7,))))
+        list(running._numbers_of_streams(tiny, BenchmarkSettings(4, 50, (7,))))
 
 
 def test_doubling_ends_quietly_where_the_device_says_that_its_memory_is_full(tiny, monkeypatch):
@@ -120,15 +122,15 @@ def test_doubling_ends_quietly_where_the_device_says_that_its_memory_is_full(tin
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return SimpleNamespace(memory=0)
 
-    monkeypatch.setattr(running, "streaming", at_most_two)
-    assert [streams for streams, _ in running._numbers_of_streams(tiny, Settings(4, 50, None))] == [1, 2]
+    monkeypatch.setattr(running, "streaming_program", at_most_two)
+    assert [streams for streams, _ in running._numbers_of_streams(tiny, BenchmarkSettings(4, 50, None))] == [1, 2]
 
 
 def test_a_program_of_given_steps_is_compiled_once_and_its_state_is_not_copied(tiny, monkeypatch):
     monkeypatch.setattr(Carry, "copy", lambda _: pytest.fail("a second copy of all states"))
-    assert streaming(tiny, 4, 20, 2, steps=5).steps == 5
-    assert recomputing(tiny, 25, steps=3).steps == 3
-    assert streaming(tiny, 4, 20, 2).steps > 1
+    assert streaming_program(tiny, 4, 20, 2, steps=5).steps == 5
+    assert recompute_program(tiny, 25, steps=3).steps == 3
+    assert streaming_program(tiny, 4, 20, 2).steps > 1
 
 
 @pytest.mark.parametrize("streams", [None, 3])
@@ -141,7 +143,7 @@ def test_reading_is_timed_with_full_caches_and_counts_the_tokens_of_all_streams(
 
     monkeypatch.setattr(running, "extend", reading)
     monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=iter(range(100)).__next__))
-    rate = running.tokens_read_per_second(tiny, Settings(4, 50, rounds=2), 16, streams)
+    rate = running.tokens_read_per_second(tiny, BenchmarkSettings(4, 50, rounds=2), 16, streams)
     assert rate == 16 * (streams or 1)  # a second a call
     assert len(seen) == 4 + 1 + 2  # 54 tokens fill the cache
     assert set(map(str, seen)) == {str(((16,), 16) if streams is None else ((3, 16), [16] * 3))}

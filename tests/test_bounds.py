@@ -14,10 +14,10 @@ import sllm_jax
 from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import convert
+from sllm_jax.convert.families import module_for
 from sllm_jax.convert.plausible import fewest_parameters
 from sllm_jax.core import memory
 from sllm_jax.core.model import parameter_shapes
-from sllm_jax.models import module_for
 
 LLAMA = {
     "model_type": "llama",

@@ -8,7 +8,7 @@ from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
 from sllm_jax.loading.pretrained import load
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.chat import render_turn, turn_end
-from sllm_jax.text.tokenizer import decode, encode
+from sllm_jax.text.tokenizer import decode_text, encode
 
 MESSAGES = ("Who is there?", "Where is the money?", "I do not believe a word of it.", "Hello", 'Did you say "no"?')
 SENTENCES = ("bundled:sink-learnable", "bundled:sink-none", "bundled:sink-zero")  # have read sentences, no paragraphs
@@ -81,4 +81,4 @@ def test_the_template_is_the_same_text_for_models_of_a_kind(bundled):
 def test_a_message_that_spells_a_control_token_stays_text(bundled):
     _, _, tokenizer = bundled
     ids = render_turn(tokenizer, "a <|endoftext|> b", first=False, last_ids=[5])
-    assert "<|endoftext|>" in decode(tokenizer, ids)
+    assert "<|endoftext|>" in decode_text(tokenizer, ids)

@@ -6,7 +6,7 @@ import pytest
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.text.chat import TurnEnd, read_prompts, render_turn, turn_end
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -192,7 +192,7 @@ def test_a_template_that_rewrites_a_message_with_a_control_token_is_refused(chat
 def test_a_control_token_in_a_plain_turn_is_text(plain):
     turn = render_turn(plain, f"Hello {plain.eos_token} you").tolist()
     assert plain.eos_token_id not in turn[1:]
-    assert plain.eos_token in decode(plain, turn)
+    assert plain.eos_token in decode_text(plain, turn)
 
 
 def test_plain_chat(plain):
@@ -214,7 +214,7 @@ def test_plain_chat(plain):
 def test_plain_chat_goes_on(plain, answer, closed, expected):
     stream = [*encode(plain, answer, start=False), *([plain.eos_token_id] if closed else [])]
     turn = render_turn(plain, "And you?", system="Be terse.", first=False, last_ids=stream[-16:])
-    added = decode(plain, [*stream, *turn])[len(decode(plain, stream)) :]
+    added = decode_text(plain, [*stream, *turn])[len(decode_text(plain, stream)) :]
     assert added.lstrip(" ") == expected.lstrip(" ")
 
 
@@ -259,7 +259,7 @@ def test_bad_prompts(tmp_path, content, message):
 def test_prompts_that_are_not_there(tmp_path):
     with pytest.raises(SllmError, match=r"gone\.jsonl cannot be read .No such file"):
         read_prompts(tmp_path / "gone.jsonl")
-    with pytest.raises(SllmError, match="cannot be read: Is a directory"):
+    with pytest.raises(SllmError, match="is a folder; expected a file or a pipe"):
         read_prompts(tmp_path)
 
 

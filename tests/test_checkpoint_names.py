@@ -8,9 +8,8 @@ from families import FAMILIES
 from safetensors.torch import save_model
 
 from sllm_jax.common.files import load_config
-from sllm_jax.convert import TABLES
+from sllm_jax.convert.families import family_of
 from sllm_jax.convert.names import own_name
-from sllm_jax.models import kind_of
 
 HEAD = "lm_head.weight"
 
@@ -51,7 +50,7 @@ def test_what_scripts_write_of_each_family_loads(tmp_path, family, tied, save):
 def test_tied_and_only_the_head_is_stored_in_each_family(tmp_path, family, head):
     random_model(family, tied=True).save_pretrained(tmp_path)
     expected = load(tmp_path)
-    embedding = TABLES[kind_of(load_config(tmp_path)).config.model_type].tied.copy_of
+    embedding = family_of(load_config(tmp_path)).table.tied.copy_of
     checkpoints.rewrite(tmp_path, lambda tensors: tensors.update({head: tensors.pop(embedding)}))
     assert_same(load(tmp_path), expected)
 

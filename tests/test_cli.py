@@ -13,7 +13,7 @@ from checkpoints import rewrite, tensors_of
 from safetensors.torch import save_file
 
 from sllm_jax.common.version import __version__
-from sllm_jax.models import KINDS
+from sllm_jax.convert.families import published
 
 SUMMARY = re.compile(r"(\d+) tokens(, [\d.]+ tokens/s)?, cache (\d+) of (\d+) tokens, (\d+) tokens seen")
 
@@ -31,7 +31,7 @@ def test_models_in_a_pipe_are_plain_rows_with_their_options(run, monkeypatch):
     code, out, _ = run("models")
     assert code == 0
     rows = [tuple(line.split("\t")) for line in out.splitlines()]
-    assert rows[: len(KINDS)] == [(model_type, kind.models, kind.options) for model_type, kind in KINDS.items()]
+    assert rows[: len(published())] == [(model_type, *entry) for model_type, entry in published().items()]
     assert "rope_scaling: default, linear, dynamic, llama3, yarn\n" in out
 
 
@@ -39,8 +39,8 @@ def test_models_on_a_terminal_are_a_table(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "320")
     monkeypatch.setenv("FORCE_COLOR", "1")
     line = next(line for line in run("models")[1].splitlines() if f" {'gpt_neox'} " in line)
-    assert KINDS["gpt_neox"].models in line
-    assert KINDS["gpt_neox"].options in line
+    assert published()["gpt_neox"].models in line
+    assert published()["gpt_neox"].options in line
 
 
 @pytest.mark.parametrize("columns", [20, 50])

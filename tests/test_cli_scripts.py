@@ -11,11 +11,11 @@ import pytest
 from test_cli import assert_refused
 
 from sllm_jax.cli.app import EXIT_CODES, option_name
+from sllm_jax.convert.families import published
 from sllm_jax.loading.bundle import DEFAULT_MODEL, bundled_names
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import KINDS
 from sllm_jax.streams.stream import Stream
-from sllm_jax.text.tokenizer import decode, encode
+from sllm_jax.text.tokenizer import decode_text, encode
 
 WRITE = ("--max-tokens", 9, "--ignore-eos", "--temperature", 1, "--seed", 3)
 TEXT = "The cat sat on the mat. " * 20
@@ -32,7 +32,7 @@ def test_generate_json_is_one_object_with_text_ids_end_tokens_and_seconds(run):
     _, tokenizer = load()
     assert code == 0
     assert found["text"] + "\n" == plain
-    assert decode(tokenizer, found["ids"]) == found["text"]
+    assert decode_text(tokenizer, found["ids"]) == found["text"]
     assert (found["end_reason"], found["tokens"], len(found["ids"])) == ("length", 9, 9)
     assert (found["model"], found["prompt"]) == (DEFAULT_MODEL, "The cat")
     assert found["prompt_tokens"] == len(encode(tokenizer, "The cat", start=True))
@@ -47,7 +47,7 @@ def test_generate_json_has_the_ids_that_a_stop_text_leaves(run):
     assert found["end_reason"] == "stop"
     assert found["text"] == whole["text"].partition(stop)[0]
     assert found["ids"] == whole["ids"][: len(found["ids"])]
-    assert found["text"].startswith(decode(load()[1], found["ids"]))
+    assert found["text"].startswith(decode_text(load()[1], found["ids"]))
     assert found["tokens"] == len(found["ids"]) < 60
 
 
@@ -92,7 +92,7 @@ def test_models_json_has_the_table_and_the_lists(run):
     code, out, _ = run("models", "--json")
     found = json.loads(out)
     assert code == 0
-    assert [one["model_type"] for one in found["models"]] == list(KINDS)
+    assert [one["model_type"] for one in found["models"]] == list(published())
     assert found["bundled"] == bundled_names()
 
 

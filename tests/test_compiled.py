@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode, decode_program, extend, extend_program, init_carry
 from sllm_jax.core.int8 import quantized
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
-from sllm_jax.models import module_for
 
 OPTIONS = {"greedy": sampling(), "sampled": sampling(0.8, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.1)}
 EOS = jnp.array([2], jnp.int32)

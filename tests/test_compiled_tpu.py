@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from test_compiled import EOS, LIMIT, OPTIONS, aliased, caches_in, operations
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode_program, extend_program, init_carry
 from sllm_jax.core.int8 import scale_of
 from sllm_jax.core.model import Model, init_params
-from sllm_jax.models import module_for
 
 pytestmark = [
     pytest.mark.slow,

@@ -3,25 +3,29 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 import torch
 from conftest import SHARED
-from families import FAMILIES
-from transformers import AutoConfig, AutoModelForCausalLM
+from families import FAMILIES as TESTED
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import sllm_jax
 from sllm_jax.common.errors import SllmError
-from sllm_jax.convert import TABLES
 from sllm_jax.convert.assemble import shapes_of
-from sllm_jax.models import KINDS, kind_of, module_for
+from sllm_jax.convert.families import FAMILIES, family_of, module_for, published
+from sllm_jax.models.unsupported import refuse_unsupported
 
-FOLDER = SHARED / "data/hf_configs"
-FOUND = {str(path.relative_to(FOLDER)): json.loads(path.read_text()) for path in sorted(FOLDER.rglob("*.json"))}
-PUBLISHED = [name for name, config in FOUND.items() if config.get("model_type") in KINDS]
+FOLDERS = (Path(__file__).parent / "data/configs", SHARED / "data/hf_configs")
+PATHS = {str(path.relative_to(folder)): path for folder in FOLDERS for path in sorted(folder.rglob("*.json"))}
+FOUND = {name: json.loads(path.read_text()) for name, path in PATHS.items()}
+PUBLISHED = [name for name, config in FOUND.items() if config.get("model_type") in published()]
 REFUSED = [
-    name for name, config in FOUND.items() if config.get("model_type") not in KINDS or "quantization_config" in config
+    name
+    for name, config in FOUND.items()
+    if config.get("model_type") not in published() or "quantization_config" in config
 ]
 NONE = [pytest.param("", marks=pytest.mark.skip("needs the shared material"))]
 ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}  # a module of transformers 5: its name in checkpoints
@@ -29,7 +33,7 @@ ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}  # a module of tr
 
 def expected_tensors(config):
     """Name and shape of every tensor that today's transformers has for a config; nothing is allocated."""
-    options = dict(kind_of(config).config.today(config))
+    options = dict(family_of(config).config.with_current_names(config))
     model_type = options.pop("model_type")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
@@ -41,19 +45,19 @@ def our_tensors(config):
     """The same of the tensors that the family's table asks for."""
     module = module_for(config, jnp.bfloat16)
     shapes, layers = shapes_of(module), module.config.num_hidden_layers
-    rules = TABLES[module.config.model_type].rules_for(shapes, layers)
+    rules = FAMILIES[module.config.family].table.rules_for(shapes, layers)
     return {name: rule.source_shape(shapes, module.config) for name, rule in rules.items()}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", PUBLISHED or NONE)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_have_the_tensors_of_transformers(name):
     assert our_tensors(FOUND[name]) == expected_tensors(FOUND[name])
 
 
 @pytest.mark.parametrize("name", REFUSED or NONE)
 def test_published_configs_of_other_models_are_refused_in_one_sentence(name, tmp_path):
-    shutil.copyfile(FOLDER / name, tmp_path / "config.json")
+    shutil.copyfile(PATHS[name], tmp_path / "config.json")
     with pytest.raises(SllmError) as error:
         sllm_jax.load(tmp_path)
     sentence = str(error.value).removeprefix(str(tmp_path))
@@ -76,10 +80,10 @@ FIRST_40B |= {"model_type": "RefinedWeb", "n_head_kv": 3, "parallel_attn": True}
 @pytest.mark.parametrize("config", [FIRST_7B, FIRST_RW, FIRST_40B], ids=["7B", "RW", "40B"])
 def test_falcons_as_first_published(config):
     assert our_tensors(config) == expected_tensors(config)
-    today = kind_of(config).config.today(config)
-    assert "auto_map" not in today
-    assert "n_head" not in today
-    assert module_for(today, jnp.float32).config == module_for(config, jnp.float32).config
+    current = family_of(config).config.with_current_names(config)
+    assert "auto_map" not in current
+    assert "n_head" not in current
+    assert module_for(current, jnp.float32).config == module_for(config, jnp.float32).config
 
 
 def test_the_forms_of_falcon():
@@ -138,8 +142,8 @@ def test_what_a_config_does_not_say_is_as_in_transformers(model_type, expected):
     assert our_tensors(config) == expected_tensors(config)
 
 
-NEOX = GQA | {"model_type": "gpt_neox"}
-FALCON = GQA | {"model_type": "falcon"}
+NEOX = {name: value for name, value in GQA.items() if name != "num_key_value_heads"} | {"model_type": "gpt_neox"}
+FALCON = {name: value for name, value in NEOX.items() if name != "intermediate_size"} | {"model_type": "falcon"}
 MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 6, "n_layers": 2}
 REFUSED = {
     "mixed sliding pattern": (SLIDES | GQA | {"max_window_layers": 2}, "2 of 4 layers have a sliding window"),
@@ -227,6 +231,99 @@ def test_what_is_not_supported_is_refused_by_name(config, message):
         module_for(config, jnp.float32)
 
 
-def test_every_kind_is_tested_against_transformers():
+LLAMA = GQA | {"model_type": "llama"}
+UNKNOWN = {  # what may change a model, and no list of forbidden options could hold
+    "an option of tomorrow": (LLAMA | {"value_residual": True}, "in 'llama': value_residual = True"),
+    "another family's": (NEOX | {"num_key_value_heads": 2}, "in 'gpt_neox': num_key_value_heads = 2"),
+    "several": (FALCON | {"qk_scale": 2, "head_mix": [1]}, r"in 'falcon': qk_scale = 2, head_mix = \[1\]"),
+    "sliding in a llama's layers": (LLAMA | {"layer_types": ["sliding_attention"] * 4}, "in 'llama': layer_types = "),
+    "of attention": (MPT | {"attn_config": {"kv_n_heads": 2}}, "in attn_config of MPT: kv_n_heads = 2"),
+    "of the feed-forward network": (MPT | {"ffn_config": {"glu": True}}, "in ffn_config of MPT: glu = True"),
+    "many": (LLAMA | {f"option_{i}": 1 for i in range(99)}, "in 'llama': .*, option_9 = 1, and 89 more; remove"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), UNKNOWN.values(), ids=UNKNOWN)
+def test_an_unknown_option_is_refused_with_its_value_and_what_to_do(config, message):
+    with pytest.raises(SllmError, match=f"^config.json has unknown options {message}") as error:
+        module_for(config, jnp.float32)
+    assert str(error.value).endswith("; remove them from config.json if they do not change what the model computes")
+
+
+def test_the_activation_of_an_mpt_is_checked():
+    with pytest.raises(SllmError, match=r"ffn_config.ffn_act_fn .'name': 'silu'. is not supported; expected"):
+        module_for(MPT | {"ffn_config": {"ffn_act_fn": {"name": "silu"}}}, jnp.float32)
+
+
+@pytest.mark.parametrize("off", [None, False, 0, 0.0, "", [], {}])
+@pytest.mark.parametrize("config", [LLAMA, NEOX, FALCON, MPT], ids=lambda config: config["model_type"])
+def test_an_unknown_option_that_is_off_passes(config, off):
+    plain = module_for(config, jnp.float32)
+    assert module_for(config | {"value_residual": off, "num_local_experts": off}, jnp.float32) == plain
+
+
+HARMLESS = {
+    **{"unsloth_fixed": True, "unsloth_version": "2026.1", "_attn_implementation": "eager", "_name_or_path": "a/b"},
+    **{"pretraining_tp": 2, "auto_map": {"AutoConfig": "a.B"}, "attention_dropout": 0.1, "resid_pdrop": 0.1},
+    **{"attn_implementation": "sdpa", "cache_implementation": "static", "weights": "int8", "is_causal": True},
+    **{"layer_types": ["full_attention"] * 4, "max_window_layers": 28, "logit_scale": 1.0, "temperature": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("config", [LLAMA, NEOX, FALCON, MPT], ids=lambda config: config["model_type"])
+def test_what_changes_nothing_passes(config, name):
+    assert module_for(config | {name: HARMLESS[name]}, jnp.float32) == module_for(config, jnp.float32)
+
+
+def test_what_every_config_of_transformers_has_passes():
+    base = PretrainedConfig().to_dict() | PretrainedConfig(output_attentions=True, num_labels=3).to_dict()
+    refuse_unsupported(base)
+
+
+def test_what_a_family_understands_passes():
+    config = {"num_local_experts": 8, "value_residual": True, "architectures": ["A"]}
+    refuse_unsupported(config, {"num_local_experts", "value_residual"})
+    with pytest.raises(SllmError, match=r"not supported in None: num_local_experts = 8$"):
+        refuse_unsupported(config, {"value_residual"})
+    with pytest.raises(SllmError, match="unknown options in None: value_residual = True; remove"):
+        refuse_unsupported(config, {"num_local_experts"})
+
+
+@pytest.mark.parametrize(("name", "family"), FAMILIES.items())
+def test_a_family_has_one_name_and_defaults_for_each_model_type(name, family):
+    assert family.config.family == name
+    current = {family.config.with_current_names({"model_type": served})["model_type"] for served in family.model_types}
+    assert family.config.defaults.keys() == current
+
+
+@pytest.mark.parametrize("model_type", published())
+def test_the_options_that_are_listed_are_understood(model_type):
+    entry = published()[model_type]
+    options = set(re.findall(r"\w+_\w+|alibi|bias|activation", entry.options)) - {"attn_config"}
+    shared = {"rope_scaling", "tie_word_embeddings"}
+    understood = {*family_of({"model_type": model_type}).config.defaults.get(model_type, {}), *shared}
+    inner = {"clip_qkv", "qk_ln", "softmax_scale", "alibi_bias_max"} if model_type == "mpt" else set()
+    assert options - understood - inner == set()
+
+
+DEFAULTS = [(name, model_type) for name, family in FAMILIES.items() for model_type in family.config.defaults]
+
+
+@pytest.mark.parametrize(("family", "model_type"), DEFAULTS)
+def test_the_defaults_are_those_of_transformers(family, model_type):
+    """Where both state one: transformers sets the window of a Qwen only if it is switched on."""
+    theirs, ours = AutoConfig.for_model(model_type).to_dict(), FAMILIES[family].config.defaults[model_type]
+    common = [name for name in ours if ours[name] is not None and theirs.get(name) is not None]
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+    assert len(common) >= 3
+
+
+def test_a_familys_own_name_and_the_model_type_are_two_fields():
+    config = module_for(GQA | {"model_type": "qwen2"}, jnp.float32).config
+    assert (config.family, config.model_type) == ("llama", "qwen2")
+
+
+def test_every_model_type_is_tested_against_transformers():
     published_first = {"RefinedWeb", "RefinedWebModel"}
-    assert {*FAMILIES, "llama"} | published_first == KINDS.keys()
+    assert {*TESTED, "llama"} | published_first == published().keys()

@@ -75,10 +75,10 @@ def test_a_fused_tensor_becomes_several_parameters_and_comes_back(folder):
     ]
     fused = {tensor.name: tensor for tensor in tensors}["model.layers.1.self_attn.qk.weight"]
     assert fused.shape == (6 * 8 + 2 * 8, 24)
-    assert_same(assemble(tensors, table, module, None, lambda array: array), params)
+    assert_same(assemble(tensors, table, module, dtype=None, place=lambda array: array), params)
     tensors.remove(fused)
     with pytest.raises(SllmError, match=r"missing tensor model\.layers\.1\.self_attn\.qk\.weight of shape \(64, 24\)$"):
-        assemble(tensors, table, module, None, lambda array: array)
+        assemble(tensors, table, module, dtype=None, place=lambda array: array)
 
 
 def test_a_transform_that_yields_another_shape_is_named(folder):
@@ -98,7 +98,7 @@ def test_a_transform_that_yields_another_shape_is_named(folder):
         r"layers_0/self_attn/q_proj/weight, which is \(48, 24\)"
     )
     with pytest.raises(SllmError, match=said):
-        assemble(tensors, table, module, None, lambda array: array)
+        assemble(tensors, table, module, dtype=None, place=lambda array: array)
 
 
 def test_stacked_queries_keys_and_values_may_differ_in_size():
@@ -112,7 +112,7 @@ def test_stacked_queries_keys_and_values_may_differ_in_size():
 def test_a_parameter_without_a_rule_is_missing(folder):
     table = Table(LLAMA.rules[1:], LLAMA.drops)
     with pytest.raises(SllmError, match=r"missing tensor no rule"):
-        assemble([], table, module_of(folder), None, lambda array: array)
+        assemble([], table, module_of(folder), dtype=None, place=lambda array: array)
 
 
 def test_two_tensors_for_one_parameter_are_a_problem(folder):
@@ -121,7 +121,7 @@ def test_two_tensors_for_one_parameter_are_a_problem(folder):
     with pytest.raises(
         SllmError, match=r"duplicate tensor model\.norm\.weight: model\.final_norm\.weight already gives"
     ):
-        assemble(sources.tensors(folder), table, module_of(folder), None, lambda array: array)
+        assemble(sources.tensors(folder), table, module_of(folder), dtype=None, place=lambda array: array)
 
 
 # names that hold no parameter
@@ -143,7 +143,7 @@ def test_a_drop_serves_buffers_of_types_that_cannot_be_read(folder):
     table = Table(LLAMA.rules, (*LLAMA.drops, Drop("model.layers.{i}.attention.bias", "a causal mask")))
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
     checkpoints.rewrite(folder, lambda tensors: tensors.update({"model.layers.12.attention.bias": mask}))
-    assemble(sources.tensors(folder), table, module_of(folder), None, lambda array: array)
+    assemble(sources.tensors(folder), table, module_of(folder), dtype=None, place=lambda array: array)
 
 
 @pytest.mark.parametrize("pickled", [False, True])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.text.detokenize import Detokenizer, text_lengths
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tokenizers"
@@ -42,7 +42,7 @@ def test_pieces_of_any_ids_join_to_the_whole(tokenizer, ids, context, group):
 def test_pieces_of_any_text_join_to_it_without_a_partial_character(tokenizer, text, prompt, group):
     context, ids = encode(tokenizer, prompt, start=True), encode(tokenizer, text, start=False)
     streamed = pieces(tokenizer, ids, context, group)
-    assert "".join(streamed) == decode(tokenizer, [*context, *ids])[len(decode(tokenizer, context)) :]
+    assert "".join(streamed) == decode_text(tokenizer, [*context, *ids])[len(decode_text(tokenizer, context)) :]
     assert "".join(streamed).count("\ufffd") == text.count("\ufffd")
 
 
@@ -51,7 +51,7 @@ def test_pieces_of_any_text_join_to_it_without_a_partial_character(tokenizer, te
 @given(text=TEXTS)
 def test_a_cut_at_any_token_damages_one_character_at_most(tokenizer, text):
     ids = encode(tokenizer, text, start=True).tolist()
-    whole = decode(tokenizer, ids)
+    whole = decode_text(tokenizer, ids)
     for cut in range(len(ids) + 1):
         abandoned = Detokenizer(tokenizer).add(ids[:cut])
         finished = "".join(pieces(tokenizer, ids[:cut], [], 1))
@@ -90,7 +90,7 @@ def test_pieces_of_the_texts_of_llama_cpp(source, tests):
         for start in (False, True):
             ids = encode(tokenizer, text, start=start)
             for group in (1, 3):
-                assert "".join(pieces(tokenizer, ids, [], group)) == decode(tokenizer, ids)
+                assert "".join(pieces(tokenizer, ids, [], group)) == decode_text(tokenizer, ids)
             assert "".join(pieces(tokenizer, ids[5:], ids[:5], 1)) == after(tokenizer, ids[5:], ids[:5])
 
 
@@ -127,7 +127,7 @@ def test_flush_ends_a_character_and_the_text_goes_on():
 def test_a_broken_byte_leaves_the_characters_around_it_alone():
     run = byte_tokens("日本".encode() + b"\xff" + "é".encode())
     assert pieces(SPM, run, [], 1) == ["", "", "日", "", "", "本", "\ufffd", "", "é", ""]
-    assert decode(SPM, run) == "\ufffd" * 9, "decode replaces the whole run"
+    assert decode_text(SPM, run) == "\ufffd" * 9, "decode replaces the whole run"
 
 
 def test_an_unfinished_character_that_breaks_is_shown_byte_by_byte():

@@ -8,8 +8,8 @@ import pytest
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import new_file
 from sllm_jax.core.int8 import quantized
-from sllm_jax.evaluate.evaluation import Evaluation, How
-from sllm_jax.evaluate.perplexity import MODES, token_nll
+from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
+from sllm_jax.evaluate.perplexity import EVALUATION_MODES, token_nll
 
 LENGTHS = (90, 40, 61)
 NAMES = {"model": "tiny"}
@@ -23,7 +23,7 @@ def texts():
 
 def evaluation(folder, model, texts, mode="streaming", chunk_size=16, names=NAMES):
     folder.mkdir(exist_ok=True)
-    return Evaluation(folder, model, texts, How(mode, 3, 20, chunk_size), names)
+    return Evaluation(folder, model, texts, EvaluationSettings(mode, 3, 20, chunk_size), names)
 
 
 def finished(one):
@@ -32,7 +32,7 @@ def finished(one):
     return one
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVALUATION_MODES)
 def test_each_of_several_texts_has_its_own_nll(tiny, texts, tmp_path, mode):
     together = finished(evaluation(tmp_path, tiny, texts, mode))
     assert together.done == together.total == sum(LENGTHS) - 3
@@ -42,7 +42,7 @@ def test_each_of_several_texts_has_its_own_nll(tiny, texts, tmp_path, mode):
         assert together.mean(i) == pytest.approx(alone.mean(dtype=np.float64), abs=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVALUATION_MODES)
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_interrupted_and_gone_on_with_is_the_same_as_in_one_go(tiny, texts, tmp_path, monkeypatch, mode, after):
     monkeypatch.setattr("sllm_jax.evaluate.perplexity._WINDOW_TOKENS", 5 * 24)

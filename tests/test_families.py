@@ -20,12 +20,12 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 import sllm_jax.models
 from sllm_jax import convert
 from sllm_jax.common.files import load_config, write_json
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import NO_TOKEN, decode, decode_program, extend, extend_program, init_carry, prefill
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides
 PLACES = 20  # of a padded chunk

@@ -392,7 +392,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(name):
 @pytest.mark.parametrize("address", ["huggingface.co/{}?\n", "hf://{}@a/b\n", "https://hf.co/{}#\n\n"])
 def test_no_address_takes_time_that_grows_with_its_square(address):
     program = (
-        "import sys; from sllm_jax import hub; from sllm_jax.common.errors import SllmError\n"
+        "import sys; from sllm_jax.loading import hub; from sllm_jax.common.errors import SllmError\n"
         "hub._from_hub = lambda *_: None\n"
         f"try: hub.resolve({address!r}.format('a' * 500_000))\n"
         "except SllmError: pass"

@@ -19,12 +19,12 @@ import sllm_jax
 from sllm_jax import convert
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import FLOATS
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode, decode_program, init_carry, prefill
 from sllm_jax.core.int8 import is_quantized, quantize, quantized, scale_of
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.evaluate.perplexity import perplexity
 from sllm_jax.loading import pretrained as loading
-from sllm_jax.models import module_for
 from sllm_jax.models.linear import times_int8
 from sllm_jax.text.tokenizer import encode
 

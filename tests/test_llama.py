@@ -11,11 +11,11 @@ from test_position import KINDS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally
 from sllm_jax.core.decode import init_carry, prefill
 from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 from sllm_jax.text.tokenizer import encode
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides
@@ -69,7 +69,7 @@ def test_dense_logits_equal_those_of_transformers(tmp_path, options, length):
         expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
     nothing = ((jnp.zeros(0), jnp.zeros(0)),) * 3
     attend = attend_causally(ours.config, ours.dtype, length)
-    causal, _ = ours.module.apply({"params": ours.params}, jnp.array(tokens), nothing, attend)
+    causal, _ = ours.module.apply({"params": ours.params}, jnp.array(tokens), nothing, (attend,) * len(nothing))
     np.testing.assert_allclose(causal, expected, atol=TOLERANCE)
     dense = prefill(ours, init_carry(ours, 0, length - 1), tokens)
     np.testing.assert_allclose(dense.logits, expected[-1], atol=TOLERANCE)
@@ -93,7 +93,7 @@ def test_logits_of_a_trained_checkpoint(shared):
     np.testing.assert_array_equal(tokens, expected["prompt_ids"])
     nothing = ((jnp.zeros(0), jnp.zeros(0)),) * model.config.num_hidden_layers
     attend = attend_causally(model.config, model.dtype, len(tokens))
-    logits, _ = model.module.apply({"params": model.params}, jnp.array(tokens), nothing, attend)
+    logits, _ = model.module.apply({"params": model.params}, jnp.array(tokens), nothing, (attend,) * len(nothing))
     golden = np.load(folder / "golden_logits.npz")
     np.testing.assert_allclose(logits, golden["stories260K_prompt_logits"], atol=TOLERANCE)
     assert logits.argmax(-1).tolist() == expected["prompt_argmax"]

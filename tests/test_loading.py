@@ -183,7 +183,7 @@ MEASURE = """
     from sllm_jax import convert
     from sllm_jax.common.files import load_config
     from sllm_jax.core.model import parameter_shapes
-    from sllm_jax.models import module_for
+    from sllm_jax.convert.families import module_for
 
     def anonymous():
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from memory import resident_megabytes
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.evaluate.evaluation import Evaluation, How
+from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 from sllm_jax.loading.pretrained import load
 from sllm_jax.text.long_text import encode_blocks, file_blocks, tokenize_file
 from sllm_jax.text.tokenizer import encode, load_tokenizer
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_over_ten_million_tokens(data, tmp_path):
 
     found = tokenize_file(tokenizer, path, tmp_path / "ids", None, note)
     (tmp_path / "evaluation").mkdir()
-    one = Evaluation(tmp_path / "evaluation", model, [found.ids], How("streaming", 4, 123, 512), {})
+    one = Evaluation(tmp_path / "evaluation", model, [found.ids], EvaluationSettings("streaming", 4, 123, 512), {})
     for i, (done, _) in enumerate(one.steps()):
         if i % 50 == 0:
             reading.append((done / one.total, resident_megabytes("RssAnon")))

@@ -14,7 +14,7 @@ from sllm_jax.core.decode import NO_TOKEN, NOT_FINITE, decode, extend, init_carr
 from sllm_jax.core.model import Model
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.attention_map import attention_maps
-from sllm_jax.evaluate.perplexity import MODES, read_texts, token_nll
+from sllm_jax.evaluate.perplexity import EVALUATION_MODES, token_nll, token_nll_batch
 from sllm_jax.streams.stream import Stream
 
 EOS = np.array([NO_TOKEN], np.int32)
@@ -49,7 +49,7 @@ def test_a_stream_that_is_not_finite_leaves_those_beside_it_alone(damaged, tiny,
         np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVALUATION_MODES)
 @pytest.mark.parametrize("stride", [1, 3])
 def test_perplexity_says_at_which_token(damaged, mode, stride):
     ids = np.arange(10, 60, dtype=np.int32)
@@ -63,7 +63,7 @@ def test_perplexity_says_at_which_token(damaged, mode, stride):
 def test_perplexity_of_texts_side_by_side_is_checked_too(damaged):
     texts = [np.arange(10, 60, dtype=np.int32), np.full(20, 7, np.int32)]
     with pytest.raises(SllmError, match="between tokens 0 and 8 of the text"):
-        list(read_texts(damaged, texts, "streaming", 2, 20, 8))
+        list(token_nll_batch(damaged, texts, "streaming", 2, 20, 8))
 
 
 def test_attention_maps_are_checked(damaged):

@@ -9,7 +9,6 @@ from sllm_jax.cli.perplexity import read_token_ids
 from sllm_jax.common import npy
 from sllm_jax.common.errors import SllmError
 from sllm_jax.evaluate.evaluation import _map_nll
-from sllm_jax.train.run import _load_row
 
 
 def content(header: str | bytes, version: int = 1, data: bytes = bytes(80), length: int | None = None) -> bytes:
@@ -47,7 +46,6 @@ HOSTILE = {
 READERS = {
     "tokens": read_token_ids,
     "nll": lambda path: _map_nll(path, 10),
-    "row": _load_row,
 }
 
 

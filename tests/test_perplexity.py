@@ -5,7 +5,7 @@ import pytest
 from reference import ListModel
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.evaluate.perplexity import MODES, perplexity, token_nll
+from sllm_jax.evaluate.perplexity import EVALUATION_MODES, perplexity, token_nll
 
 TOLERANCE = 1e-4
 
@@ -24,7 +24,7 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 101, 60)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVALUATION_MODES)
 @pytest.mark.parametrize("chunk_size", [1, 5, 59, 300])
 def test_chunk_size_never_changes_the_result(tiny, tokens, mode, chunk_size):
     expected = whole(tiny, tokens, mode, 3, 20, 16)
@@ -53,7 +53,7 @@ def test_recompute_in_several_batches_of_windows(tiny, tokens, monkeypatch):
     assert sizes == [24, *[5] * 7]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVALUATION_MODES)
 @pytest.mark.parametrize(("stride", "chunk_size"), [(7, 16), (25, 5)])
 def test_a_stride_is_every_so_many_of_the_whole(tiny, tokens, mode, stride, chunk_size):
     expected = whole(tiny, tokens, mode, 3, 20, chunk_size)[::stride]
@@ -67,7 +67,7 @@ def test_a_stride_recomputes_no_others(tiny, tokens, monkeypatch):
 
 
 def test_two_tokens_are_enough(tiny):
-    for mode in MODES:
+    for mode in EVALUATION_MODES:
         assert whole(tiny, np.array([5, 7]), mode, 3, 20).shape == (1,)
 
 

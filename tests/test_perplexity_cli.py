@@ -11,7 +11,7 @@ import pytest
 from test_cli import assert_refused
 
 from sllm_jax.evaluate.evaluation import Evaluation
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer
 
 
 @pytest.mark.parametrize("mode", ["streaming", "window", "dense", "recompute"])
@@ -30,7 +30,7 @@ def test_perplexity_of_tokens_and_of_text(run, model, tmp_path, mode):
     _, out, err = run("perplexity", *arguments, "--text", text, "--max-tokens", 25, "--nll-out", nll_out)
     assert re.fullmatch(r"perplexity [\d.e+]+ over 25 tokens\n", out)
     tokenizer = load_tokenizer(model)
-    predicted = decode(tokenizer, encode(tokenizer, text.read_text(), start=True)[1:26])
+    predicted = decode_text(tokenizer, encode(tokenizer, text.read_text(), start=True)[1:26])
     bits = np.load(nll_out).sum() / np.log(2) / len(predicted.encode())
     assert float(re.search(r"([\d.]+) bits per byte\n", err)[1]) == pytest.approx(bits, abs=1e-4)
 

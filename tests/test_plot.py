@@ -14,8 +14,8 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import write_json
 from sllm_jax.common.plot import Plot
 from sllm_jax.reproduce import EXPERIMENTS, fig2
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 from sllm_jax.reproduce.report import name_of
-from sllm_jax.reproduce.subject import Options, Subject
 
 BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
 TEXT = "The cat sat by the window and saw the rain. "
@@ -46,8 +46,8 @@ def test_a_plot_in_each_format_is_the_same_every_time(kind):
 
 def test_a_plot_names_the_model_and_the_text(loaded):
     names = {"model": "/models/mine/", "text": "texts/book.txt"}
-    report = EXPERIMENTS["fig2"].run(Subject(*loaded, TEXT * 60, Options(max_tokens=300), names))
-    assert report.plot.title == fig2.maps(Subject(*loaded, TEXT * 9, names=names)).title == "mine, book.txt"
+    report = EXPERIMENTS["fig2"].run(ExperimentInputs(*loaded, TEXT * 60, ExperimentOptions(max_tokens=300), names))
+    assert report.plot.title == fig2.maps(ExperimentInputs(*loaded, TEXT * 9, names=names)).title == "mine, book.txt"
     assert b"mine, book.txt" in re.sub(rb"<!--|-->", b"", report.plot.render("svg"))
     assert name_of({"model": "bundled:llama"}) == "bundled:llama"
     assert name_of({}) == ""

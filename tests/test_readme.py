@@ -7,11 +7,11 @@ import sys
 import tomllib
 
 import pytest
+from make_supported_models import table
 from pages import ROOT, commands, prepare, snippets, text_of
 
 import sllm_jax
 from sllm_jax.loading.bundle import bundled_names
-from sllm_jax.models import KINDS
 
 README = text_of("README.md")
 COMMANDS = [command for command in commands("README.md") if "sllm-jax" in command]
@@ -67,9 +67,9 @@ def test_bundled_models_are_named_as_they_are_and_have_their_card_linked():
         assert f"(sllm_jax/bundled/{name.removeprefix('bundled:')}/README.md)" in README
 
 
-def test_the_table_of_supported_models_is_that_of_the_command():
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", README.split("## Supported models")[1], re.MULTILINE)
-    assert rows[1:] == [(model_type, kind.models, kind.options) for model_type, kind in KINDS.items()]
+def test_the_table_of_supported_models_is_that_of_the_registry():
+    text = README.split("## Supported models")[1].split("\n## ")[0]
+    assert [line for line in text.splitlines() if line.startswith("|")] == table()
 
 
 def test_there_is_a_snippet_of_each_kind():

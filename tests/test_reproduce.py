@@ -19,9 +19,9 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.result_table import Table
 from sllm_jax.core.model import dense_logits
 from sllm_jax.evaluate.perplexity import token_nll
-from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10, making
+from sllm_jax.reproduce import EXPERIMENTS, fig2, fig10, runner
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 from sllm_jax.reproduce.fig3 import running_mean, smoothed
-from sllm_jax.reproduce.subject import Options, Subject
 from sllm_jax.text.tokenizer import encode
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -85,7 +85,7 @@ def test_three_files_and_the_table(run, model, text, questions, small_caches, tm
 
 def test_fig2_reads_windows_from_the_start_tokens_on(loaded, tmp_path):
     text = TEXT * 60
-    subject = Subject(*loaded, text, Options(max_tokens=300))
+    subject = ExperimentInputs(*loaded, text, ExperimentOptions(max_tokens=300))
     report = EXPERIMENTS["fig2"].run(subject)
     report.write(tmp_path, "fig2")
     rows = rows_of(tmp_path / "fig2.csv")
@@ -100,7 +100,7 @@ def test_fig2_reads_windows_from_the_start_tokens_on(loaded, tmp_path):
 
 
 def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
-    subject = Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7, 150))
+    subject = ExperimentInputs(*loaded, TEXT * 60, ExperimentOptions(300, 3, 20, 7, 150))
     report = EXPERIMENTS["fig3"].run(subject)
     report.write(tmp_path, "fig3")
     rows = rows_of(tmp_path / "fig3.csv")
@@ -139,7 +139,7 @@ def text_perplexity(loaded, mode, sizes, before, count=300, every=1):
 
 
 def test_table1_puts_line_breaks_in_the_place_of_the_first_tokens(loaded):
-    table = EXPERIMENTS["table1"].run(Subject(*loaded, TEXT * 60, Options(300, 3, 20, 1))).figures
+    table = EXPERIMENTS["table1"].run(ExperimentInputs(*loaded, TEXT * 60, ExperimentOptions(300, 3, 20, 1))).figures
     found = {row[0]: row[2] for row in table.rows}
     bos, line_break = [loaded[1].bos_token_id], encode(loaded[1], "\n", start=False)[-1]
     expected = {
@@ -152,7 +152,9 @@ def test_table1_puts_line_breaks_in_the_place_of_the_first_tokens(loaded):
 
 
 def test_table1_compares_on_the_tokens_that_are_recomputed(loaded):
-    rows = EXPERIMENTS["table1"].run(Subject(*loaded, TEXT * 60, Options(300, 3, 20, 7))).figures.rows
+    rows = (
+        EXPERIMENTS["table1"].run(ExperimentInputs(*loaded, TEXT * 60, ExperimentOptions(300, 3, 20, 7))).figures.rows
+    )
     assert [row[1] for row in rows] == [299, 299, 299, 42]
     nll = np.concatenate(list(token_nll(loaded[0], encode(loaded[1], TEXT * 60, start=True)[:301], "streaming", 3, 20)))
     assert rows[1][3] == pytest.approx(math.exp(nll[7::7].mean(dtype=np.float64)), rel=1e-5)  # nll[0] is of the first
@@ -164,7 +166,7 @@ def test_table1_compares_on_the_tokens_that_are_recomputed(loaded):
 )
 def test_tables_2_and_6_hold_the_perplexity_of_each_cache(loaded, name, caches):
     sizes = (3, 20) if name == "table2" else (4, 115)
-    rows = EXPERIMENTS[name].run(Subject(*loaded, TEXT * 60, Options(300, *sizes))).figures.rows
+    rows = EXPERIMENTS[name].run(ExperimentInputs(*loaded, TEXT * 60, ExperimentOptions(300, *sizes))).figures.rows
     assert [row[:2] for row in rows] == caches
     for start, recent, found in rows:
         expected = text_perplexity(loaded, "streaming", (start, recent), [loaded[1].bos_token_id])
@@ -215,7 +217,7 @@ def test_all_checks_every_experiment_before_the_first_is_made(run, model, text, 
         "--out",
         tmp_path / "o",
     )
-    monkeypatch.setattr(making, "make", None)
+    monkeypatch.setattr(runner, "run_experiment", None)
     found = run(*arguments, "--max-tokens", 130, "--recent-size", 10, "--max-questions", 1, "--lines", 20)
     assert_refused(
         found, "table6: the experiment needs a cache of 48 tokens or more; got 14; streameval needs more than 20"
@@ -239,7 +241,7 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
     def runs_out(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more")
 
-    monkeypatch.setattr(fig10, "recomputing", runs_out)
+    monkeypatch.setattr(fig10, "recompute_program", runs_out)
     out = tmp_path / "all"
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     code, _, err = run(*arguments, "--max-tokens", 300)
@@ -249,14 +251,14 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
 
 def test_whole_maps_of_attention_are_drawn(loaded):
     text = "The cat sat by the window and saw the rain. " * 10
-    assert fig2.maps(Subject(*loaded, text)).render().startswith(PNG)
+    assert fig2.maps(ExperimentInputs(*loaded, text)).render().startswith(PNG)
     for length in (1, 129):  # a start token alone; more than the trained context
         with pytest.raises(SllmError, match=f"a window must have 2 to 128 tokens; got {length}"):
-            fig2.maps(Subject(*loaded, text), length)
+            fig2.maps(ExperimentInputs(*loaded, text), length)
 
 
 def test_fig10_times_both_sides(loaded, small_caches):
-    report = EXPERIMENTS["fig10"].run(Subject(*loaded, ""))
+    report = EXPERIMENTS["fig10"].run(ExperimentInputs(*loaded, ""))
     assert [row[0] for row in report.figures.rows] == [32, 64]
     for _, streaming, recomputing, speed_up, streaming_memory, recomputing_memory in report.figures.rows:
         assert min(streaming, recomputing) > 0
@@ -266,7 +268,7 @@ def test_fig10_times_both_sides(loaded, small_caches):
 
 
 def test_fig10_takes_caches_of_ones_own(loaded, small_caches):
-    report = EXPERIMENTS["fig10"].run(Subject(*loaded, "", Options(cache_sizes=(48, 16))))
+    report = EXPERIMENTS["fig10"].run(ExperimentInputs(*loaded, "", ExperimentOptions(cache_sizes=(48, 16))))
     assert [row[0] for row in report.figures.rows] == [16, 48]
 
 
@@ -283,7 +285,7 @@ def test_fig10_writes_what_a_fresh_pass_says(loaded):
 
 def test_stability_is_the_perplexity_of_each_stretch(loaded, monkeypatch):
     monkeypatch.setattr("sllm_jax.reproduce.stability.STRETCHES", 4)
-    subject = Subject(*loaded, TEXT * 200, Options(2200, 3, 20))
+    subject = ExperimentInputs(*loaded, TEXT * 200, ExperimentOptions(2200, 3, 20))
     report = EXPERIMENTS["stability"].run(subject)
     ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
     nll = np.concatenate(list(token_nll(loaded[0], ids, "streaming", 3, 20)))

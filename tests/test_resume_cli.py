@@ -16,7 +16,7 @@ from training import CONFIG, write_text
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import work_folder
-from sllm_jax.evaluate.evaluation import Evaluation, How
+from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 
 
 def cut(path):
@@ -57,7 +57,7 @@ def interrupted(model, loaded, tmp_path_factory):
     arguments += ["--tokens", place / "tokens.npy"]
     names = {"model": str(model), "revision": None}
     (place / "kept").mkdir()
-    evaluation = Evaluation(place / "kept", loaded[0], [token_ids], How("streaming", 4, 20, 7), names)
+    evaluation = Evaluation(place / "kept", loaded[0], [token_ids], EvaluationSettings("streaming", 4, 20, 7), names)
     steps = evaluation.steps()
     for _ in range(10):
         next(steps)

@@ -16,10 +16,10 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.core.kv_state import init_state, is_possible
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate import evaluation
-from sllm_jax.evaluate.evaluation import Evaluation, How
+from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 
 TEXTS = [np.random.default_rng(0).integers(0, 101, 50), np.random.default_rng(1).integers(0, 101, 30)]
-HOW = How("streaming", 3, 20, 16)
+HOW = EvaluationSettings("streaming", 3, 20, 16)
 
 
 def begin(folder, model) -> Evaluation:
@@ -148,7 +148,7 @@ def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
 def npy(header, nll) -> bytes:
     """A .npy file with a header of one's own."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": nll.shape} | header)
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": nll.shape} | header)
     return file.getvalue() + nll.tobytes()
 
 

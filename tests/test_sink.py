@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import convert, to_huggingface
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.blocks import MASKED, sink_logits_of, sink_softmax
 from sllm_jax.core.decode import NO_TOKEN, decode, extend, init_carry
 from sllm_jax.core.kv_state import visible_token_ids
@@ -22,7 +23,6 @@ from sllm_jax.core.model import Model, dense_logits, nll_of
 from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
-from sllm_jax.models import module_for
 from sllm_jax.streams.stream import Stream
 
 TOLERANCE = 1e-4  # of logits, float32 on both sides

@@ -12,7 +12,7 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.core.kv_state import visible_token_ids
 from sllm_jax.streams.stream import Stream, eos_ids, fit_sizes
 from sllm_jax.text.detokenize import Detokenizer
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer
 
 PROMPT = "The cat sat by the window. "
 
@@ -94,7 +94,7 @@ def test_a_bos_that_is_the_eos_begins_a_text_and_does_not_end_it(loaded, one_spe
     text = text_of(stream.generate(9))
     ids = visible(stream)
     assert (ids[0], stream.tokens_written, stream.tokens_seen) == (0, 9, 10)
-    assert text == decode(one_special_token, ids[1:])
+    assert text == decode_text(one_special_token, ids[1:])
     assert "<|" not in text
 
 
@@ -173,7 +173,7 @@ def test_tokens_without_text_of_their_own_are_taken_back_too(data, loaded, monke
     monkeypatch.setattr(stream, "_write", write)
     shown = text_of(stream.generate(40, [stop]))
     assert shown.endswith("So it is.")
-    kept = decode(tokenizer, visible(stream))
+    kept = decode_text(tokenizer, visible(stream))
     assert (PROMPT + shown).startswith(kept)
     assert len(kept) >= len(PROMPT + shown) - 2, "only a token that the stop text cuts in two may be missing"
 
@@ -264,7 +264,7 @@ def test_chat_is_one_stream_that_is_never_reset(new_stream):
     seen = stream.tokens_seen
     text_of(stream.chat("And you?", max_tokens=6, temperature=1.0))
     assert stream.tokens_seen > seen
-    text = decode(stream.tokenizer, visible(stream))
+    text = decode_text(stream.tokenizer, visible(stream))
     assert text.startswith(f"Be terse.\n\nUSER: Hello\n\nASSISTANT:{first}")
     assert "USER: And you?\n\nASSISTANT:" in text
 

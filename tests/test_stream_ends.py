@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.kv_state import visible_token_ids
 from sllm_jax.core.model import Model, init_params
-from sllm_jax.models import module_for
 from sllm_jax.streams.stream import Stream, eos_ids
 from sllm_jax.text.tokenizer import encode, load_tokenizer
 

@@ -7,8 +7,8 @@ import pytest
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.reproduce import EXPERIMENTS, streameval
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 from sllm_jax.reproduce.streameval import Answer, Question, accuracy, ask, events
-from sllm_jax.reproduce.subject import Options, Subject
 
 
 def test_the_stream_is_that_of_the_papers_figure_8():
@@ -69,7 +69,7 @@ def test_no_questions_have_no_accuracy():
 
 def test_the_report_counts_by_distance_and_by_length(loaded, monkeypatch):
     monkeypatch.setattr(streameval, "Stream", lambda *_: Reading())
-    report = EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=200)))
+    report = EXPERIMENTS["streameval"].run(ExperimentInputs(*loaded, "", ExperimentOptions(lines=200)))
     by_distance, by_length, _ = report.tables
     assert by_distance.rows == [(20, 18, 1.0), (40, 16, 1.0), (60, 14, 1.0), (80, 12, 1.0), (100, 10, 1.0)]
     assert [row[:2] for row in by_length.rows][:3] == [(20, 0), (40, 2), (60, 4)]
@@ -82,11 +82,11 @@ class Reading(Knowing):
 
 
 def test_a_model_reads_the_whole_stream(loaded):
-    report = EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=22, recent_size=60)))
+    report = EXPERIMENTS["streameval"].run(ExperimentInputs(*loaded, "", ExperimentOptions(lines=22, recent_size=60)))
     assert [row[:2] for row in report.figures.rows] == [(20, 20)]
     assert report.settings["cache"] == "4 + 60 tokens kept"
 
 
 def test_too_few_lines(loaded):
     with pytest.raises(SllmError, match="streameval needs more than 20 lines; got 20"):
-        EXPERIMENTS["streameval"].run(Subject(*loaded, "", Options(lines=20)))
+        EXPERIMENTS["streameval"].run(ExperimentInputs(*loaded, "", ExperimentOptions(lines=20)))

@@ -13,16 +13,16 @@ from sllm_jax.core.decode import init_carry, prefill
 from sllm_jax.core.model import dense_logits
 from sllm_jax.reproduce import EXPERIMENTS, streamqa
 from sllm_jax.reproduce.arc import ArcQuestion, read_files
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 from sllm_jax.reproduce.streamqa import Format, Mode, Outcome, ask, option_nll
-from sllm_jax.reproduce.subject import Options, Subject
-from sllm_jax.text.tokenizer import decode, encode
+from sllm_jax.text.tokenizer import decode_text, encode
 
 QUESTIONS = [ArcQuestion(f"What is {i}?", ("red", "blue", "a cat"), i % 3) for i in range(6)]
 
 
 @pytest.fixture
 def subject(loaded):
-    return Subject(*loaded, "", Options())
+    return ExperimentInputs(*loaded, "", ExperimentOptions())
 
 
 @pytest.fixture
@@ -55,17 +55,17 @@ def test_the_few_shot_format(loaded):
     form, tokenizer = Format(loaded[1], "few-shot"), loaded[1]
     first, later = form.prompt(QUESTIONS[1], []), form.prompt(QUESTIONS[1], [5])
     text = "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
-    assert decode(tokenizer, first) == text
+    assert decode_text(tokenizer, first) == text
     np.testing.assert_array_equal(first, [tokenizer.bos_token_id, *later])
     joined = encode(tokenizer, f"{text} B\n\n", start=False)
     np.testing.assert_array_equal([*later, *form.answer("B", closed=True)], joined)
-    assert decode(tokenizer, [*later, *form.answer("B")]) == f"{text} B"
+    assert decode_text(tokenizer, [*later, *form.answer("B")]) == f"{text} B"
 
 
 def test_the_chat_format_has_turns(loaded):
     form = Format(loaded[1], "chat")
     assert form.examples == 0
-    text = decode(loaded[1], form.prompt(QUESTIONS[0], []))
+    text = decode_text(loaded[1], form.prompt(QUESTIONS[0], []))
     assert text == "USER: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer with the letter alone.\n\nASSISTANT:"
 
 
@@ -101,10 +101,10 @@ def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template
 
 def test_one_shot_sees_its_whole_stream(loaded, path):
     """A cache too small for a question evicts on the stream alone."""
-    options = Options(questions=read_files([path]), recent_size=8)
-    rows = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", options)).figures.rows
-    wide = Options(questions=read_files([path]), recent_size=100)
-    expected = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", wide)).figures.rows
+    options = ExperimentOptions(questions=read_files([path]), recent_size=8)
+    rows = EXPERIMENTS["streamqa"].run(ExperimentInputs(*loaded, "", options)).figures.rows
+    wide = ExperimentOptions(questions=read_files([path]), recent_size=100)
+    expected = EXPERIMENTS["streamqa"].run(ExperimentInputs(*loaded, "", wide)).figures.rows
     assert rows[:5] == expected[:5]
 
 
@@ -146,7 +146,7 @@ def reads_of(subject, mode, monkeypatch):
 
     def score(model, carry, options, counts):
         seen.append(
-            decode(subject.tokenizer, carry).replace("\n\n Question", "\n\nQuestion")
+            decode_text(subject.tokenizer, carry).replace("\n\n Question", "\n\nQuestion")
         )  # SentencePiece's own space
         return np.zeros(len(counts))
 
@@ -166,14 +166,14 @@ def test_who_answers_right_scores_all(loaded, path, monkeypatch):
             yield Outcome(number, question, question.labels[question.right], question.right)
 
     monkeypatch.setattr(streamqa, "ask", knowing)
-    report = EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=read_files([path]))))
+    report = EXPERIMENTS["streamqa"].run(ExperimentInputs(*loaded, "", ExperimentOptions(questions=read_files([path]))))
     assert [list(row[1:]) for row in report.tables[0].rows[:3]] == [[100.0, 100.0]] * 3
     assert report.tables[0].rows[3] == ["chance", pytest.approx(100 / 3), pytest.approx(100 / 3)]
 
 
 def test_a_model_answers_every_question_in_every_mode(loaded, path):
     report = EXPERIMENTS["streamqa"].run(
-        Subject(*loaded, "", Options(questions=read_files([path]), max_questions=4, recent_size=100))
+        ExperimentInputs(*loaded, "", ExperimentOptions(questions=read_files([path]), max_questions=4, recent_size=100))
     )
     rows = report.figures.rows
     assert [row[2] for row in rows] == [2, 3, 4] * 3
@@ -184,6 +184,8 @@ def test_a_model_answers_every_question_in_every_mode(loaded, path):
 
 def test_too_few_questions_and_another_format(loaded, path):
     with pytest.raises(SllmError, match="arc needs 2 questions or more; got 1"):
-        EXPERIMENTS["streamqa"].run(Subject(*loaded, "", Options(questions=read_files([path]), max_questions=1)))
+        EXPERIMENTS["streamqa"].run(
+            ExperimentInputs(*loaded, "", ExperimentOptions(questions=read_files([path]), max_questions=1))
+        )
     with pytest.raises(SllmError, match="qa-format 'quiz' is not one of few-shot, chat"):
-        Options(qa_format="quiz")
+        ExperimentOptions(qa_format="quiz")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer, start_ids
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer, start_ids
 
 DATA = Path(__file__).parent / "data"
 BYTES = DATA / "tiny-tokenizer-bytes"
@@ -86,7 +86,7 @@ def test_folder_with_only_tokenizer_model(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
     assert tokenizer.name_or_path == str(tmp_path)
-    assert decode(tokenizer, encode(tokenizer, " two  spaces, 日本", start=True)) == " two  spaces, 日本"
+    assert decode_text(tokenizer, encode(tokenizer, " two  spaces, 日本", start=True)) == " two  spaces, 日本"
 
 
 def test_empty_special_tokens_of_early_llama_conversions(tmp_path):
@@ -141,7 +141,7 @@ def test_file_of_another_name_takes_no_settings_from_its_folder(tmp_path):
 def test_vocab_and_merges(text):
     tokenizer = cached(vocab_and_merges())
     ids = encode(tokenizer, text, start=False)
-    assert decode(tokenizer, ids) == text
+    assert decode_text(tokenizer, ids) == text
     if "  " not in text:
         assert ids.tolist() == encode(cached(BYTES), text, start=False).tolist()
 
@@ -244,7 +244,7 @@ def test_start_ids(tmp_path):
 def test_decode_leaves_out_special_tokens_and_keeps_spaces():
     tokenizer = load_tokenizer(SPM)
     ids = [1, *encode(tokenizer, "wait , it 's  late .", start=False), 2]
-    assert decode(tokenizer, ids) == decode(tokenizer, np.array(ids)) == "wait , it 's  late ."
+    assert decode_text(tokenizer, ids) == decode_text(tokenizer, np.array(ids)) == "wait , it 's  late ."
 
 
 CACHE = {}

@@ -14,7 +14,7 @@ from sllm_jax.loading.bundle import bundled_folder, bundled_names
 from sllm_jax.text.detokenize import Detokenizer
 from sllm_jax.text.long_text import encode_blocks
 from sllm_jax.text.plain_text import Part, encode_parts
-from sllm_jax.text.tokenizer import decode, encode, load_tokenizer
+from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer
 from sllm_jax.text.tokenizer_growth import check_growth
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type Swig:DeprecationWarning")
@@ -167,7 +167,7 @@ def test_the_table_of_sentencepiece_counts_as_the_normal_form_that_it_is(tmp_pat
     )
     (tmp_path / "tokenizer.model").write_bytes(file.getvalue())
     tokenizer = load_tokenizer(tmp_path)
-    assert decode(tokenizer, encode(tokenizer, "\uff41  b", start=False)) == "a b"
+    assert decode_text(tokenizer, encode(tokenizer, "\uff41  b", start=False)) == "a b"
 
 
 def test_an_expression_that_searches_without_end_while_encoding(changed):
@@ -188,7 +188,7 @@ def test_an_expression_that_searches_without_end_while_decoding(changed):
     ids = [model["vocab"][letter] for letter in HARD]
     message = r"^the tokens cannot be decoded by this tokenizer \(.*\); choose another"
     with pytest.raises(SllmError, match=message):
-        decode(tokenizer, ids)
+        decode_text(tokenizer, ids)
     folder = shutil.copytree(folder, folder.with_name("other"))
     vocabulary = {HARD if token == "a" else token: i for token, i in model["vocab"].items()}
     changes = {"model": model | {"vocab": vocabulary, "merges": []}}

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 from sllm_jax.common import checkpoint, orbax
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import to_huggingface
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model, dense_logits
-from sllm_jax.models import module_for
 from sllm_jax.train import metrics
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.preparation import hf_config
-from sllm_jax.train.run import CHECKPOINTS, METRICS, MODEL, Run
-from sllm_jax.train.step import evaluate, init_train_state, learning_rate, mean_nll, optimizer, train_step
+from sllm_jax.train.run import CHECKPOINTS, METRICS, MODEL, TrainingRun
+from sllm_jax.train.step import eval_step, init_train_state, learning_rate, mean_nll, optimizer, train_step
 
 NO_WARM_UP = {"warmup_steps": 0, "clip_norm": 0.3}
 
@@ -46,14 +46,14 @@ def after_a_step(**changes):
     )
 
 
-def measures(run: Run) -> list[Row]:
+def measures(run: TrainingRun) -> list[Row]:
     """The rows on disk but for the one thing that differs from run to run."""
-    rows = metrics.read(run.folder / METRICS, run.step, metrics.digest(run.rows))
+    rows = metrics.read_rows(run.folder / METRICS, run.step, metrics.digest(run.rows))
     return [replace(row, tokens_per_second=0.0) for row in rows]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Run:
+def whole(tmp_path_factory) -> TrainingRun:
     """A run that nothing has interrupted."""
     return done(prepared(tmp_path_factory.mktemp("whole")))
 
@@ -75,7 +75,7 @@ def test_a_run_left_and_taken_up_ends_the_same(whole, tmp_path, stop_at):
         if step == stop_at:
             break
     assert not (run.folder / MODEL).exists()
-    again = Run(run.folder, run.settings, run.save_every)
+    again = TrainingRun(run.folder, run.settings, run.save_every)
     assert again.step == {3: 0, 7: 5, 12: 12}[stop_at]
     done(again)
     assert_same(again.state.params, whole.state.params)
@@ -189,10 +189,10 @@ def test_steps_equal_those_of_pytorch(tmp_path):
 
 
 def test_a_whole_run_compiles_each_program_once(tmp_path):
-    before = train_step._cache_size(), evaluate._cache_size()
+    before = train_step._cache_size(), eval_step._cache_size()
     config = CONFIG | {"hidden_size": 36, "head_dim": 6}  # compiled by no other test
     run = done(prepared(tmp_path, config=config, save_every=3))
-    assert (train_step._cache_size() - before[0], evaluate._cache_size() - before[1]) == (1, 1)
+    assert (train_step._cache_size() - before[0], eval_step._cache_size() - before[1]) == (1, 1)
     assert run.step == 12
 
 
@@ -240,11 +240,11 @@ ROWS = [Row(10, 100, 1.5, 0.1, 1e-3, 7.0), Row(20, 200, 0.25, 3.0, 2e-3, 8.0, 1.
 
 def test_measures_come_back(tmp_path):
     path = tmp_path / "metrics.csv"
-    assert metrics.read(path, 99, metrics.digest(ROWS)) == []
-    metrics.write(path, ROWS)
-    assert metrics.read(path, 99, metrics.digest(ROWS)) == ROWS
-    assert metrics.read(path, 19, metrics.digest(ROWS[:1])) == ROWS[:1]
-    assert metrics.read(path, 9, metrics.digest([])) == []
+    assert metrics.read_rows(path, 99, metrics.digest(ROWS)) == []
+    metrics.write_rows(path, ROWS)
+    assert metrics.read_rows(path, 99, metrics.digest(ROWS)) == ROWS
+    assert metrics.read_rows(path, 19, metrics.digest(ROWS[:1])) == ROWS[:1]
+    assert metrics.read_rows(path, 9, metrics.digest([])) == []
 
 
 BROKEN = {
@@ -269,17 +269,17 @@ BROKEN = {
 @pytest.mark.parametrize("damage", BROKEN)
 def test_measures_that_are_not_those_that_were_saved_are_refused(tmp_path, damage):
     path = tmp_path / "metrics.csv"
-    metrics.write(path, ROWS)
+    metrics.write_rows(path, ROWS)
     path.write_text(BROKEN[damage](path.read_text()))
     with pytest.raises(SllmError, match=r"metrics\.csv (cannot be read|is damaged).*; remove it to go on without"):
-        metrics.read(path, 20, metrics.digest(ROWS))
+        metrics.read_rows(path, 20, metrics.digest(ROWS))
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_measures_that_are_no_file_are_refused(tmp_path, make):
     make(tmp_path / "metrics.csv")
     with pytest.raises(SllmError, match=r"metrics\.csv is not a file; remove it to go on without"):
-        metrics.read(tmp_path / "metrics.csv", 20, metrics.digest(ROWS))
+        metrics.read_rows(tmp_path / "metrics.csv", 20, metrics.digest(ROWS))
 
 
 OTHER_FAMILIES = {

@@ -19,7 +19,7 @@ from training import CONFIG, write_text
 from sllm_jax.cli import train as command
 from sllm_jax.loading.pretrained import load
 from sllm_jax.train import preparation
-from sllm_jax.train.run import Run
+from sllm_jax.train.run import TrainingRun
 
 STEPS = 30
 RESULT = re.compile(r"held back: \d\.\d{4} nats per token, \d\.\d{4} bits per byte\n")
@@ -114,7 +114,7 @@ def assert_refused(result, *parts):
 
 def interrupt_after(monkeypatch, step):
     """A Ctrl-C arrives while this step is under way."""
-    steps = Run.steps
+    steps = TrainingRun.steps
 
     def interrupted(run):
         for done, loss in steps(run):
@@ -122,7 +122,7 @@ def interrupt_after(monkeypatch, step):
                 signal.raise_signal(signal.SIGINT)
             yield done, loss
 
-    monkeypatch.setattr(Run, "steps", interrupted)
+    monkeypatch.setattr(TrainingRun, "steps", interrupted)
 
 
 def test_a_run_prints_its_result_alone(whole):

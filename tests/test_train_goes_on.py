@@ -14,8 +14,8 @@ from training import CONFIG, done, prepared, write_text
 from sllm_jax.common.errors import SllmError
 from sllm_jax.train import run as runs
 from sllm_jax.train.preparation import hf_config, prepare
-from sllm_jax.train.run import Run
-from sllm_jax.train.settings import Settings
+from sllm_jax.train.run import TrainingRun
+from sllm_jax.train.settings import TrainingSettings
 from sllm_jax.train.text import read_documents
 
 
@@ -47,7 +47,7 @@ def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypa
     code, out, err = run(*arguments, "--resume")
     assert (code, out.count("\n"), err) == (0, 1, "wrote " + str(tmp_path / "run/model") + "\n")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000024"]
-    resumed = Run(tmp_path / "run", whole.settings)
+    resumed = TrainingRun(tmp_path / "run", whole.settings)
     for one, other in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_array_equal(one, other)
     rows = {row.step: row for row in resumed.rows}
@@ -91,7 +91,7 @@ DAMAGE = {
 def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, damage):
     DAMAGE[damage](copied(whole, tmp_path) / name)
     with pytest.raises(SllmError, match=r"damaged, or not of this run|missing or damaged") as error:
-        Run(tmp_path / "run", whole.settings)
+        TrainingRun(tmp_path / "run", whole.settings)
     assert "\n" not in str(error.value)
 
 
@@ -102,16 +102,16 @@ def test_settings_without_digests_are_refused(whole, tmp_path, files):
     with pytest.raises(
         SllmError, match=r"settings\.json is damaged, or of an earlier version: it has no digests; begin"
     ):
-        Run(tmp_path / "run", whole.settings)
+        TrainingRun(tmp_path / "run", whole.settings)
 
 
 def test_measures_of_another_checkpoint_are_refused(whole, tmp_path):
     path = copied(whole, tmp_path) / "metrics.csv"
     path.write_text(path.read_text().replace(f"{whole.rows[-1].held_back_nll}", "0.5"))
     with pytest.raises(SllmError, match=r"metrics\.csv is damaged: .*; remove it to go on without"):
-        Run(tmp_path / "run", whole.settings)
+        TrainingRun(tmp_path / "run", whole.settings)
     path.unlink()
-    assert Run(tmp_path / "run", whole.settings).rows == []
+    assert TrainingRun(tmp_path / "run", whole.settings).rows == []
 
 
 def test_a_run_that_lost_its_measures_goes_on_and_keeps_the_new_ones(tmp_path):
@@ -120,9 +120,9 @@ def test_a_run_that_lost_its_measures_goes_on_and_keeps_the_new_ones(tmp_path):
         if step == 5:
             break
     (run.folder / "metrics.csv").unlink()
-    Run(run.folder, run.settings, run.save_every).save()  # Ctrl-C before the next step
-    done(Run(run.folder, run.settings, run.save_every))
-    assert [row.step for row in Run(run.folder, run.settings).rows] == [10, 12]
+    TrainingRun(run.folder, run.settings, run.save_every).save()  # Ctrl-C before the next step
+    done(TrainingRun(run.folder, run.settings, run.save_every))
+    assert [row.step for row in TrainingRun(run.folder, run.settings).rows] == [10, 12]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -131,7 +131,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_a_model_trained_from_a_bfloat16_config_is_said_to_be_float32():
-    config = hf_config(Settings(config=CONFIG | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    config = hf_config(TrainingSettings(config=CONFIG | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
     assert {name: value for name, value in config.items() if "dtype" in name} == {"torch_dtype": "float32"}
 
 

@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 
 from sllm_jax.train.preparation import prepare
-from sllm_jax.train.run import Run
-from sllm_jax.train.settings import Settings
+from sllm_jax.train.run import TrainingRun
+from sllm_jax.train.settings import TrainingSettings
 
 CONFIG = {  # all sizes differ
     "model_type": "llama",
@@ -34,19 +34,19 @@ def write_text(folder: Path, **sizes: int) -> Path:
     return path
 
 
-def settings_of(**changes) -> Settings:
+def settings_of(**changes) -> TrainingSettings:
     small = {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-2}
-    return Settings(**{"config": CONFIG} | small | changes)
+    return TrainingSettings(**{"config": CONFIG} | small | changes)
 
 
-def prepared(folder: Path, save_every: int = 5, **changes) -> Run:
+def prepared(folder: Path, save_every: int = 5, **changes) -> TrainingRun:
     """A run in the new folder `folder`/run, before its first step."""
     settings = settings_of(**changes)
     prepare(folder / "run", [write_text(folder)], settings)
-    return Run(folder / "run", settings, save_every)
+    return TrainingRun(folder / "run", settings, save_every)
 
 
-def done(run: Run) -> Run:
+def done(run: TrainingRun) -> TrainingRun:
     """All its steps done."""
     for _ in run.steps():
         pass

@@ -1,4 +1,4 @@
-"""The text of the pictures: Bleak House as ELTeC has it, one paragraph a line and an empty line between two.
+"""Extracts the text of Bleak House from ELTeC: one paragraph per line, separated by empty lines.
 
     python docs/sinks/bleak_house.py ENG18530_Dickens.xml bleak_house.txt
 
@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 TEI = "{http://www.tei-c.org/ns/1.0}"
-TEXT = ("head", "p", "l", "trailer")  # elements with text of their own
+TEXT = ("head", "p", "l", "trailer")  # elements that contain text
 PRINTERS = "LONDON: BRADBURY AND EVANS, PRINTERS, WHITEFRIARS."
 SHA256 = "49f170897b518341b6685221fdc3f7658540bfb856b9952ab132cd685dd9a816"
 
@@ -25,7 +25,7 @@ def paragraphs(xml: str) -> list[str]:
 
 
 def main(source: Path, out: Path) -> None:
-    """Write the text; says so if it is not, byte for byte, the one that the pictures were made of."""
+    """Write the text, and report if it differs from the text used for the plots."""
     text = ("\n\n".join(paragraphs(source.read_text(encoding="utf-8"))) + "\n").encode()
     out.write_bytes(text)
     same = sha256(text).hexdigest() == SHA256

@@ -1,10 +1,9 @@
-"""The paper's Table 3 in small: one config trained with each kind of sink, streamed with 0, 1, 2 and 4 sinks kept.
+"""The paper's Table 3 on a small scale: a config trained with each kind of sink, streamed with 0, 1, 2 and 4 sinks.
 
     python docs/sinks/table3.py RUNS TEXT [TEXT ...]
 
-trains in the folders RUNS/none, RUNS/zero, RUNS/learnable and, with a high learning rate, RUNS/learnable-fast (goes on
-where it was stopped), then writes table3.csv and
-table3.md beside this file.
+trains in the folders RUNS/none, RUNS/zero, RUNS/learnable and, with a high learning rate, RUNS/learnable-fast, resuming
+interrupted runs. Then it writes table3.csv and table3.md beside this file.
 """
 
 import subprocess
@@ -20,19 +19,19 @@ from sllm_jax.text.tokenizer import encode
 
 HERE = Path(__file__).parent
 OPTIONS = {"steps": 1500, "batch-size": 16, "learning-rate": 4e-3, "warmup-steps": 100, "hold-back": 3}
-KINDS: dict[str, tuple[str, dict[str, str | float]]] = {  # folder: name in the table, options of its own
+KINDS: dict[str, tuple[str, dict[str, str | float]]] = {  # folder: name in the table, further options
     "none": ("Vanilla", {"sink": "none"}),
     "zero": ("Zero sink", {"sink": "zero"}),
     "learnable": ("Learnable sink", {"sink": "learnable"}),
     "learnable-fast": ("Learnable sink, learning rate 1.5e-2", {"sink": "learnable", "learning-rate": 1.5e-2}),
 }
 STARTS = (0, 1, 2, 4)
-CACHE = 127  # with the token itself the trained context
+CACHE = 127  # the trained context minus the current token
 TOKENS = 100_000
 
 
 def train(kind: str, out: Path, texts: list[str]) -> None:
-    """Train the model of one kind, unless it is there."""
+    """Train the model of one kind, unless it exists."""
     if (out / "model").exists():
         return
     chosen = OPTIONS | KINDS[kind][1] | {"dtype": "bfloat16", "out": out}

@@ -1,1 +1,1 @@
-"""How fast a model runs on the machine at hand, and how fast it could at best."""
+"""Benchmarks: the speed of a model on this machine, and the limit set by memory bandwidth."""

@@ -1,6 +1,6 @@
-"""What decoding is timed against: PyTorch transformers on the same weights, and re-computation of the window.
+"""Comparisons for decoding: PyTorch transformers on the same weights, and sliding-window re-computation.
 
-PyTorch's side has a static cache, is compiled, and attends to as many keys.
+The PyTorch model is compiled, has a static cache, and attends to the same number of keys.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any
 
 import numpy as np
 
-from sllm_jax.benchmark.programs import Program, random_tokens, recomputing, seconds_per_step, streaming
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.programs import Program, random_tokens, recompute_program, seconds_per_step, streaming_program
+from sllm_jax.benchmark.run import BenchmarkSettings
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.extras import how_to_install
 from sllm_jax.common.files import scratch_folder
 from sllm_jax.convert import to_huggingface
 from sllm_jax.core.model import Model
 
-STEPS = 16  # of a call
+STEPS = 16  # tokens per call
 
 
 def check_against(names: Sequence[str]) -> None:
-    """Raises `SllmError` for an unknown name, and if there is no PyTorch where it is needed."""
-    if unknown := [name for name in names if name not in OTHERS]:
-        raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(OTHERS)}")
+    """Raises `SllmError` for an unknown name, or if PyTorch is needed and not installed."""
+    if unknown := [name for name in names if name not in COMPARISONS]:
+        raise SllmError(f"--against {', '.join(unknown)} is not supported; give {' or '.join(COMPARISONS)}")
     if "hf" in names and find_spec("torch") is None:
         raise SllmError(f"--against hf needs PyTorch; {how_to_install('torch')}")
 
 
-def compare(model: Model, settings: Settings, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Ours and each other side, in turns with each other: what `ratio_figures` gives, by name."""
+def compare(model: Model, settings: BenchmarkSettings, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Time our decoding in alternation with each comparison; the `ratio_figures` of each, keyed by name."""
     cache_size, found = settings.start_size + settings.recent_size, {}
     for name in names:
-        ours = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
-        found[name] = ratio_figures(ours, OTHERS[name](model, cache_size, settings.seed), settings.rounds)
+        ours = streaming_program(model, settings.start_size, settings.recent_size, seed=settings.seed)
+        found[name] = ratio_figures(ours, COMPARISONS[name](model, cache_size, settings.seed), settings.rounds)
     return found
 
 
 def ratio_figures(ours: Program, theirs: Program, rounds: int) -> dict[str, float]:
-    """The medians of the times of a step, and of the ratios of the rounds."""
+    """The median times per step in ms, and the median over rounds of the ratio of the two."""
     seconds = seconds_per_step([ours, theirs], rounds)
     return {
         "ours_ms_per_step": 1e3 * float(np.median(seconds[:, 0])),
@@ -53,7 +53,10 @@ def ratio_figures(ours: Program, theirs: Program, rounds: int) -> dict[str, floa
 
 
 def huggingface(model: Model, cache_size: int, seed: int) -> Program:
-    """Writes `STEPS` tokens with a static cache of `cache_size` + 1 keys, compiled; its state is the last token."""
+    """A compiled PyTorch model that writes `STEPS` tokens per call; its state is the last token.
+
+    It has a static cache of `cache_size` + 1 keys.
+    """
     torch, transformers = import_module("torch"), import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +66,8 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
             folder / "model", dtype=getattr(torch, np.dtype(model.dtype).name), local_files_only=True
         )
     network = network.to(device).eval()
-    keyword = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"  # its earlier name
+    # Earlier versions name the argument `past_key_values`.
+    keyword = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
     cache = transformers.StaticCache(config=network.config, max_cache_len=cache_size + 1)
     prompt = torch.tensor(random_tokens(model, cache_size + 1 - STEPS, seed)[None], dtype=torch.int64, device=device)
     step = torch.compile(network.forward, mode="reduce-overhead" if device == "cuda" else None, fullgraph=True)
@@ -75,9 +79,10 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
             for _ in range(STEPS):
                 logits = step(input_ids=token, **{keyword: cache}, use_cache=True).logits
                 token = logits[:, -1:].argmax(-1)
-            int(token)  # waits for the device
+            int(token)  # wait for the device
+            # Rewind the cache, as `crop` does, which transformers 5.17 lacks.
             for layer in cache.layers:
-                layer.cumulative_length.sub_(STEPS)  # what `crop` does, which transformers 5.17 has not
+                layer.cumulative_length.sub_(STEPS)
         return token
 
     begin = time.perf_counter()
@@ -86,7 +91,7 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
 
 
 def _recompute(model: Model, cache_size: int, seed: int) -> Program:
-    return recomputing(model, cache_size + 1, seed)
+    return recompute_program(model, cache_size + 1, seed)
 
 
-OTHERS: dict[str, Callable[[Model, int, int], Program]] = {"recompute": _recompute, "hf": huggingface}
+COMPARISONS: dict[str, Callable[[Model, int, int], Program]] = {"recompute": _recompute, "hf": huggingface}

@@ -1,4 +1,4 @@
-"""The limit of decoding: every weight and every cached key and value is read once a step."""
+"""The bandwidth limit of decoding: each step reads every weight and every cached key and value once."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from sllm_jax.benchmark.programs import Program
 from sllm_jax.core.memory import bytes_of
 from sllm_jax.core.model import Model
 
-PROBE_BYTES = 2**29  # of the arrays that are read and copied, far more than any processor caches
+PROBE_BYTES = 2**29  # size of the probed array, far larger than any processor cache
 _WIDTH = 4096
-_CPU_STEPS, _STEPS = 4, 64  # of a call; a GPU takes 0.2 ms for one, and tens of microseconds to start and end a call
+_CPU_STEPS, _STEPS = 4, 64  # steps per call; on a GPU a step takes 0.2 ms, launching a call tens of microseconds
 
 
 def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
-    """What a decode step must read: all weights, and the keys and values that each stream attends to.
+    """The bytes that a decode step must read: all weights, and the keys and values that each stream attends to.
 
-    The table of input embeddings counts only where it gives the logits too.
+    The input embeddings count only if they are tied to the output layer.
     """
     config, itemsize = model.config, np.dtype(model.dtype).itemsize
     weights = bytes_of(model.params)
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size * itemsize
+    # Keys and values of all layers, for `cache_size` tokens and the current one.
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (cache_size + 1) * itemsize
     return weights + streams * cached
 
 
 def flops_per_token(model: Model, attended: int) -> int:
-    """Floating-point operations: two for each weight but the input table's, and two products with each key and value.
+    """Floating-point operations per token: two per weight (input embeddings excluded), and those of attention.
 
-    `attended`: keys that the token attends to.
+    `attended` is the number of keys that the token attends to.
     """
     config = model.config
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size
+    # Attention: one multiply-add per head dimension for the score, and one for mixing the value.
     return 2 * weights + 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
 
 
 def probes() -> list[Program]:
-    """What takes turns with decoding to show what the device's memory can do at the time; a step is `PROBE_BYTES`.
+    """Programs that measure memory bandwidth, run in alternation with decoding; a step moves `PROBE_BYTES`.
 
-    A copy onto itself (each byte read once and written once), and the reading that decoding is made of (a large float32
-    matrix times a vector).
+    The first copies an array onto itself (each byte is read and written once). The second reads a large float32 matrix
+    in a product with a vector, as decoding does.
     """
-    matrix = jnp.ones((PROBE_BYTES // 4 // _WIDTH, _WIDTH), jnp.float32)
+    matrix = jnp.ones((PROBE_BYTES // 4 // _WIDTH, _WIDTH), jnp.float32)  # [m, n]: n = _WIDTH, 4 bytes each
     steps = _CPU_STEPS if jax.default_backend() == "cpu" else _STEPS
 
     def read(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
@@ -60,6 +62,7 @@ def probes() -> list[Program]:
     def copy(matrix: Float[Array, "m n"]) -> Float[Array, "m n"]:
         return _copy(matrix, steps)
 
+    # Reading and writing the array counts as two steps. The copy donates its argument, so it gets an array of its own.
     return [
         Program(copy, matrix.copy(), 2 * steps, memory=0, compile_seconds=0),
         Program(read, matrix, steps, memory=0, compile_seconds=0),
@@ -68,13 +71,14 @@ def probes() -> list[Program]:
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="matrix")
 def _copy(matrix: Float[Array, "m n"], steps: int) -> Float[Array, "m n"]:
+    # A negation, because XLA could elide a plain copy.
     return jax.lax.fori_loop(0, steps, lambda _, matrix: -matrix, matrix)
 
 
 @partial(jax.jit, static_argnames="steps")
 def _read(matrix: Float[Array, "m n"], steps: int) -> Float[Array, " n"]:
     def step(_: Any, vector: Float[Array, " n"]) -> Float[Array, " n"]:
-        product = matrix @ vector
-        return jnp.full_like(vector, product.mean() / product.max())  # the next product waits for this one
+        product = matrix @ vector  # [m]
+        return jnp.full_like(vector, product.mean() / product.max())  # the next product depends on this one
 
     return jax.lax.fori_loop(0, steps, step, jnp.ones(matrix.shape[1], matrix.dtype))

@@ -1,4 +1,7 @@
-"""Compiled programs that write tokens, many in a call, and the time that a token takes in each."""
+"""Compiled programs that write many tokens per call, and their time per token.
+
+Axis letters: W tokens of a re-computed window, N tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,75 +20,77 @@ from sllm_jax.core.decode import CHUNK_SIZES, NO_TOKEN, Carry, decode_program, e
 from sllm_jax.core.model import Model, check_finite, dense_logits
 from sllm_jax.core.sampling import argmax, sampling
 
-CALL_SECONDS = 0.5  # that a call takes, about
-MOST_STEPS = 256
+CALL_SECONDS = 0.5  # target duration of a call
+MOST_STEPS = 256  # limit on the steps of a call
 
 
 @dataclass(frozen=True)
 class Program:
-    """Takes `steps` steps a call: what it takes and gives, what it needs, how long it was compiled."""
+    """A compiled program that runs `steps` steps per call and maps a state to the next one."""
 
-    call: Callable[[Any], Any]
-    start: Any
+    call: Callable[[Any], Any]  # state -> state
+    start: Any  # the first state
     steps: int
-    memory: int  # bytes: arguments, results and temporary buffers; 0 where it is not known
+    memory: int  # bytes of arguments, results and temporary buffers; 0 if unknown
     compile_seconds: float
 
 
-def streaming(
+def streaming_program(
     model: Model, start_size: int, recent_size: int, streams: int = 1, seed: int = 0, steps: int | None = None
 ) -> Program:
-    """`decode` from a full cache on: `streams` side by side, the same random tokens in all, of different lengths.
+    """`decode` starting from full caches of `streams` streams, which hold the same random tokens at different lengths.
 
-    `steps` of a call: None is as many as take about `CALL_SECONDS`, which is compiled twice.
+    `steps` None chooses as many steps per call as take about `CALL_SECONDS`, which needs a second compilation.
     """
     tokens = random_tokens(model, start_size + recent_size, seed)
     carry = prefill(model, init_carry(model, start_size, recent_size, seed), tokens)
     check_finite(model, carry.logits, f"after {len(tokens)} tokens")
     if streams > 1:
-        carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)
+        carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], streams, axis=0), carry)  # add the axis of streams
+        # Each stream reads a different number of further tokens.
         more = np.repeat(random_tokens(model, CHUNK_SIZES[0], seed)[None], streams, axis=0)
         carry = extend(model, carry, more, np.arange(streams) % CHUNK_SIZES[0])
+    # Remaining arguments: greedy sampling, no end-of-text token, limit.
     rest = (sampling(), np.array([NO_TOKEN], np.int32), np.int32(MOST_STEPS))
 
-    def of_steps(start: Carry, steps: int) -> Program:
+    def compile_steps(start: Carry, steps: int) -> Program:
         begin = time.perf_counter()
         program = decode_program.lower(model, start, *rest, steps=steps).compile()
         seconds = time.perf_counter() - begin
         return Program(lambda carry: program(model, carry, *rest)[0], start, steps, memory_of(program), seconds)
 
-    return of_steps(carry, steps) if steps else _long_enough(of_steps, carry)
+    return compile_steps(carry, steps) if steps else _calibrated(compile_steps, carry)
 
 
-def recomputing(model: Model, width: int, seed: int = 0, steps: int | None = None) -> Program:
+def recompute_program(model: Model, width: int, seed: int = 0, steps: int | None = None) -> Program:
     """Sliding window with re-computation: a fresh forward pass over the last `width` tokens for each new one.
 
-    `steps` as for `streaming`.
+    `steps` as for `streaming_program`.
     """
 
-    def of_steps(start: Array, steps: int) -> Program:
+    def compile_steps(start: Array, steps: int) -> Program:
         begin = time.perf_counter()
         program = recompute.lower(model, start, steps=steps).compile()
         seconds = time.perf_counter() - begin
         return Program(lambda tokens: program(model, tokens), start, steps, memory_of(program), seconds)
 
     tokens = jnp.asarray(random_tokens(model, width, seed))
-    return of_steps(tokens, steps) if steps else _long_enough(of_steps, tokens)
+    return compile_steps(tokens, steps) if steps else _calibrated(compile_steps, tokens)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="tokens")
 def recompute(model: Model, tokens: Int[Array, " W"], steps: int) -> Int[Array, " W"]:
-    """Write `steps` tokens, each from a fresh pass over the last W; the last W then."""
+    """Write `steps` tokens, each from a fresh pass over the last W tokens; return the last W tokens."""
 
     def step(tokens: Int[Array, " W"], _: None) -> tuple[Int[Array, " W"], None]:
         token = argmax(dense_logits(model, tokens, -1))
-        return jnp.append(tokens[1:], token), None
+        return jnp.append(tokens[1:], token), None  # drop the oldest token, append the new one
 
     return jax.lax.scan(step, tokens, None, length=steps)[0]
 
 
 def seconds_per_step(programs: Sequence[Program], rounds: int) -> np.ndarray:
-    """Of each of n programs in each round, [rounds, n]; they take turns, and a first round is not counted."""
+    """The seconds per step of n programs, [rounds, n]. Their calls alternate; a warm-up round is left out."""
     states, seconds = [program.start for program in programs], np.zeros((rounds + 1, len(programs)))
     for i in range(rounds + 1):
         for j, program in enumerate(programs):
@@ -96,22 +101,22 @@ def seconds_per_step(programs: Sequence[Program], rounds: int) -> np.ndarray:
 
 
 def random_tokens(model: Model, count: int, seed: int) -> np.ndarray:
-    """Tokens [N] to begin with: what they are changes no time."""
+    """Random token ids [N], int32; their values do not affect timing."""
     return np.random.default_rng(seed).integers(0, model.config.vocab_size, count, np.int32)
 
 
 def memory_of(program: Any) -> int:
-    """Bytes that a compiled program needs; what it updates in place counts once."""
+    """The bytes that a compiled program needs; donated buffers count once."""
     found = program.memory_analysis()
     needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     return needed - found.alias_size_in_bytes
 
 
-def _long_enough(of_steps: Callable[[Any, int], Program], start: Any) -> Program:
-    """The program with as many steps as take about `CALL_SECONDS`. The state is passed on, so there is only one."""
-    one = of_steps(start, 1)
-    state = jax.block_until_ready(one.call(one.start))
+def _calibrated(compile_steps: Callable[[Any, int], Program], start: Any) -> Program:
+    """The program with as many steps per call as take about `CALL_SECONDS`; there is never a second state in memory."""
+    one = compile_steps(start, 1)
+    state = jax.block_until_ready(one.call(one.start))  # warm-up
     begin = time.perf_counter()
     state = jax.block_until_ready(one.call(state))
     steps = min(int(CALL_SECONDS / (time.perf_counter() - begin)), MOST_STEPS)
-    return of_steps(state, steps) if steps > 1 else replace(one, start=state)
+    return compile_steps(state, steps) if steps > 1 else replace(one, start=state)

@@ -1,6 +1,6 @@
-"""Random weights of a config, for timing: made on the device, an array at a time, as int8 too.
+"""Random weights for benchmarks, generated on the device one array at a time, optionally as int8.
 
-Seven billion take seconds, where drawing all in one program and rounding them on the host takes minutes.
+Seven billion parameters take seconds. Generating all in one program and quantizing on the host takes minutes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PRNGKeyArray
 
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.int8 import scale_of
 from sllm_jax.core.memory import bytes_of, check_free
 from sllm_jax.core.model import Model, parameter_shapes
-from sllm_jax.models import module_for
 
 
 def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, seed: int = 0) -> Model:
-    """A model of these sizes with normal weights that keep the size of what goes through; `int8`: its linear layers.
+    """A model of this config with normal weights scaled to preserve the magnitude of activations.
 
-    Raises `SllmError` for weights that memory cannot hold.
+    `int8` makes the weights of linear layers int8. Raises `SllmError` if the weights do not fit into memory.
     """
     module = module_for(hf_config, dtype)
     shapes = parameter_shapes(module)
@@ -36,7 +36,9 @@ def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, s
             params[path] = (jnp.zeros if path.endswith("bias") else jnp.ones)(leaf.shape, leaf.dtype)
         elif int8 and scale:
             params[path] = _integers(key, leaf.shape)
-            params[scale] = jnp.full(leaf.shape[0], leaf.shape[-1] ** -0.5 / 73, jnp.float32)  # 73: their deviation
+            params[scale] = jnp.full(
+                leaf.shape[0], leaf.shape[-1] ** -0.5 / 73, jnp.float32
+            )  # 73: standard deviation of the integers
         else:
             params[path] = _normal(key, leaf.shape, leaf.dtype)
     return Model(module, jax.block_until_ready(unflatten_dict(params, sep="/")), hf_config)

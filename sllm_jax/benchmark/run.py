@@ -1,4 +1,4 @@
-"""All figures of one model on the machine at hand."""
+"""The benchmark of one model on this machine: decoding, prefill, start-up, memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sllm_jax.benchmark.limit import PROBE_BYTES, bytes_per_step, probes
-from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming
+from sllm_jax.benchmark.programs import Program, random_tokens, seconds_per_step, streaming_program
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.common.result_table import Table
@@ -25,14 +25,14 @@ from sllm_jax.core.memory import bytes_of, free_memory
 from sllm_jax.core.model import Model
 from sllm_jax.core.sampling import sampling
 
-PROMPT = 128  # tokens that are read before the first one is written
+PROMPT = 128  # tokens of the prompt when the time to the first token is measured
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured: cache sizes, numbers of streams side by side, and how many calls of each are timed.
+class BenchmarkSettings:
+    """The settings of a benchmark: cache sizes, batch sizes (numbers of streams), timed calls of each, and seed.
 
-    `streams` None: 1, 2, 4, ... for as long as there is memory.
+    `streams` None measures 1, 2, 4, ... streams until memory is full.
     """
 
     start_size: int
@@ -42,7 +42,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raises `SllmError` for invalid values."""
         if self.streams is not None and min(self.streams, default=0) < 1:
             raise SllmError(f"streams must be 1 or more; got {', '.join(map(str, self.streams)) or 'none'}")
         if self.rounds < 1:
@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured: plain data, to be written as JSON, and its tables."""
+    """The results of a benchmark: plain data for JSON, and tables."""
 
     about: dict[str, Any]
     decode: list[dict[str, float]]
@@ -59,17 +59,22 @@ class Results:
     start: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """Units are in the names."""
+        """All figures as one JSON object; units are part of the names."""
         return {**self.about, "decode": self.decode, "prefill": self.prefill, "start": self.start}
 
     def tables(self) -> list[Table]:
-        """For people: about the run, decoding, reading, and the start."""
+        """Tables of the environment, decoding, prefill, and start-up."""
         about = [(name.replace("_", " "), value) for name, value in self.about.items()]
         return [Table(("about", "value"), about), _rows(self.decode), _rows(self.prefill), _rows([self.start])]
 
 
-def measure(model: Model, settings: Settings, load_seconds: float, progress: Progress = silent) -> Results:
-    """Decode by number of streams, prefill by chunk, and the way to the first token, which comes first: it is cold."""
+def run_benchmark(
+    model: Model, settings: BenchmarkSettings, load_seconds: float, progress: Progress = silent
+) -> Results:
+    """Measure the time to the first token (first, while programs are not compiled), prefill by chunk, and decoding.
+
+    `load_seconds` is copied to the results. `progress` is called as progress(measurements done, measurements).
+    """
     total = 2 + len(settings.streams or (1,))
     progress(0, total)
     start = _start(model, settings, load_seconds)
@@ -87,30 +92,31 @@ def measure(model: Model, settings: Settings, load_seconds: float, progress: Pro
     return Results(_about(model, settings, {"copy": copy, "read": read}), found, prefill, start)
 
 
-def _numbers_of_streams(model: Model, settings: Settings) -> Iterator[tuple[int, Program]]:
-    """Each number of streams and its program; None ends where so many would not fit."""
+def _numbers_of_streams(model: Model, settings: BenchmarkSettings) -> Iterator[tuple[int, Program]]:
+    """Yield each number of streams with its program; with `streams` None, until memory is full."""
     sizes, needed = (settings.start_size, settings.recent_size), 0
     for streams in settings.streams or (2**i for i in itertools.count()):
         if settings.streams is None and needed > free_memory():
             return
         try:
-            program = streaming(model, *sizes, streams, settings.seed)
+            program = streaming_program(model, *sizes, streams, settings.seed)
         except jax.errors.JaxRuntimeError as error:
             if settings.streams is None and streams > 1:
                 return
             raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
-        one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # which all others are copies of
-        needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # by twice as many
+        one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # the state that is repeated for all streams
+        needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # estimate for twice as many streams
         del program
 
 
 def decode_figures(
-    model: Model, settings: Settings, streams: int, program: Program, seconds: np.ndarray
+    model: Model, settings: BenchmarkSettings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
-    """Of steps with a full cache, given the seconds in each round of a step, a copy and a read of memory [n, 3]."""
+    """The figures of decoding; `seconds` [rounds, 3] are those of a step, a memory copy and a memory read."""
     step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
     needed = bytes_per_step(model, cache_size, streams)
+    # Bandwidth of decoding divided by the bandwidth of each probe in the same round, then the median over rounds.
     of_copy, of_read = np.median(needed / seconds[:, :1] / (PROBE_BYTES / seconds[:, 1:]), axis=0).tolist()
     return {
         "streams": streams,
@@ -125,8 +131,8 @@ def decode_figures(
     }
 
 
-def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, float]:
-    """From a prompt to the first token that is written: with the programs still to be compiled, and without."""
+def _start(model: Model, settings: BenchmarkSettings, load_seconds: float) -> dict[str, float]:
+    """The time from a prompt to the first new token, with and without compilation."""
     prompt = random_tokens(model, PROMPT, settings.seed)
 
     def first_token() -> float:
@@ -145,18 +151,18 @@ def _start(model: Model, settings: Settings, load_seconds: float) -> dict[str, f
     }
 
 
-def _prefill(model: Model, settings: Settings) -> list[dict[str, float]]:
-    """Tokens a second that are read into a full cache, by the size of the chunks."""
+def _prefill(model: Model, settings: BenchmarkSettings) -> list[dict[str, float]]:
+    """Tokens per second read into a full cache, for each chunk size."""
     return [
         {"chunk_tokens": size, "tokens_per_second": tokens_read_per_second(model, settings, size)}
         for size in CHUNK_SIZES
     ]
 
 
-def tokens_read_per_second(model: Model, settings: Settings, size: int, streams: int | None = None) -> float:
-    """The rate at which chunks of `size` tokens are read into the full caches of `streams` streams, of all together.
+def tokens_read_per_second(model: Model, settings: BenchmarkSettings, size: int, streams: int | None = None) -> float:
+    """Tokens per second, over all streams, when chunks of `size` tokens are read into full caches.
 
-    None: one stream, without an axis of streams.
+    `streams` None measures one stream without a batch axis.
     """
     batch = () if streams is None else (streams,)
     carry = init_carry(model, settings.start_size, settings.recent_size, streams=streams)
@@ -169,7 +175,7 @@ def tokens_read_per_second(model: Model, settings: Settings, size: int, streams:
     return chunk.size / float(np.median(seconds[-settings.rounds :]))
 
 
-def _about(model: Model, settings: Settings, speeds: dict[str, float]) -> dict[str, Any]:
+def _about(model: Model, settings: BenchmarkSettings, speeds: dict[str, float]) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "sllm_jax": __version__,
@@ -184,7 +190,7 @@ def _about(model: Model, settings: Settings, speeds: dict[str, float]) -> dict[s
 
 
 def _peak_memory() -> int:
-    """Bytes: of the device's arrays, or where it has no memory of its own of the process."""
+    """Peak memory in bytes: of the device's arrays, or of the process if the device has no separate memory."""
     statistics = jax.devices()[0].memory_stats()
     if statistics is not None:
         return statistics["peak_bytes_in_use"]

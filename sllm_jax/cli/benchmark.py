@@ -18,7 +18,7 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.loading.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from sllm_jax.benchmark.run import Settings
+    from sllm_jax.benchmark.run import BenchmarkSettings
     from sllm_jax.core.model import Model
 
 _PANEL = "What is measured"
@@ -98,7 +98,7 @@ def benchmark(
     import jax
 
     from sllm_jax.benchmark.against import check_against, compare
-    from sllm_jax.benchmark.run import Settings, measure
+    from sllm_jax.benchmark.run import BenchmarkSettings, run_benchmark
     from sllm_jax.common.files import check_writable, made_folder, new_file
     from sllm_jax.core.int8 import check_weights, is_quantized
     from sllm_jax.streams.stream import fit_sizes
@@ -106,7 +106,9 @@ def benchmark(
     check_against(against or ())
     check_weights(source.weights)
     cache.check()
-    settings = Settings(cache.start_size, cache.recent_size or 0, None if until_full else streams or (1,), rounds, seed)
+    settings = BenchmarkSettings(
+        cache.start_size, cache.recent_size or 0, None if until_full else streams or (1,), rounds, seed
+    )
     if out:
         check_writable(out)
     if profile:
@@ -120,7 +122,7 @@ def benchmark(
     start_size, recent_size = fit_sizes(model.config, cache.start_size, cache.recent_size)
     settings = replace(settings, start_size=start_size, recent_size=recent_size)
     with progress("measuring") as bar:
-        results = measure(model, settings, load_seconds, bar)
+        results = run_benchmark(model, settings, load_seconds, bar)
     results = replace(results, about={"model": source.name, **results.about})
     found = results.as_json()
     if not as_json:
@@ -141,13 +143,13 @@ def benchmark(
         print(f"ratio {name}/ours {theirs['ratio_to_ours']:.3g}")
 
 
-def _profile(model: Model, settings: Settings, folder: Path) -> None:
+def _profile(model: Model, settings: BenchmarkSettings, folder: Path) -> None:
     """A trace of one call."""
     import jax
 
-    from sllm_jax.benchmark.programs import streaming
+    from sllm_jax.benchmark.programs import streaming_program
 
-    program = streaming(model, settings.start_size, settings.recent_size, seed=settings.seed)
+    program = streaming_program(model, settings.start_size, settings.recent_size, seed=settings.seed)
     state = jax.block_until_ready(program.call(program.start))
     with jax.profiler.trace(os.path.expanduser(folder), create_perfetto_trace=True):
         jax.block_until_ready(program.call(state))

@@ -1,4 +1,4 @@
-"""`models`: what is supported."""
+"""`models`: the supported models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from sllm_jax.cli import options as o
 
 if TYPE_CHECKING:
-    from sllm_jax.models import Kind
+    from sllm_jax.convert.families import Published
 
 
 def models(as_json: o.Json = False) -> None:
-    """List the models that are supported, with the options of each.
+    """List the supported models, with the options of each.
 
-    MODEL_TYPE and the options are what stands in a model's config.json. An option that is not listed and changes what a
-    model computes is refused by name. In a pipe, columns are separated by tabs.
+    MODEL_TYPE and the options are keys of a model's config.json. Any other option that may change what a model computes
+    is refused by name. In a pipe, columns are separated by tabs.
     """
+    from sllm_jax.convert.families import published
     from sllm_jax.loading.bundle import bundled_names
-    from sllm_jax.models import KINDS
+    from sllm_jax.models.activations import ACTIVATIONS
     from sllm_jax.models.config import SINKS
-    from sllm_jax.models.layers import ACTIVATIONS
     from sllm_jax.models.position import ROPE_KINDS
 
     lists = {
@@ -31,19 +31,19 @@ def models(as_json: o.Json = False) -> None:
         "bundled": bundled_names(),
     }
     if as_json:
-        kinds = [{"model_type": name, "models": kind.models, "options": kind.options} for name, kind in KINDS.items()]
-        print(json.dumps({"models": kinds, **lists}))
+        rows = [{"model_type": name, **entry._asdict()} for name, entry in published().items()]
+        print(json.dumps({"models": rows, **lists}))
     else:
-        _print(KINDS, lists)
+        _print(published(), lists)
 
 
-def _print(kinds: Mapping[str, Kind], lists: Mapping[str, Sequence[str]]) -> None:
-    """A table on a terminal, plain rows elsewhere; then one line for each list."""
+def _print(models: Mapping[str, Published], lists: Mapping[str, Sequence[str]]) -> None:
+    """Print a table on a terminal, tab-separated rows elsewhere; then one line for each list."""
     from rich.console import Console
     from rich.table import Column, Table
 
     console = Console()
-    rows = [(name, kind.models, kind.options) for name, kind in kinds.items()]
+    rows = [(name, *entry) for name, entry in models.items()]
     if console.is_terminal:
         columns = (Column(name, overflow="fold") for name in ("model_type", "models", "options"))
         table = Table(*columns, show_lines=True)

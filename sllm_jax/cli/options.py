@@ -123,9 +123,9 @@ class CacheGroup:
     def check(self) -> None:
         """Raises `SllmError` for a mode or sizes that no stream can have."""
         from sllm_jax.streams.kv_cache import check_sizes
-        from sllm_jax.streams.stream import check_mode
+        from sllm_jax.streams.stream import check_stream_mode
 
-        check_mode(self.mode)
+        check_stream_mode(self.mode)
         check_sizes(self.start_size, self.recent_size or 0)
 
 

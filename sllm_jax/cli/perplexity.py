@@ -45,10 +45,10 @@ class PerplexityCache(o.CacheGroup):
 
     def check(self) -> None:
         """Raises `SllmError` for a mode or sizes that cannot be."""
-        from sllm_jax.evaluate.perplexity import check_mode
+        from sllm_jax.evaluate.perplexity import check_evaluation_mode
         from sllm_jax.streams.kv_cache import check_sizes
 
-        check_mode(self.mode)
+        check_evaluation_mode(self.mode)
         check_sizes(self.start_size, self.recent_size or 0)
 
     def sizes_for(self, config: ModelConfig) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def perplexity(
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     from sllm_jax.common.files import check_writable, made_folder, new_file, scratch_folder, work_folder
-    from sllm_jax.evaluate.evaluation import Evaluation, How
+    from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
     from sllm_jax.evaluate.perplexity import check_chunk_size
 
     cache.check()
@@ -126,7 +126,7 @@ def perplexity(
         with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder())
             inputs += [_of_text(path, i, tokenizer, folder, max_tokens, control_tokens) for i, path in enumerate(texts)]
-            how = How(cache.mode, *cache.sizes_for(model.config), chunk_size)
+            how = EvaluationSettings(cache.mode, *cache.sizes_for(model.config), chunk_size)
             nll_file = stack.enter_context(new_file(nll_out)) if nll_out else None
             curve_file = stack.enter_context(new_file(curve_out)) if curve_out else None
             names = {"model": source.model, "revision": source.revision}
@@ -281,7 +281,7 @@ def _tell(evaluation: Evaluation, figures: Sequence[Figures]) -> None:
         if words:
             note(", ".join(words) if len(figures) == 1 else f"{one.name}: {', '.join(words)}")
     context = evaluation.model.config.max_position_embeddings
-    if evaluation.how.mode == "dense" and max(one.tokens for one in figures) > context:
+    if evaluation.settings.mode == "dense" and max(one.tokens for one in figures) > context:
         parts = [evaluation.nll_of(i) for i in range(len(figures))]
         within, past = (np.concatenate([part[cut] for part in parts]) for cut in (np.s_[:context], np.s_[context:]))
         note(

@@ -18,7 +18,7 @@ from sllm_jax.cli.option_groups import changed_options, expand_groups
 
 if TYPE_CHECKING:
     from sllm_jax.reproduce import Experiment
-    from sllm_jax.reproduce.subject import Options
+    from sllm_jax.reproduce.experiment_inputs import ExperimentOptions
 
 ALL = "all"
 _PANEL = "Experiments"
@@ -85,12 +85,12 @@ class ExperimentGroup:
     seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0
     format: Annotated[str, Option(help="Of the plots: png, svg or pdf.")] = "png"
 
-    def options(self, sizes: o.CacheSizes) -> Options:
+    def options(self, sizes: o.CacheSizes) -> ExperimentOptions:
         """The same for the library, with the questions read from their files. Raises `SllmError`."""
         from sllm_jax.reproduce.arc import read_files
-        from sllm_jax.reproduce.subject import Options
+        from sllm_jax.reproduce.experiment_inputs import ExperimentOptions
 
-        return Options(
+        return ExperimentOptions(
             max_tokens=self.max_tokens,
             start_size=sizes.start_size,
             recent_size=sizes.recent_size,
@@ -134,9 +134,9 @@ def reproduce(
     from sllm_jax.common.errors import SllmError
     from sllm_jax.common.files import check_absent, work_folder
     from sllm_jax.common.plot import can_plot, check_format, no_plots
-    from sllm_jax.reproduce import EXPERIMENTS, making, page
+    from sllm_jax.reproduce import EXPERIMENTS, page, runner
     from sllm_jax.reproduce import experiment as experiment_of
-    from sllm_jax.reproduce.subject import Subject
+    from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
     from sllm_jax.text.long_text import read_text
 
     out = Path(os.path.expanduser(out))
@@ -158,15 +158,15 @@ def reproduce(
         note(no_plots())
     model, tokenizer = source.load()
     names = {"model": source.model} | ({} if given.text is None else {"text": str(given.text)})
-    subject = Subject(model, tokenizer, text, options, names)
+    inputs = ExperimentInputs(model, tokenizer, text, options, names)
     changed = changed_options(source, cache, given)
     if experiment == ALL:
         commands = {name: _command(changed, name, one, out / name) for name, one in chosen.items()}
         with work_folder(out):
-            making.make_all(chosen, subject, out, commands, given.format, progress, tell=note)
+            runner.run_all(chosen, inputs, out, commands, given.format, progress, tell=note)
     else:
         one, command = chosen[experiment], _command(changed, experiment, chosen[experiment], out)
-        report = making.make(experiment, one.plan(subject), one, out, command, given.format, progress)
+        report = runner.run_experiment(experiment, one.plan(inputs), one, out, command, given.format, progress)
         print(report.markdown(), end="")
     note(f"wrote {out}")
 

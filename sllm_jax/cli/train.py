@@ -24,7 +24,7 @@ RUN, LEARNING, COMPUTING = "Run", "Learning", "Computing"
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """The settings of a run, named as in `sllm_jax.train.settings.Settings`."""
+    """The settings of a run, named as in `sllm_jax.train.settings.TrainingSettings`."""
 
     steps: Annotated[int, Option(help="Steps in all.", rich_help_panel=LEARNING)] = 1000
     batch_size: Annotated[int, Option(help="Samples a step, of one context each.", rich_help_panel=LEARNING)] = 16
@@ -98,11 +98,11 @@ def train(
     _require_extra()
     check_format(plot_format)
     from sllm_jax.train.preparation import check_same, prepare
-    from sllm_jax.train.run import METRICS, MODEL, Run
-    from sllm_jax.train.settings import Settings
+    from sllm_jax.train.run import METRICS, MODEL, TrainingRun
+    from sllm_jax.train.settings import TrainingSettings
 
     out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
-    settings = Settings(config=load_json(config), **asdict(training))
+    settings = TrainingSettings(config=load_json(config), **asdict(training))
     if save_every < 1:
         raise SllmError(f"save-every must be 1 or more; got {save_every}")
     if resume:
@@ -115,7 +115,7 @@ def train(
     if not can_plot():
         note(no_plots())
     with work_folder(out):
-        run = Run(out, settings, save_every, plot_format)
+        run = TrainingRun(out, settings, save_every, plot_format)
         with progress("training") as bar:
             try:
                 with deferred_signals(raise_stopped) as check:

@@ -1,1 +1,1 @@
-"""What every room stands on: the one exception, files that appear whole or not at all, signals, progress, plots."""
+"""Shared foundations: the exception class, atomic file writes, signals, progress, plots, tables."""

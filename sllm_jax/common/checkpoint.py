@@ -1,4 +1,4 @@
-"""The state of long work on disk: one Orbax checkpoint a folder, named by its step, whole or not there at all."""
+"""Checkpoints of long-running work: one Orbax checkpoint per folder, named by its step and written atomically."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sllm_jax.common.files import new_folder
 from sllm_jax.common.inputs import is_folder
 from sllm_jax.common.unfinished import remove_abandoned
 
-LAYOUT = 3  # of parameters and states; what was saved in another is not restored
-_DIGEST = "sha256"  # an array beside those of the state
+LAYOUT = 3  # version of the layout of parameters and states; other versions are not restored
+_DIGEST = "sha256"  # name of the array that holds the digest of the others
 
 
 def save(folder: Path, step: int, state: Any) -> None:
-    """Write a tree of arrays as `folder`/STEP, then remove earlier ones; raises `SllmError` if that fails."""
+    """Write a tree of arrays as `folder`/STEP, then remove earlier steps. Raises `SllmError` on failure."""
     path = folder / f"{step:08}"
     earlier = _all(folder)
     if path in earlier:
@@ -36,9 +36,9 @@ def save(folder: Path, step: int, state: Any) -> None:
 
 
 def restore(folder: Path, initial: Any) -> Any:
-    """The state of the last step that was saved, or `initial` if there is none.
+    """The state of the last saved step, or `initial` if there is none.
 
-    Raises `SllmError` for a state that is not, bit for bit, one that was saved with the arrays of `initial`.
+    Raises `SllmError` if the digest does not match, or if names, shapes or dtypes differ from those of `initial`.
     """
     remove_abandoned(folder)
     saved = _all(folder)
@@ -54,9 +54,9 @@ def restore(folder: Path, initial: Any) -> Any:
 
 
 def _read(path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint; empty if it is broken, or holds others than the `expected` shapes and dtypes.
+    """The arrays of a checkpoint; empty if it is broken or does not have the `expected` shapes and dtypes.
 
-    Nothing is read before names, shapes and dtypes are compared: other arrays may be larger than the memory.
+    Names, shapes and dtypes are compared before any array is read, because unexpected arrays may not fit in memory.
     """
     try:
         tensors = {tensor.name: tensor for tensor in orbax.tensors(path)}
@@ -68,7 +68,7 @@ def _read(path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> di
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of names, types, shapes and contents; uint8 [32]."""
+    """SHA-256 of names, dtypes, shapes and contents; uint8 [32]."""
     digest = sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -81,6 +81,6 @@ def _name(i: int) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, in the order of their steps; other names are not looked at."""
+    """The checkpoints in a folder, sorted by step; other names are ignored."""
     found = (path for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name) and is_folder(path))
     return sorted(found, key=lambda path: int(path.name))

@@ -1,4 +1,4 @@
-"""How to install an extra of this package, for messages: the package may come from a clone, a wheel or an index."""
+"""Installation hints for extras, used in messages. The package may come from a clone, a wheel or an index."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _NAME = "sllm-jax"
-_CLONE = Path(__file__).resolve().parents[2]  # if it has a pyproject.toml
+_CLONE = Path(__file__).resolve().parents[2]  # a clone only if it has a pyproject.toml
 
 
 def how_to_install(extra: str) -> str:
-    """The command that adds an extra to this installation, as the end of a sentence.
+    """The command that adds an extra to this installation, phrased as the end of a sentence.
 
-    It installs from where the package came from (PEP 610), so it also works for a package that is on no index.
+    It installs from the original source (PEP 610), so it also works for a package that is not on an index.
     """
     if (_CLONE / "pyproject.toml").is_file():
         return f"run pip install -e '.[{extra}]' in {_CLONE}"

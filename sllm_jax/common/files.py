@@ -1,4 +1,4 @@
-"""Folders of a model: the JSON files beside the weights, and new folders that appear whole or not at all."""
+"""Model folders: reading the JSON files beside the weights, and writing files and folders atomically."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sllm_jax.common.foreign import foreign, reason
 from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
 from sllm_jax.common.unfinished import alone_in, remove_abandoned, unfinished
 
-MAX_JSON = 2**26  # bytes; the largest index of a published checkpoint has some 2**23
+MAX_JSON = 2**26  # bytes; the largest published checkpoint index has about 2**23
 MAX_DEPTH = 100
-CHAT_TEMPLATES = "additional_chat_templates"  # a folder of templates beside `chat_template.jinja`
-_OTHER_FORMATS = {  # by a pattern of file names
+CHAT_TEMPLATES = "additional_chat_templates"  # folder of further templates beside `chat_template.jinja`
+_OTHER_FORMATS = {  # keyed by a file name pattern
     "*.gguf": "GGUF files, the format of llama.cpp, which is not read yet (give the original checkpoint)",
     "adapter_config.json": "a PEFT adapter (merge it into its base model first: merge_and_unload)",
     "consolidated.*": "the weights in the format of their publisher (give the Hugging Face version of the checkpoint)",
@@ -28,14 +28,14 @@ _OTHER_FORMATS = {  # by a pattern of file names
     "*.h5": "TensorFlow weights (give the safetensors version of the checkpoint)",
     "*.onnx": "an ONNX model (give the safetensors version of the checkpoint)",
 }
-TOKENIZER_FILES = (  # patterns
+TOKENIZER_FILES = (  # file name patterns
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.*"),
 )
 
 
 def existing_folder(path: Path | str) -> Path:
-    """The folder; raises `SllmError` if it is not there."""
+    """The path, with `~` expanded. Raises `SllmError` unless a folder exists there."""
     folder = Path(os.path.expanduser(path))
     if not is_folder(folder):
         raise SllmError(f"folder {shown(folder)} not found; give one that exists")
@@ -43,9 +43,10 @@ def existing_folder(path: Path | str) -> Path:
 
 
 def load_json(path: Path, remedy: str = "fetch the file again") -> dict[str, Any]:
-    """The object in a JSON file; raises `SllmError`, with the `remedy`, if there is none or it holds something else.
+    """The object in a JSON file.
 
-    Files of more than `MAX_JSON` bytes and values nested deeper than `MAX_DEPTH` are refused.
+    Raises `SllmError` with the `remedy` if the file is missing, is not JSON, holds no object, is larger than `MAX_JSON`
+    bytes or is nested deeper than `MAX_DEPTH`.
     """
     if not is_there(path):
         raise SllmError(f"{shown(path.parent)} has no {path.name:.80}; give the folder of a whole checkpoint")
@@ -59,7 +60,7 @@ def load_json(path: Path, remedy: str = "fetch the file again") -> dict[str, Any
 
 
 def check_depth(content: Any, where: str) -> None:
-    """Raises `SllmError` for lists and objects nested deeper than `MAX_DEPTH`: what recurs over them would not end."""
+    """Raises `SllmError` for lists and objects nested deeper than `MAX_DEPTH`, which would overflow recursive code."""
     inside, depth = [content], 0
     while inside:
         depth += 1
@@ -70,7 +71,7 @@ def check_depth(content: Any, where: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as a JSON file that people can read."""
+    """Write an object as an indented JSON file."""
     path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -85,7 +86,7 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def other_format(names: Iterable[str]) -> str:
-    """What a folder of these files holds instead of a checkpoint, as a part of a sentence; empty if that is unknown."""
+    """The format of a folder with these files, as part of a sentence (" but ..."); empty if unknown."""
     names = list(names)
     for pattern, what in _OTHER_FORMATS.items():
         if fnmatch.filter(names, pattern):
@@ -100,7 +101,7 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs beside the weights, as far as it is there: generation config and tokenizer."""
+    """Copy the generation config and the tokenizer files that exist in `source`."""
     for pattern in ("generation_config.json", *TOKENIZER_FILES):
         for path in source.glob(pattern):
             if is_file(path):
@@ -110,7 +111,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def made_folder(path: Path) -> Path:
-    """The folder, made if it is not there; raises `SllmError` if it cannot be."""
+    """The folder, created if it does not exist. Raises `SllmError` if that fails."""
     try:
         _make_folder(path)
     except OSError as error:
@@ -119,7 +120,7 @@ def made_folder(path: Path) -> Path:
 
 
 def check_absent(path: Path) -> None:
-    """Raises `SllmError` if a new folder cannot be at `path`: there is something already, or no name can be so long."""
+    """Raises `SllmError` if no new folder can be created at `path`: it exists already, or the name is too long."""
     path = Path(os.path.expanduser(path))
     if is_there(path):
         raise SllmError(f"{path} exists already; name a folder that does not")
@@ -127,12 +128,12 @@ def check_absent(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `SllmError` unless a file can be written at `path`. Leaves nothing there."""
+    """Raises `SllmError` unless a file can be written at `path`. Creates no file."""
     path = Path(os.path.realpath(os.path.expanduser(path)))
     if is_folder(path):
         raise SllmError(f"{path} could not be written: it is a folder")
     if is_there(path) and not is_file(path):
-        return  # a pipe or a device, which only its own reader or driver can refuse
+        return  # pipe or device: only writing to it can show whether it works
     _check_name(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
@@ -142,9 +143,9 @@ def check_writable(path: Path) -> None:
 
 
 def _check_name(path: Path) -> None:
-    """Raises `SllmError` for a name that is too long for a new file or folder, or leads through a file or a loop."""
+    """Raises `SllmError` for a path that is too long, has a file as a parent, or contains a loop of links."""
     try:
-        os.lstat(f"{path}{'.' * 20}")  # names are longer before they are final
+        os.lstat(f"{path}{'.' * 20}")  # temporary names are longer than final ones
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -153,10 +154,10 @@ def _check_name(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to `path` at the end in one step, or removed after an exception.
+    """Yield a temporary folder beside `path`; rename it to `path` atomically, or remove it after an exception.
 
-    After the block all that is in it is on the disk. What killed processes have left of such a folder is removed.
-    Raises `SllmError` if `path` exists already or cannot be written.
+    The contents are synced to disk before the rename. Leftovers of killed processes are removed first. Raises
+    `SllmError` if `path` exists already or cannot be written.
     """
     path = Path(os.path.expanduser(path)).absolute()
     remove_abandoned(path.parent, path.name)
@@ -175,10 +176,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, renamed to `path` at the end in one step, or removed after an exception.
+    """Yield a temporary file beside `path`; rename it to `path` atomically, or remove it after an exception.
 
-    After the block it is on the disk. What killed processes have left of such a file is removed. A link is followed;
-    what is not a file, such as a pipe, is written to as it is. Raises `SllmError` if `path` cannot be written.
+    The file is synced to disk before the rename. Leftovers of killed processes are removed first. Links are followed. A
+    pipe or device is written to directly. Raises `SllmError` if `path` cannot be written.
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
     try:
@@ -200,10 +201,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[Path]:
-    """A folder that no other process works in meanwhile, made if it is not there, removed at the end if it is empty.
+    """Lock a folder for this process; create it if needed, and remove it at the end if it is empty.
 
-    Raises `SllmError` if another process works in it, or if it cannot be written. On a file system without locks
-    nobody can tell.
+    Raises `SllmError` if another process holds the lock, or if the folder cannot be written. On a file system without
+    locks, other processes are not kept out.
     """
     path = made_folder(Path(os.path.expanduser(path)))
     with ExitStack() as stack:
@@ -218,10 +219,10 @@ def work_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder inside the system's temporary folder, removed at the end.
+    """Yield an empty folder below the system's temporary folder; remove it at the end.
 
-    What killed processes have left there is removed. It lies in a folder of the user's own, for in one that all share
-    others could place links under the names that are removed. Raises `SllmError` if that belongs to another user.
+    Leftovers of killed processes are removed first. The parent is private to the user: in a shared folder, others could
+    place links under the names that are removed. Raises `SllmError` if the parent belongs to another user.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     own = Path(tempfile.gettempdir()) / f"sllm-jax-{user}"
@@ -235,7 +236,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, and have their entries on the disk."""
+    """Create a folder and its missing parents, and sync their directory entries to disk."""
     missing = [one for one in (path, *path.parents) if not one.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for one in missing:
@@ -243,7 +244,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Have all files in a folder and below, and their entries, on the disk."""
+    """Sync all files below a folder, and their directory entries, to disk."""
     for place, _, files in os.walk(folder, topdown=False):
         for name in files:
             _sync(Path(place, name))
@@ -251,7 +252,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # not every system can; SQLite goes on there, too
+    with suppress(OSError):  # not supported everywhere; SQLite ignores the failure too
         _sync(path)
 
 

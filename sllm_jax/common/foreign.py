@@ -1,4 +1,4 @@
-"""The one door for what other people wrote: whatever a parser raises on a foreign file becomes one `SllmError`."""
+"""Parsing of untrusted files: any exception that a parser raises becomes one `SllmError`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from contextlib import contextmanager
 
 from sllm_jax.common.errors import SllmError
 
-MAX_REASON = 200  # characters of a parser's own message; some quote the whole file
+MAX_REASON = 200  # characters kept of a parser's message; some messages quote the whole file
 
-# What a parser may raise that is not its opinion of the file.
-_NOT_ABOUT_THE_FILE = (SllmError, KeyboardInterrupt, SystemExit, GeneratorExit)
+# Exceptions that say nothing about the file.
+_PASSED_THROUGH = (SllmError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @contextmanager
 def foreign(what: str, remedy: str, problem: str = "cannot be read") -> Iterator[None]:
     """Turn any exception of the block into one `SllmError`: "{what} {problem} (reason); {remedy}".
 
-    Parsers raise more than `ValueError` on bad input: `RecursionError`, `OverflowError`, `MemoryError`, errors of their
-    own, and the `PanicException` of Rust libraries, which is a `BaseException` and no `Exception`. What the system does
-    not allow (OSError) "cannot be read", whatever the `problem`. An `SllmError` passes through, and so do Ctrl-C and
-    the end of the process.
+    On bad input parsers raise `ValueError`, `RecursionError`, `OverflowError`, `MemoryError`, their own exceptions, and
+    the `PanicException` of Rust libraries, which derives from `BaseException` only. An `OSError` always says "cannot
+    be read", whatever the `problem`. `SllmError`, `KeyboardInterrupt`, `SystemExit` and `GeneratorExit` pass through.
     """
     try:
         yield
-    except _NOT_ABOUT_THE_FILE:
+    except _PASSED_THROUGH:
         raise
     except OSError as error:
         raise SllmError(f"{what} cannot be read ({reason(error)}); {remedy}") from error
@@ -33,7 +32,7 @@ def foreign(what: str, remedy: str, problem: str = "cannot be read") -> Iterator
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's message, cut to `MAX_REASON` characters; its type's name if it has none."""
+    """The first line of an exception's message, cut to `MAX_REASON` characters; the type name if it is empty."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):

@@ -1,7 +1,7 @@
-"""What is at a path, and how large it is, before anything is read from it.
+"""Checks of the kind and size of an input path, made before anything is read.
 
-A checkpoint, or a folder to go on from, holds files: reading a pipe there would wait without end. A text may come from
-a file, a pipe or a terminal. A device such as /dev/zero never ends.
+Checkpoints and resume folders must hold regular files, because reading a pipe would block. Text may come from a file, a
+pipe or a terminal. Devices such as /dev/zero never end and are refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.foreign import foreign, reason
 
-MAX_WHOLE = 2**26  # bytes of what is read whole: prompts, questions; MT-Bench has 2**16, all of ARC 2**22
+MAX_WHOLE = 2**26  # bytes of files that are read whole: prompts, questions (MT-Bench: 2**16, ARC: 2**22)
 _PIECE = 2**20  # bytes
-_SHOWN = 200  # characters of a name in a message
-_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors that say that nothing is there
+_SHOWN = 200  # characters of a path in a message
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors for: no such path
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -28,22 +28,22 @@ _KINDS = {
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file, no pipe; False for names that no file can have."""
+    """Whether `path` is a regular file; False for invalid names."""
     return _type(path) == stat.S_IFREG
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; False for names that none can have."""
+    """Whether `path` is a folder; False for invalid names."""
     return _type(path) == stat.S_IFDIR
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything; False for names that nothing can have."""
+    """Whether `path` exists; False for invalid names."""
     return _type(path) is not None
 
 
 def check_file(path: Path, largest: int | None = None, remedy: str = "give a file") -> Path:
-    """The path; raises `SllmError` unless a regular file of at most `largest` bytes is there."""
+    """The path. Raises `SllmError` unless it is a regular file of at most `largest` bytes."""
     with foreign(shown(path), remedy):
         status = path.stat()
     if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
@@ -54,7 +54,7 @@ def check_file(path: Path, largest: int | None = None, remedy: str = "give a fil
 
 
 def check_source(path: Path) -> Path:
-    """The path; raises `SllmError` unless a file, a pipe or a terminal is there, from which a text can be read."""
+    """The path. Raises `SllmError` unless it is a file, a pipe or a terminal, from which text can be read."""
     with foreign(shown(path), "give a file or a pipe"):
         kind = stat.S_IFMT(path.stat().st_mode)
         terminal = kind == stat.S_IFCHR and _is_terminal(path)
@@ -64,7 +64,7 @@ def check_source(path: Path) -> Path:
 
 
 def read_whole(path: Path, largest: int | None = None) -> bytes:
-    """The bytes of a file or pipe; raises `SllmError` if there are more than `largest` (`MAX_WHOLE`), or none."""
+    """All bytes of a file or pipe. Raises `SllmError` for more than `largest` (default `MAX_WHOLE`) bytes, or none."""
     check_source(path)
     largest = MAX_WHOLE if largest is None else largest
     content = bytearray()
@@ -77,7 +77,7 @@ def read_whole(path: Path, largest: int | None = None) -> bytes:
 
 
 def shown(path: Path) -> str:
-    """A path for a message."""
+    """A path, shortened for messages."""
     name = str(path)
     return name if len(name) <= _SHOWN else f"{name[:_SHOWN]} ..."
 
@@ -85,7 +85,7 @@ def shown(path: Path) -> str:
 def _type(path: Path) -> int | None:
     try:
         return stat.S_IFMT(path.stat().st_mode)
-    except ValueError:  # a zero in the name
+    except ValueError:  # null character in the path
         return None
     except OSError as error:
         if error.errno in _NOTHING:

@@ -1,4 +1,4 @@
-"""Arrays of numbers in .npy files: the header is read and held against the file before anything is allocated."""
+"""Numeric arrays in .npy files. The header is checked against the file size before anything is allocated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, read_whole, shown
 
-MAX_PIPED = 2**30  # bytes of an array that comes from a pipe; a file of any size is mapped
-_VERSION = (1, 0)  # the later ones are for headers of more than 64 KiB, which no array of numbers has
+MAX_PIPED = 2**30  # bytes of an array read from a pipe; files of any size are memory-mapped
+_VERSION = (1, 0)  # later versions only serve headers above 64 KiB, which numeric arrays never have
 
 
 def map_array(path: Path, remedy: str, mode: Literal["r", "r+"] = "r") -> np.memmap:
-    """The array in a .npy file, mapped; raises `SllmError` with the remedy if there is none of numbers."""
+    """The array in a .npy file, memory-mapped. Raises `SllmError` with the remedy unless it is numeric."""
     with foreign(shown(path), remedy, "is not a .npy file of numbers"):
         with check_file(path, remedy=remedy).open("rb") as file:
             _check_header(file)
@@ -26,7 +26,7 @@ def map_array(path: Path, remedy: str, mode: Literal["r", "r+"] = "r") -> np.mem
 
 
 def read_array(path: Path, remedy: str) -> np.ndarray:
-    """The array in a .npy file, mapped if it can be; a pipe is read whole. Raises `SllmError` as `map_array` does."""
+    """The array in a .npy file, memory-mapped; a pipe is read whole. Raises `SllmError` as `map_array` does."""
     if is_file(path):
         return map_array(path, remedy)
     with foreign(shown(path), remedy, "is not a .npy file of numbers"):
@@ -36,7 +36,7 @@ def read_array(path: Path, remedy: str) -> np.ndarray:
 
 
 def _check_header(file: io.BufferedIOBase) -> None:
-    """Raises ValueError unless the header describes numbers that the rest of the file has; back to the beginning."""
+    """Raises ValueError unless the header describes numbers that fit the file. Rewinds the file."""
     if (version := np.lib.format.read_magic(file)) != _VERSION:
         raise ValueError(f"it has version {version} of the format, expected {_VERSION}")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,4 +1,4 @@
-"""Plots as PNG, SVG or PDF, all in one style; a notebook shows one that stands last in a cell."""
+"""Plots as PNG, SVG or PDF in one style. A notebook displays a `Plot` that is the last value of a cell."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 FORMATS = ("png", "svg", "pdf")
-WIDTH = 7.0  # inches; with letters this large still legible at half the width, in one column of two
+WIDTH = 7.0  # inches; text stays legible at half the width, in a two-column layout
 _STYLE: dict[Any, Any] = {
     "font.size": 12,
     "axes.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "svg.hashsalt": "sllm-jax",  # the same file for the same figures
+    "svg.hashsalt": "sllm-jax",  # reproducible files
 }
 _DPI, _COLOURS = 200, 192
-_DPI_SHOWN = 100  # of a notebook's page
-_DATES = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # none, for the same reason
+_DPI_SHOWN = 100  # in notebooks
+_DATES = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # no dates, for reproducible files
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What draws on an empty figure, its height in inches, and the title above all that is drawn."""
+    """A function that draws on an empty figure, the height in inches, and the title of the figure."""
 
     draw: Callable[[FigureBase], None] = field(repr=False)
     height: float = 3.8
     title: str = ""
 
     def render(self, plot_format: str = "png") -> bytes:
-        """The file, in one of `FORMATS`. Raises `SllmError` for another one, and without matplotlib."""
+        """The file contents in one of `FORMATS`. Raises `SllmError` for other formats and without matplotlib."""
         check_format(plot_format)
         if not can_plot():
             raise SllmError(f"plots need matplotlib; {how_to_install('plot')}")
@@ -48,7 +48,7 @@ class Plot:
         drawn = BytesIO()
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
-            below_title = figure.add_subfigure(figure.add_gridspec()[0])  # a legend outside the axes included
+            below_title = figure.add_subfigure(figure.add_gridspec()[0])  # title above any legend
             self.draw(below_title)
             if self.title:
                 figure.suptitle(self.title, fontsize=10, color="0.35")
@@ -60,7 +60,7 @@ class Plot:
 
 
 def can_plot() -> bool:
-    """Whether there is matplotlib to draw with."""
+    """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
@@ -71,12 +71,12 @@ def check_format(plot_format: str) -> None:
 
 
 def no_plots() -> str:
-    """A note for people who have no matplotlib: that plots are left out, and how to get them."""
+    """The note shown without matplotlib: plots are left out, and how to install it."""
     return f"matplotlib is not installed, so plots are left out; {how_to_install('plot')}"
 
 
 def _with_palette(png: BytesIO) -> bytes:
-    """The picture with a palette of colours, which takes a third of the bytes."""
+    """The image with a colour palette, at a third of the size."""
     from PIL import Image
 
     small = BytesIO()

@@ -1,9 +1,9 @@
-"""How long work tells what it has done, without knowing who shows it."""
+"""The progress callback of long-running work."""
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]  # called with how much is done, and of how much
+Progress = Callable[[int, int], None]  # called as progress(done, total)
 
 
 def silent(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""A table of results, for people."""
+"""Tables of results, rendered as Markdown."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Named columns, and rows of text, numbers, or None for nothing."""
+    """Column names, and rows of text, numbers, or None for an empty cell."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | int | float | None]]
 
     def markdown(self) -> str:
-        """With numbers to four significant digits, large ones in full, and columns of them to the right."""
+        """The table as Markdown: four significant digits, large numbers in full, numeric columns right-aligned."""
         rule = [
             " --- " if any(isinstance(x, str) for x in cells) else " ---: " for cells in zip(*self.rows, strict=True)
         ]
         lines = ["| " + " | ".join(_short(cell) for cell in row) + " |" for row in (self.columns, *self.rows)]
         return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
-    _repr_markdown_ = __repr__ = markdown  # what a notebook shows, and a terminal
+    _repr_markdown_ = __repr__ = markdown  # display in notebooks and terminals
 
 
 def _short(cell: Any) -> str:

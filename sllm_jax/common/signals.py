@@ -1,7 +1,7 @@
 """Signals that ask a process to stop: Ctrl-C, SIGTERM of a job scheduler, SIGHUP of a terminal that closes.
 
-All three are treated alike, and exit codes are those of a shell: 130, 143, 129. A signal that the process was started
-to ignore (`nohup`, a background job of a script) stays ignored. The file is light: it is imported before all others.
+All three are handled alike. Exit codes follow shells: 130, 143, 129. A signal that the process was started to ignore
+(`nohup`, a background job of a script) stays ignored. This file is imported before all others, so it must import fast.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, NoReturn
 Handler = Callable[[int, FrameType | None], Any]
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-STOPPED = (KeyboardInterrupt, SystemExit)  # what `raise_stopped` raises
+STOPPED = (KeyboardInterrupt, SystemExit)  # exceptions that `raise_stopped` raises
 _clean_ups: list[Callable[[], object]] = []
 
 
 def raise_stopped(number: int, _: FrameType | None = None) -> NoReturn:
-    """Raise KeyboardInterrupt for SIGINT, and for other signals SystemExit with their exit code."""
+    """Raise KeyboardInterrupt for SIGINT, and SystemExit with the exit code for other signals."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 
 def leave(number: int, _: FrameType | None = None) -> NoReturn:
-    """Clean up and end the process at once, without an exception."""
+    """Run the clean-ups and end the process immediately, without an exception."""
     for clean_up in reversed(_clean_ups):
         with suppress(Exception):
             clean_up()
@@ -37,13 +37,13 @@ def leave(number: int, _: FrameType | None = None) -> NoReturn:
 
 
 def before_leaving(clean_up: Callable[[], object]) -> Callable[[], None]:
-    """Have `leave` call `clean_up`, until what is returned is called."""
+    """Register `clean_up` to be called by `leave`; returns a function that unregisters it."""
     _clean_ups.append(clean_up)
     return lambda: _clean_ups.remove(clean_up)
 
 
 def leave_on_signals() -> None:
-    """From now on a signal ends the process at once: an exception in the middle of an import can crash it."""
+    """Make signals end the process immediately. An exception in the middle of an import could crash it."""
     for number in STOPPING:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, leave)
@@ -51,9 +51,9 @@ def leave_on_signals() -> None:
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[dict[int, Handler]]:
-    """Let `handler` receive the signals that Python code receives at present; yields their present handlers.
+    """Install `handler` for all stopping signals that have a Python handler; yield the handlers it replaces.
 
-    Others stay as they are. Does nothing outside the main thread, which alone receives signals.
+    Ignored signals stay ignored. Does nothing outside the main thread, the only one that receives signals.
     """
     present = {number: signal.getsignal(number) for number in STOPPING}
     before: dict[int, Handler] = {number: one for number, one in present.items() if callable(one)}
@@ -70,11 +70,11 @@ def handled_by(handler: Handler) -> Iterator[dict[int, Handler]]:
 
 @contextmanager
 def deferred_signals(then: Handler | None = None) -> Iterator[Callable[..., None]]:
-    """Hold back a signal that arrives in the block; yields a function that delivers it, whatever its arguments.
+    """Defer a signal that arrives in the block; yield a function that delivers it and accepts any arguments.
 
-    It is delivered to `then`, at the end of the block at the latest; without `then` to the handler that was there
-    before, and only by the function. A second signal does not wait: both go to that handler, for compiling a large
-    model can take long.
+    With `then`, the signal goes to `then`, at the end of the block at the latest. Without, it goes to the previous
+    handler, and only when the function is called. A second signal is not deferred: both go to the previous handler at
+    once, so that a long compilation can be interrupted.
     """
     held: list[int] = []
 

@@ -1,4 +1,4 @@
-"""An array of a checkpoint that has not been read yet."""
+"""A checkpoint array that has not been read yet."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Tensor:
 
     name: str
     shape: Shape
-    dtype: str  # the checkpoint's own word for it; not all formats can be read
-    read: Callable[[], np.ndarray]  # a view of the file where it can be mapped
+    dtype: str  # as the checkpoint names it; may be one that cannot be read
+    read: Callable[[], np.ndarray]  # a memory-mapped view where possible

@@ -1,8 +1,8 @@
-"""What is being written: under a hidden name beside its place, with a mark that shows that its process still runs.
+"""Unfinished files: a hidden temporary name beside the target, and a lock file that shows whether the writer is alive.
 
-The mark is a file that the process holds locked. The kernel gives the lock up when the process ends, by SIGKILL too, so
-a mark that can be locked is of a process that is gone, and what it has left is removed. On a file system without
-locks nobody can tell, and nothing is removed.
+The writing process holds the lock. The kernel releases it when the process ends, even by SIGKILL. A lock file that can
+be locked therefore belongs to a dead process, and its leftovers are removed. On a file system without locks this cannot
+be known, and nothing is removed.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ _IN_USE = ".lock"
 
 
 class Mark:
-    """A file that this process holds locked."""
+    """A lock file that this process holds."""
 
     def __init__(self, path: Path, attempts: int = _ATTEMPTS) -> None:
-        """Make the file; each attempt takes up to a second.
+        """Create and lock the file; each attempt takes up to a second.
 
-        Raises OSError if that fails, and BlockingIOError if another process holds it.
+        Raises OSError if that fails, and BlockingIOError if another process holds the lock.
         """
         self.path = path
         self._lock = FileLock(path)
         for _ in range(attempts):
-            path.touch()  # filelock waits for ever where it may not make the file, and makes folders that are missing
+            path.touch()  # filelock waits forever if it may not create the file, and creates missing folders
             try:
                 self._lock.acquire(timeout=1)
-            except Timeout:  # another process works, or looks for a moment whether the file is abandoned
+            except Timeout:  # held by a writer, or briefly by a process that looks for abandoned files
                 continue
             except (OSError, NotImplementedError) as error:
                 if not _means_no_locks(error):
                     raise
                 path.touch()
-            if path.exists():  # and was not taken for abandoned before it was locked
+            if path.exists():  # not removed as abandoned before it was locked
                 return
             self._lock.release()
         raise BlockingIOError(f"{path} is held, or removed again and again, by another process")
 
     def remove(self) -> None:
-        """Remove the file, then give up the lock; on Windows the other way round."""
+        """Remove the file, then release the lock; on Windows in reverse order."""
         try:
             self.path.unlink(missing_ok=True)
         except PermissionError:
@@ -62,7 +62,7 @@ class Mark:
 
 
 def _means_no_locks(error: Exception) -> bool:
-    """Whether an error of filelock says that the file system has no locks."""
+    """Whether a filelock error means that the file system does not support locks."""
     return not isinstance(error, OSError) or error.errno in (
         errno.ENOLCK,
         errno.ENOSYS,
@@ -72,7 +72,7 @@ def _means_no_locks(error: Exception) -> bool:
 
 
 def abandoned(marks: Iterable[Path]) -> Iterator[Path]:
-    """Those of `marks` whose process is gone; each is held meanwhile, and then removed."""
+    """The lock files in `marks` whose process has ended. Each is locked while yielded, then removed."""
     for path in marks:
         lock = FileLock(path)
         try:
@@ -87,9 +87,9 @@ def abandoned(marks: Iterable[Path]) -> Iterator[Path]:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`; what it names at the end of the block is removed, after a signal too.
+    """Yield a hidden temporary name beside `path`; remove what exists there at the end, also after a signal.
 
-    After a SIGKILL `remove_abandoned` removes it. Raises OSError if nothing can be written beside `path`.
+    After a SIGKILL, `remove_abandoned` removes it. Raises OSError if nothing can be written beside `path`.
     """
     name = f".{path.name}.{uuid4().hex[:8]}"
     temporary, marked = path.with_name(f"{name}.tmp"), path.with_name(f"{name}.lock")
@@ -107,10 +107,10 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of `folder`; at the end it is removed if it is empty.
+    """Hold an exclusive lock on `folder`; remove the folder at the end if it is empty.
 
-    It is marked meanwhile by a file in it, which is removed after a signal too. Raises BlockingIOError if another
-    process is in it, and OSError if nothing can be written in it. Without locks nobody is kept out.
+    The lock file lies in the folder and is also removed after a signal. Raises BlockingIOError if another process holds
+    the lock, and OSError if the folder cannot be written. File systems without locks keep nobody out.
     """
     if (path := folder / _IN_USE).exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a file")
@@ -132,19 +132,19 @@ def _leave(mark: Path) -> None:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes have left in `folder` under hidden names of `name`, or of any name."""
+    """Remove what killed processes left in `folder` under hidden names derived from `name`, or from any name."""
     if not is_folder(folder):
         return
     pattern = f".{'*' if name is None else glob.escape(name)}.{_ID}"
     for mark in abandoned(sorted(folder.glob(f"{pattern}.lock"))):
         _remove(mark.with_suffix(".tmp"))
     for temporary in folder.glob(f"{pattern}.tmp"):
-        if not temporary.with_suffix(".lock").exists():  # a thread wrote on while its process was leaving
+        if not temporary.with_suffix(".lock").exists():  # written by a thread while its process was ending
             _remove(temporary)
 
 
 def _remove(*paths: Path) -> None:
-    """Files or folders; each several times, for other threads may still write into it."""
+    """Remove files or folders, retrying because other threads may still be writing to them."""
     for path in paths:
         for _ in range(_ATTEMPTS):
             with suppress(OSError):

@@ -169,7 +169,8 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
     p = plan(state, length, count, config.sliding_window)
     angles = angle_table(config.rope, state.start_size, state.recent_size, length)
     slot_angles, query_angles = angles(p.slots), angles(p.unwrapped_slot)
-    ring, chunk, sinks = (make(config, state, p, angles) for make in (ring_block, chunk_block, sink_block))
+    ring, chunk = ring_block(config, state, p, angles), chunk_block(config, state, p)
+    sinks = sink_block(config, state, p, angles)
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
@@ -206,7 +207,7 @@ def ring_block(
 
 
 def chunk_block(
-    config: ModelConfig, state: KVState, p: Plan, angles: AngleTable
+    config: ModelConfig, state: KVState, p: Plan
 ) -> Callable[[Float[Array, "K G T D"], Float[Array, "K T D"], Float[Array, "K T D"]], Block]:
     """The chunk's own window tokens. Queries and keys are rotated by their unwrapped slots."""
     t = jnp.arange(len(p.slots))

@@ -69,12 +69,11 @@ def extend(model: Model, carry: Carry, token_ids: Integers, counts: Integers) ->
     consumed before, and for token ids outside the vocabulary and counts above T, unless they are on a device already.
     """
     check_not_consumed(carry)
-    token_ids, counts = _int32(token_ids, carry.done.ndim + 1, "token_ids"), _int32(counts, carry.done.ndim, "counts")
-    check_in_range(counts, token_ids.shape[-1] + 1, "count")
-    if isinstance(token_ids, np.ndarray) and isinstance(counts, np.ndarray):
-        is_token = np.arange(token_ids.shape[-1]) < counts[..., None]
-        check_in_range(token_ids[is_token], model.config.vocab_size, "token id")
-    return extend_program(model, carry, jnp.asarray(token_ids), jnp.asarray(counts))
+    ids, count = _int32(token_ids, carry.done.ndim + 1, "token_ids"), _int32(counts, carry.done.ndim, "counts")
+    check_in_range(count, ids.shape[-1] + 1, "count")
+    if isinstance(ids, np.ndarray) and isinstance(count, np.ndarray):
+        check_in_range(ids[np.arange(ids.shape[-1]) < count[..., None]], model.config.vocab_size, "token id")
+    return extend_program(model, carry, jnp.asarray(ids), jnp.asarray(count))
 
 
 def decode(
@@ -88,8 +87,8 @@ def decode(
     another program.
     """
     check_not_consumed(carry)
-    eos_ids, limit = _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit")
-    return decode_program(model, carry, options, jnp.asarray(eos_ids), jnp.asarray(limit), steps=steps)
+    ends, most = _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit")
+    return decode_program(model, carry, options, jnp.asarray(ends), jnp.asarray(most), steps=steps)
 
 
 @partial(jax.jit, donate_argnames="carry")
@@ -153,8 +152,9 @@ def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
 
 def prefill(model: Model, carry: Carry, token_ids: Integers) -> Carry:
     """Read a prompt of any length into one stream, in chunks. Raises `SllmError` as `extend` does."""
-    ids = _int32(token_ids, 1, "token_ids")
-    for chunk, count in chunks(np.asarray(ids)):
+    ids = np.asarray(_int32(token_ids, 1, "token_ids"))
+    check_in_range(ids, model.config.vocab_size, "token id")
+    for chunk, count in chunks(ids):
         carry = extend(model, carry, chunk, count)
     return carry
 

@@ -1,1 +1,1 @@
-"""Measuring a model on texts, with interruption; pictures of its attention and of the ring."""
+"""Perplexity, resumable evaluations, attention maps, and pictures of the ring."""

@@ -1,4 +1,4 @@
-"""An evaluation on disk: the nll of texts as it is found, and a checkpoint from which an interrupted one goes on."""
+"""Resumable evaluations: the nll of texts in a memory-mapped file, with checkpoints of the stream states."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from sllm_jax.common.npy import map_array
 from sllm_jax.core.int8 import INT8, is_quantized
 from sllm_jax.core.kv_state import KVState, is_possible
 from sllm_jax.core.model import Model
-from sllm_jax.evaluate.perplexity import Reading, begin, check_token_ids, read_texts
+from sllm_jax.evaluate.perplexity import Reading, begin_reading, check_token_ids, token_nll_batch
 
-CURVE_ROWS = 1000  # of a text's curve, about
+CURVE_ROWS = 1000  # approximate rows per text in a curve
 _SETTINGS, _NLL, _CHECKPOINTS = _OWN = ("settings.json", "nll.npy", "checkpoints")
-_BLOCK = 2**18  # tokens that are added up, or digested, in one go
+_BLOCK = 2**18  # tokens summed or digested at a time
 
 
 @dataclass(frozen=True)
-class How:
-    """How texts are read: a mode of `MODES`, its sizes, and how many tokens at a time."""
+class EvaluationSettings:
+    """The settings of an evaluation: one of `EVALUATION_MODES`, the cache sizes, and the tokens per device call."""
 
     mode: str
     start_size: int
@@ -41,47 +41,59 @@ class How:
 
 
 class Evaluation:
-    """The reading of texts in a folder of its own. `steps` does the work; `nll_of` has what was found."""
+    """An evaluation of texts, kept in a folder. `steps` does the work; `nll_of` gives the results."""
 
     def __init__(
-        self, folder: Path, model: Model, texts: Sequence[np.ndarray], how: How, names: Mapping[str, Any]
+        self,
+        folder: Path,
+        model: Model,
+        texts: Sequence[np.ndarray],
+        settings: EvaluationSettings,
+        names: Mapping[str, Any],
     ) -> None:
-        """Go on from what `folder` holds, or begin.
+        """Resume the evaluation in `folder`, or begin a new one.
 
-        Raises `SllmError` if that was another evaluation: other texts, sizes or `names`, which say whose they are.
+        `names` identifies the model and the texts. Raises `SllmError` if the folder holds an evaluation with other
+        texts, settings or names.
         """
         self.texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
-        self.model, self.how, self._folder = model, how, folder
+        self.model, self.settings, self._folder = model, settings, folder
         self._ends = np.cumsum([len(ids) - 1 for ids in texts])
-        settings = {
+        record = {
             **names,
-            **{"mode": how.mode, "start size": how.start_size, "recent size": how.recent_size},
+            **{"mode": settings.mode, "start size": settings.start_size, "recent size": settings.recent_size},
             "dtype": np.dtype(model.dtype).name,
             "weights": INT8 if is_quantized(model.params) else "floats",
             "texts": [_digest(ids) for ids in texts],
         }
-        begun = begin(model, self.texts, how.mode, how.start_size, how.recent_size)
-        self._digests = [sha256() for _ in texts]  # of the nll of each text, as far as it was saved
+        begun = begin_reading(model, self.texts, settings.mode, settings.start_size, settings.recent_size)
+        self._digests = [sha256() for _ in texts]  # digests of the saved nll of each text
         self._digested = [0] * len(texts)
-        self.nll, self._reading = self._open(settings, begun)
+        self.nll, self._reading = self._open(record, begun)
 
     @property
     def total(self) -> int:
-        """Tokens to predict, in all texts."""
+        """The number of tokens to predict in all texts."""
         return int(self._ends[-1])
 
     @property
     def done(self) -> int:
-        """Tokens predicted so far."""
+        """The number of tokens predicted so far."""
         return sum(self._reading.done)
 
     def steps(self) -> Iterator[tuple[int, float]]:
-        """Do what is left; after each step the number of tokens done, and the sum of their nll."""
+        """Do the remaining work; after each step, yield the number of tokens done and the sum of their nll."""
         nats = sum(_sum(self.nll_of(i)[:done]) for i, done in enumerate(self._reading.done))
-        how = self.how
-        for reading in read_texts(
-            self.model, self.texts, how.mode, how.start_size, how.recent_size, how.chunk_size, since=self._reading
-        ):
+        readings = token_nll_batch(
+            self.model,
+            self.texts,
+            self.settings.mode,
+            self.settings.start_size,
+            self.settings.recent_size,
+            self.settings.chunk_size,
+            since=self._reading,
+        )
+        for reading in readings:
             for i, (found, done) in enumerate(zip(reading.nll, reading.done, strict=True)):
                 self.nll_of(i)[done - len(found) : done] = found
                 nats += float(found.sum(dtype=np.float64))
@@ -89,32 +101,32 @@ class Evaluation:
             yield self.done, nats
 
     def save(self) -> None:
-        """Write a checkpoint; raises `SllmError` if that fails."""
+        """Write a checkpoint. Raises `SllmError` on failure."""
         self.nll.flush()
         self._digest_until(self._reading.done)
         checkpoint.save(self._folder / _CHECKPOINTS, self.done, self._tree(self._reading))
 
     def remove(self) -> None:
-        """Remove what it has in its folder.
+        """Remove the files of the evaluation from its folder.
 
-        The checkpoints go first: without one the rest is begun anew, whatever is left of it.
+        Checkpoints are removed first: without one, an evaluation starts over, whichever other files remain.
         """
         _discard(self._folder / _CHECKPOINTS)
         for name in (_NLL, _SETTINGS):
             (self._folder / name).unlink(missing_ok=True)
 
     def nll_of(self, text: int) -> np.ndarray:
-        """The nll [T - 1] of one of the texts, mapped from a file; zero where it is not found yet."""
+        """The nll [T - 1] of a text, in nats, memory-mapped; zero where not evaluated yet."""
         end = int(self._ends[text])
         return self.nll[end - len(self.texts[text]) + 1 : end]
 
     def mean(self, text: int) -> float:
-        """The mean nll of a text."""
+        """The mean nll of a text, in nats."""
         nll = self.nll_of(text)
         return _sum(nll) / len(nll)
 
     def write_curve(self, file: BinaryIO, names: Sequence[str]) -> None:
-        """The running log perplexity of each text as CSV, about `CURVE_ROWS` rows each, as far as it was read."""
+        """Write the running log perplexity of each text so far as CSV, with about `CURVE_ROWS` rows per text."""
         context = self.model.config.max_position_embeddings
         lines = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(lines, lineterminator="\n")
@@ -128,21 +140,21 @@ class Evaluation:
                 writer.writerow([name, end, f"{nats / end:.7g}", f"{added / len(part):.7g}", int(end > context)])
         lines.detach()
 
-    def _open(self, settings: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
-        """The file of nll and the last checkpoint, or new ones.
+    def _open(self, record: Mapping[str, Any], begun: Reading) -> tuple[np.memmap, Reading]:
+        """Open the nll file and the last checkpoint, or create them.
 
-        The settings are written first, whole or not at all, and say whose the folder is. A process that is killed at
-        any place of this method or of `remove` leaves settings without a checkpoint, or nothing: a new beginning.
+        The settings are written first and atomically; they identify the evaluation. A process killed anywhere in this
+        method or in `remove` leaves either nothing or settings without a checkpoint, from which both start over.
         """
         folder = self._folder
         _check_kinds(folder)
         if not _is_whole(folder / _SETTINGS):
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
                 raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
-            _discard(folder / _CHECKPOINTS)  # of nobody knows which evaluation
-            _write_settings(folder / _SETTINGS, settings)
+            _discard(folder / _CHECKPOINTS)  # checkpoints of an unknown evaluation
+            _write_settings(folder / _SETTINGS, record)
         written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
-        if different := [name for name in settings if written.get(name) != settings[name]]:
+        if different := [name for name in record if written.get(name) != record[name]]:
             raise SllmError(
                 f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
                 "resume with the same settings, or name a new folder"
@@ -160,13 +172,13 @@ class Evaluation:
         return self.nll, Reading([], done, state)
 
     def _check(self, begun: Reading, done: Sequence[int], state: KVState | None) -> None:
-        """Raises `SllmError` for numbers that no evaluation of these texts can have saved."""
+        """Raises `SllmError` for values that no evaluation of these texts can have saved."""
         fit = all(0 <= count < len(ids) for count, ids in zip(done, self.texts, strict=True))
         if not fit or (state is not None and not is_possible(state, self.model.config.vocab_size)):
             raise SllmError(f"{self._folder} holds impossible numbers; remove it to begin anew")
 
     def _digest_until(self, done: Sequence[int]) -> None:
-        """Take the nll found since the last time into the digests."""
+        """Update the digests with the nll since the last call."""
         for i, end in enumerate(done):
             nll = self.nll_of(i)
             for start in range(self._digested[i], end, _BLOCK):
@@ -177,12 +189,12 @@ class Evaluation:
         return np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in self._digests])
 
     def _tree(self, reading: Reading) -> tuple[np.ndarray, Any, np.ndarray]:
-        """What a checkpoint holds: tokens done [B], the state, and the digest of the nll of each text [B, 32]."""
+        """The contents of a checkpoint: tokens done [B], the state, and the digest of the nll of each text [B, 32]."""
         return np.array(reading.done, np.int32), reading.state, self._digests_so_far()
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder so that a kill leaves it whole, or under a hidden name that the next call removes."""
+    """Remove a folder by way of a hidden name, so that a kill never leaves it half removed under its own name."""
     hidden = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(hidden, ignore_errors=True)
     with suppress(OSError):
@@ -191,7 +203,7 @@ def _discard(folder: Path) -> None:
 
 
 def _check_kinds(folder: Path) -> None:
-    """Raises `SllmError` for a folder or a pipe in the place of a file, or the other way round."""
+    """Raises `SllmError` if a file of the evaluation is a folder or a pipe, or its folder is not one."""
     for name, kind, fits in (
         (_SETTINGS, "file", Path.is_file),
         (_NLL, "file", Path.is_file),
@@ -202,22 +214,22 @@ def _check_kinds(folder: Path) -> None:
 
 
 def _is_whole(settings: Path) -> bool:
-    """Whether the file is there; an empty one was left by a full disk."""
+    """Whether the file exists and is not empty; a full disk leaves an empty one."""
     return is_there(settings) and check_file(settings).stat().st_size > 0
 
 
 def _has_nll_alone(folder: Path) -> bool:
-    """Whether there is an nll.npy that no settings belong to, such as `--nll-out` writes."""
+    """Whether there is an nll.npy without settings, such as `--nll-out` writes."""
     return is_there(folder / _NLL) and not is_there(folder / _SETTINGS)
 
 
-def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def _write_settings(path: Path, record: Mapping[str, Any]) -> None:
     with new_file(path) as file:
-        file.write(json.dumps(dict(settings), indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(dict(record), indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _map_nll(path: Path, count: int) -> np.memmap:
-    """The file of nll, float32 [count], mapped; raises `SllmError` if it holds anything else."""
+    """The nll file, float32 [count], memory-mapped. Raises `SllmError` if it holds anything else."""
     remedy = f"remove {path.parent} to begin anew"
     nll = map_array(path, remedy, "r+")
     if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
@@ -226,9 +238,9 @@ def _map_nll(path: Path, count: int) -> np.memmap:
 
 
 def _write_zeros(path: Path, count: int) -> None:
-    """A new .npy file of float32, written out: a file with holes ends in a bus error where the disk is full.
+    """Write a new .npy file of float32 zeros in full: writing to a sparse file on a full disk causes a bus error.
 
-    An earlier one is replaced, not changed: another process may have it mapped.
+    An existing file is replaced, not modified, because another process may have it mapped.
     """
     with new_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
@@ -237,7 +249,7 @@ def _write_zeros(path: Path, count: int) -> None:
 
 
 def _sum(values: np.ndarray) -> float:
-    """In float64, without a copy of all of it."""
+    """The sum in float64, computed in blocks to avoid a float64 copy."""
     return sum(float(values[i : i + _BLOCK].sum(dtype=np.float64)) for i in range(0, len(values), _BLOCK))
 
 

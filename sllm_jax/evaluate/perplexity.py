@@ -1,9 +1,11 @@
-"""Negative log-likelihood of a text, token by token, in the four ways of the paper (section 4.1, figure 3).
+"""Token-level negative log-likelihood of a text in the four modes of the paper (section 4.1, figure 3).
 
-`streaming` keeps sinks and a window, `window` a window alone, `dense` everything; all three are one machine with
-different sizes, read a chunk at a time: the result is that of single tokens, whatever the chunk. `recompute` is the
-sliding window with re-computation: a fresh forward pass over the last tokens for each one. In every mode but `dense`
-memory is bounded by the chunk, never by the text.
+`streaming` keeps sinks and a window, `window` a window only, `dense` everything. All three use the same cache with
+different sizes and read the text in chunks; the chunk size does not change the result. `recompute` is the sliding
+window with re-computation: a fresh forward pass over the last tokens for each prediction. Memory is independent of the
+length of the text, except in `dense` mode.
+
+Axis letters: B texts or windows, T tokens of a chunk, N tokens including the last target, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ from sllm_jax.core.kv_state import KVState, init_state, over_streams
 from sllm_jax.core.model import Model, check_finite, dense_logits, nll_of
 from sllm_jax.streams.kv_cache import check_sizes
 
-MODES = ("streaming", "window", "dense", "recompute")
+EVALUATION_MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256
-_WINDOW_TOKENS = 4096  # tokens of all windows that are recomputed in one call
-_CHECKED = 2**20  # token ids that are looked at in one go
+_WINDOW_TOKENS = 4096  # tokens per device call of `recompute`, over all windows
+_CHECKED = 2**20  # token ids checked at a time
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Where the reading of B texts stands, and what the last call of the device found."""
+    """The progress of reading B texts, and the results of the last device call."""
 
-    nll: Sequence[np.ndarray]  # of each text: the values that are new
-    done: Sequence[int]  # of each text: tokens predicted so far
-    state: KVState | None  # of the B streams, consumed by the next call; None with re-computation
+    nll: Sequence[np.ndarray]  # new values of each text, in nats
+    done: Sequence[int]  # tokens predicted so far of each text
+    state: KVState | None  # state of the B streams, donated to the next call; None for `recompute`
 
 
 def token_nll(
@@ -49,16 +51,16 @@ def token_nll(
 ) -> Iterator[np.ndarray]:
     """Pieces of nll [T - 1] float32 for token ids [T]: nll[i] = -log p(token i + 1 | tokens up to i), in nats.
 
-    `window` takes 0 for the start size, `dense` ignores both sizes. `recompute` looks at the last `cache_size` + 1
-    tokens, as many as a step of the others attends to; the first of them is the first of the text if the model was
-    trained with a sink token. With a `stride` the pieces are those of nll[::stride]; `recompute`, where each is a pass
-    of its own, makes no others. Raises `SllmError` for ids, sizes or a mode that cannot be used.
+    `window` ignores the start size, `dense` ignores both sizes. `recompute` reads the last `cache_size` + 1 tokens, as
+    many as a step of the other modes attends to; if the model was trained with a sink token, the first token of the
+    text replaces the first of them. With a `stride`, the result is nll[::stride], and `recompute` computes only these
+    values. Raises `SllmError` for invalid ids, sizes or modes.
     """
-    readings = read_texts(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
+    readings = token_nll_batch(model, [token_ids], mode, start_size, recent_size, chunk_size, stride)
     return (reading.nll[0] for reading in readings)
 
 
-def read_texts(
+def token_nll_batch(
     model: Model,
     texts: Sequence[np.ndarray],
     mode: str = "streaming",
@@ -68,9 +70,9 @@ def read_texts(
     stride: int = 1,
     since: Reading | None = None,
 ) -> Iterator[Reading]:
-    """`token_nll` of B texts side by side, each a stream of its own; goes on from an earlier reading, if given one.
+    """`token_nll` of B texts in one batch, optionally continuing from an earlier reading (`since`).
 
-    Raises `SllmError` at the first nll that is not a number.
+    Raises `SllmError` as `token_nll` does, and at the first nll that is not finite.
     """
     if not texts:
         raise SllmError("there is no text to predict; give one")
@@ -79,7 +81,7 @@ def read_texts(
     check_chunk_size(chunk_size)
     if stride < 1:
         raise SllmError(f"stride must be 1 or more; got {stride}")
-    since = since or begin(model, texts, mode, start_size, recent_size)
+    since = since or begin_reading(model, texts, mode, start_size, recent_size)
     chunk_size = min(chunk_size, max(map(len, texts)) - 1)
     if since.state is None:
         readings = _recomputed(model, texts, start_size + recent_size + 1, chunk_size, stride, since)
@@ -89,7 +91,7 @@ def read_texts(
 
 
 def _checked(model: Model, readings: Iterator[Reading], done: Sequence[int]) -> Iterator[Reading]:
-    """Pass readings on as long as all their nll are numbers."""
+    """Yield the readings. Raises `SllmError` for an nll that is not finite."""
     for reading in readings:
         for found, before, after in zip(reading.nll, done, reading.done, strict=True):
             check_finite(model, found, f"between tokens {before} and {after} of the text")
@@ -97,15 +99,15 @@ def _checked(model: Model, readings: Iterator[Reading], done: Sequence[int]) -> 
         yield reading
 
 
-def begin(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
-    """The reading of texts of which nothing is read yet."""
+def begin_reading(model: Model, texts: Sequence[np.ndarray], mode: str, start_size: int, recent_size: int) -> Reading:
+    """The initial reading: nothing predicted, an empty state."""
     sizes = {
         "streaming": (start_size, recent_size),
         "window": (0, recent_size),
         "dense": (0, max(map(len, texts)) - 1),
         "recompute": None,
     }
-    check_mode(mode)
+    check_evaluation_mode(mode)
     kept = sizes[mode]
     state = None if kept is None else init_state(model.config, *kept, model.dtype, len(texts))
     return Reading([], [0] * len(texts), state)
@@ -117,24 +119,24 @@ def perplexity(nll: np.ndarray) -> float:
 
 
 def bits_per_byte(nll: np.ndarray | float, token_bytes: float) -> float:
-    """The mean negative log-likelihood of tokens that are `token_bytes` UTF-8 bytes long on average, in bits."""
+    """The mean of an nll in nats, in bits per byte; `token_bytes` is the mean UTF-8 length of a token."""
     return float(np.mean(nll, dtype=np.float64) / np.log(2) / token_bytes)
 
 
-def check_mode(mode: str) -> None:
-    """Raises `SllmError` unless it is one of `MODES`."""
-    if mode not in MODES:
-        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+def check_evaluation_mode(mode: str) -> None:
+    """Raises `SllmError` unless `mode` is one of `EVALUATION_MODES`."""
+    if mode not in EVALUATION_MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(EVALUATION_MODES)}")
 
 
 def check_chunk_size(chunk_size: int) -> None:
-    """Raises `SllmError` unless it is 1 or more."""
+    """Raises `SllmError` unless `chunk_size` is 1 or more."""
     if chunk_size < 1:
         raise SllmError(f"chunk size must be 1 or more; got {chunk_size}")
 
 
 def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The ids; raises `SllmError` unless they are two or more integers of the vocabulary in one row."""
+    """The ids [T]. Raises `SllmError` unless they are a 1-D array of two or more ids within the vocabulary."""
     if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):
         raise SllmError(f"token ids must be one row of integers; got {token_ids.dtype} of shape {token_ids.shape}")
     if len(token_ids) < 2:
@@ -153,12 +155,15 @@ def check_token_ids(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
 def _in_chunks(
     model: Model, texts: Sequence[np.ndarray], chunk_size: int, stride: int, since: Reading
 ) -> Iterator[Reading]:
+    """Read all texts a chunk at a time, in step; texts that have ended are padded with a count of 0."""
     state, start, end = since.state, max(since.done), max(map(len, texts)) - 1
     while start < end:
+        # One token more than a chunk: token i + 1 is the target of token i.
         taken = [ids[start : start + chunk_size + 1] for ids in texts]
         counts = np.array([max(len(ids) - 1, 0) for ids in taken], np.int32)
         chunks = np.stack([np.pad(ids, (0, chunk_size + 1 - len(ids))).astype(np.int32) for ids in taken])
         state, nll = _score_chunk(model, state, chunks, counts)
+        # -start % stride: index in the chunk of the first multiple of `stride`.
         found = [row[-start % stride : count : stride] for row, count in zip(np.asarray(nll), counts, strict=True)]
         start += chunk_size
         yield Reading(found, [min(start, len(ids) - 1) for ids in texts], state)
@@ -167,11 +172,11 @@ def _in_chunks(
 def _recomputed(
     model: Model, texts: Sequence[np.ndarray], width: int, chunk_size: int, stride: int, since: Reading
 ) -> Iterator[Reading]:
-    """First the tokens with at most `width` tokens before them, of all texts in one pass; then text after text."""
+    """First, for all texts in one dense pass, tokens with at most `width` tokens before them; then text by text."""
     done = list(since.done)
     if not any(done):
         heads = [ids[: width + 1] for ids in texts]
-        dense = begin(model, heads, "dense", 0, 0)
+        dense = begin_reading(model, heads, "dense", 0, 0)
         pieces = [reading.nll for reading in _in_chunks(model, heads, min(chunk_size, width), stride, dense)]
         done = [len(ids) - 1 for ids in heads]
         yield Reading([np.concatenate(parts) for parts in zip(*pieces, strict=True)], done.copy(), None)
@@ -180,6 +185,7 @@ def _recomputed(
         targets = range(done[i] + -done[i] % stride, len(ids) - 1, stride)
         for start in range(0, len(targets), batch):
             ends = targets[start : start + batch]
+            # The `width` tokens up to `end`, and the target after it: [n, width + 1].
             windows = np.stack([ids[end + 1 - width : end + 2] for end in ends]).astype(np.int32)
             if model.config.attention_sink == "learnable":
                 windows[:, 0] = ids[0]
@@ -191,11 +197,11 @@ def _recomputed(
 
 @jax.jit
 def option_nll(model: Model, carry: Carry, options: Int[Array, "B T"], counts: Int[Array, " B"]) -> Float[Array, " B"]:
-    """The nll of each of B continuations of one stream, the first `counts` of T tokens, in nats."""
+    """The summed nll, in nats, of B alternative continuations of one stream, each the first `counts` of T tokens."""
 
     def score(option: Int[Array, " T"], count: Int[Array, ""]) -> Float[Array, ""]:
         _, logits = read_chunk(model, carry.state, option, count)
-        before = jnp.concatenate([carry.logits[None], logits[:-1]])  # what predicts each token
+        before = jnp.concatenate([carry.logits[None], logits[:-1]])  # logits that predict each token
         return jnp.where(jnp.arange(len(option)) < count, nll_of(before, option), 0).sum()
 
     return jax.vmap(score)(options, counts)
@@ -205,7 +211,7 @@ def option_nll(model: Model, carry: Carry, options: Int[Array, "B T"], counts: I
 def _score_chunk(
     model: Model, state: KVState, tokens: Int[Array, "B N"], counts: Int[Array, " B"]
 ) -> tuple[KVState, Float[Array, "B T"]]:
-    """Read the first `counts` of T = N - 1 tokens of each stream; the nll of each one's successor."""
+    """Read the first `counts` of T = N - 1 tokens of each stream; return the nll of each token's successor."""
 
     def score(state: KVState, tokens: Int[Array, " N"], count: Int[Array, ""]) -> tuple[KVState, Float[Array, " T"]]:
         state, logits = read_chunk(model, state, tokens[:-1], count)
@@ -216,7 +222,7 @@ def _score_chunk(
 
 @jax.jit
 def _score_windows(model: Model, windows: Int[Array, "B N"]) -> Float[Array, " B"]:
-    """The nll of the last token of each window, given those before it."""
+    """The nll of the last token of each window, given the tokens before it."""
 
     def last_logits(window: Int[Array, " N"]) -> Float[Array, " V"]:
         return dense_logits(model, window[:-1], -1)

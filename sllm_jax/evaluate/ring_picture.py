@@ -1,6 +1,6 @@
-"""Pictures of a state, for people who change the code: what its slots hold, and how a query meets them.
+"""Pictures of the ring: the contents of its slots, and the rotations of keys and query.
 
-Everything is read from the state of one stream. Letters as in `kv_state.py`.
+Everything is read from the state of one stream. Axis letters as in `kv_state.py`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 EMPTY, SINK, THIS_LAP, OLD_LAP = range(4)
-_COLOURS = ("#FFFFFF", "#00487A", "#F3C9A8", "#D97B2E")  # of different greys
+_COLOURS = ("#FFFFFF", "#00487A", "#F3C9A8", "#D97B2E")  # distinct in greyscale too
 _INK = ("black", "white", "black", "black")
 _LABELS = ("empty or evicted", "sink", "window, this lap", "window, the lap before")
 
 
 class Slots(NamedTuple):
-    """What each of the C slots of a state holds."""
+    """The contents of the C slots of a state."""
 
     kind: np.ndarray  # [C]: EMPTY, SINK, THIS_LAP or OLD_LAP
     token_id: np.ndarray  # [C]
-    position: np.ndarray  # [C]: cache position, -1 where nothing is live
+    position: np.ndarray  # [C]: cache position, -1 for slots that are not live
 
 
 def slots(state: KVState) -> Slots:
-    """What the slots hold between two calls."""
+    """The contents of the slots between two calls."""
     slot, filled = np.arange(state.slots), int(state.filled)
+    # Inverse of the cache order: slot -> cache position.
     position = np.full(state.slots, -1)
     position[np.asarray(cache_order(state))[:filled]] = np.arange(filled)
+    # Slots after the next one to be written belong to the previous lap.
     kind = np.where(slot < state.start_size, SINK, np.where(slot > int(state.next_slot), OLD_LAP, THIS_LAP))
     is_live = np.asarray(live(state))[: state.slots]
     return Slots(np.where(is_live, kind, EMPTY), np.asarray(state.token_ids)[: state.slots], position)
 
 
 def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) -> Plot:
-    """A row for each state, named by how many tokens it has read; a column for each slot.
+    """A plot with a row per state, labelled with the number of tokens read, and a column per slot.
 
-    A cell has the token's text, its cache position below, and a frame where the next token will go.
+    A cell shows the text of its token and, below, its cache position. A frame marks the slot of the next token.
     """
 
     def draw(figure: FigureBase) -> None:
@@ -68,12 +70,14 @@ def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) ->
 
 
 def rotations(state: KVState) -> Plot:
-    """For the next token: by how much each key was rotated when it was written, and the query that meets it now.
+    """A plot of the rotations at the next token: of each key when it was written, and of the query that scores it.
 
-    Their difference, written above, is the distance of the two in cache positions.
+    The number above each pair is their difference, which is the distance in cache positions.
     """
+    # Rotations of the query, and for each slot the index of the one that scores it.
     numbers, way = query_rotations(state, plan(state, 1, jnp.int32(1)))
-    query = np.asarray(numbers[way])[: state.slots]
+    query = np.asarray(numbers[way])[: state.slots]  # [C]
+    # The slot of the next token counts as written, since a token attends to itself.
     kind = slots(state).kind
     itself = int(state.next_slot)
     kind[itself] = SINK if itself < state.start_size else THIS_LAP

@@ -1,1 +1,1 @@
-"""A name or a folder becomes a model."""
+"""Loading a model by name or from a folder."""

@@ -12,12 +12,12 @@ FOLDER = Path(__file__).parents[1] / "bundled"
 
 
 def bundled_names() -> list[str]:
-    """The models there are, each with the prefix."""
+    """The names of the bundled models, with the prefix."""
     return sorted(f"{PREFIX}{config.parent.name}" for config in FOLDER.glob("*/config.json"))
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a bundled model; raises `SllmError` for one that is not there."""
+    """The folder of a bundled model; raises `SllmError` for an unknown name."""
     if name not in (names := bundled_names()):
         raise SllmError(f"there is no model {name!r} in this package; there is {', '.join(names)}")
     return FOLDER / name.removeprefix(PREFIX)

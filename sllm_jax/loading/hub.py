@@ -1,4 +1,4 @@
-"""Names to folders: of bundled models, and of Hugging Face models from the hub or, without it, its local cache."""
+"""Names to folders: bundled models, and Hugging Face models from the hub or its local cache."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
 from sllm_jax.loading.bundle import PREFIX, bundled_folder
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
-_REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag or commit, or one of the hub's own
-_TIMEOUT = 10  # seconds to wait for the hub, before the local cache has to do
+_REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag, commit, or special ref of the hub
+_TIMEOUT = 10  # seconds to wait for the hub before the local cache is used
 
 
 def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
-    """The folder itself, that of a bundled model, or that of a Hugging Face model, downloaded to the cache if need be.
+    """The folder of a model: a local folder, a bundled model, or a Hugging Face model, downloaded if it is not cached.
 
-    A Hugging Face model is named `org/model`, or by the address of its page (`https://huggingface.co/org/model`, also
-    with `/tree/REVISION`, also on the mirror that the environment variable HF_ENDPOINT names), or as
-    `hf://org/model@REVISION`; a folder of the cache (`models--org--model`) stands for its snapshot. Of the hub's files
-    come config, tokenizer and the weights in one format; with `only_tokenizer` no weights. Raises `SllmError`, with
-    what to do, for a folder that is not there, and for a model that is unknown, gated, or neither in the cache nor
-    within reach.
+    A Hugging Face model is given as `org/model`, as the URL of its page (`https://huggingface.co/org/model`, optionally
+    with `/tree/REVISION`, or the same on the mirror in HF_ENDPOINT), as `hf://org/model@REVISION`, or as its folder in
+    the cache (`models--org--model`). Config, tokenizer and the weights in one format are downloaded; with
+    `only_tokenizer` no weights. Raises `SllmError` for a folder that does not exist, and for a model that is unknown,
+    gated, or neither cached nor reachable.
     """
     name = str(name_or_folder)
     if name.startswith(PREFIX):
@@ -54,7 +53,7 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
 
 
 def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
-    """Name and revision of a model from the address of its page, or of a file in it."""
+    """Name and revision of a model from the URL of its page or of one of its files."""
     if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address), re.DOTALL):
         name, found = path[1], path[2]
     elif page := _path_of_page(address):
@@ -74,7 +73,7 @@ def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _path_of_page(address: str) -> str | None:
-    """What follows the host in the address of a page of Hugging Face or of its mirror; None for any other."""
+    """The path in a URL of Hugging Face or its mirror; None for any other URL."""
     mirror = re.sub(r"^https?://", "", constants.ENDPOINT)
     hosts = "|".join(re.escape(host) for host in (*_HOSTS, mirror) if host)
     page = re.fullmatch(rf"(?:https?://)?(?:{hosts})/([^?#]+).*", address, re.IGNORECASE | re.DOTALL)
@@ -82,7 +81,7 @@ def _path_of_page(address: str) -> str | None:
 
 
 def _snapshot(folder: Path, revision: str | None) -> Path:
-    """The files of a model in the hub's cache; raises `SllmError` if it does not have the revision."""
+    """The snapshot folder of a model in the hub's cache; raises `SllmError` if the revision is not cached."""
     ref, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
     with foreign(shown(ref), "give a revision", "is no reference"):
         commit = check_file(ref).read_text(encoding="utf-8").strip() if is_there(ref) else revision
@@ -95,7 +94,7 @@ def _snapshot(folder: Path, revision: str | None) -> Path:
 
 
 def model_files(files: Iterable[str]) -> list[str]:
-    """Of the names of a repository's files those that loading takes: config, tokenizer, weights in one format."""
+    """The files of a repository that loading needs: config, tokenizer, and weights in one format."""
     files = list(files)
     found = next((name for name in WEIGHT_FILES if name in files), None)
     if found is None or "config.json" not in files:
@@ -111,9 +110,9 @@ def model_files(files: Iterable[str]) -> list[str]:
 
 
 def tokenizer_files(files: Iterable[str]) -> list[str]:
-    """Of the names of a repository's files the config and those of the tokenizer."""
+    """The config and tokenizer files of a repository."""
     files = list(files)
-    here = [name for name in files if "/" not in name]  # a pattern's * matches folders too
+    here = [name for name in files if "/" not in name]  # * in a pattern also matches /
     found = [name for name in here if any(fnmatchcase(name, like) for like in TOKENIZER_FILES)]
     return ["config.json", *found, *(name for name in files if fnmatchcase(name, f"{CHAT_TEMPLATES}/*.jinja"))]
 
@@ -129,7 +128,7 @@ def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]],
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except SllmError as error:
         raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None
-    except Exception as error:  # the hub's HTTP library, and so what it raises, differs from release to release
+    except Exception as error:  # the hub's HTTP library and its errors differ between releases
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise SllmError(f"{name} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}") from error
         if cached := _cached(name, revision, choose):
@@ -138,7 +137,7 @@ def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]],
 
 
 def _cached(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path | None:
-    """The model's folder in the local cache, if it is there with all that `choose` asks for."""
+    """The model's folder in the local cache if it has all files that `choose` needs, else None."""
     try:
         folder = Path(
             huggingface_hub.snapshot_download(
@@ -146,7 +145,7 @@ def _cached(name: str, revision: str | None, choose: Callable[[Iterable[str]], l
             )
         )
         choose(path.name for path in folder.iterdir())
-    except (errors.LocalEntryNotFoundError, ValueError):  # of these SllmError: no weights in the cache
+    except (errors.LocalEntryNotFoundError, ValueError):  # SllmError is a ValueError: no weights in the cache
         return None
     return folder
 

@@ -1,4 +1,4 @@
-"""`load`: a model and its tokenizer: bundled, from Hugging Face by name, or from a folder of its format or ours."""
+"""`load`: a model and its tokenizer, bundled, by Hugging Face name, or from a folder."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def load(
     progress: Progress = silent,
     weights: str | None = None,
 ) -> tuple[Model, Any]:
-    """The model, and its tokenizer or None if it has none.
+    """Load a model and its tokenizer (None if it has none).
 
-    `dtype`: "float32", "bfloat16", "float16" or a NumPy, JAX or PyTorch dtype of these; None as in `default_dtype`.
-    `revision`: branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, a file or a Hugging Face name to
-    take the tokenizer from instead. `progress` hears how many tensors are loaded. `weights`: "int8" keeps those of
-    linear layers as `sllm_jax.core.int8` says. Raises `SllmError` for whatever cannot be found, read or run.
+    `dtype`: "float32", "bfloat16", "float16", or one of these as a NumPy, JAX or PyTorch dtype; None: `default_dtype`.
+    `revision`: branch, tag or commit of a Hugging Face name. `tokenizer`: a folder, file or Hugging Face name to load
+    the tokenizer from instead. `progress` is called as progress(done, total), in tensors. `weights`: "int8" quantizes
+    the weights of linear layers (`sllm_jax.core.int8`). Raises `SllmError` for a model that cannot be found, read or
+    run.
     """
     check_weights(weights)
     dtype = as_dtype(default_dtype() if dtype is None else dtype)

@@ -1,8 +1,8 @@
-"""Attention with linear biases (ALiBi, arXiv 2108.12409): a penalty for distance in the place of a rotation.
+"""Attention with linear biases (ALiBi, arXiv 2108.12409): a penalty on distance instead of a rotation.
 
-The bias of a key is the slope of the head times the key's cache position, so that it is the true distance inside the
-window, and bounded, however long the stream. The query's own share is taken off: a softmax does not see it, and scores
-stay near 0.
+The bias is the head's slope times the distance between key and query in cache positions. Inside the window that is the
+true distance, and it is bounded however long the stream. Subtracting the query's own position does not change the
+softmax and keeps scores near 0.
 
 Axis letters: T queries, n keys, H query heads.
 """
@@ -23,11 +23,11 @@ class Alibi:
     """The biases of one model."""
 
     slopes: tuple[float, ...]  # one a query head
-    in_bfloat16: bool = False  # slopes, positions and their products are rounded, as Falcon's are
-    scale: float = 1.0  # what the biases are multiplied by; Falcon's scale is that of the scores
+    in_bfloat16: bool = False  # round slopes, positions and their products, as Falcon does
+    scale: float = 1.0  # factor of the biases; Falcon scales them like the scores
 
     def bias(self, key: Int[Array, "#T n"], query: Int[Array, "T 1"]) -> Float[Array, "H T n"]:
-        """What is added to the scaled score of each query and key, given their cache positions."""
+        """The bias of each scaled score, given the cache positions of key and query."""
         slopes = jnp.array(self.slopes, jnp.float32)[:, None, None]
         if not self.in_bfloat16:
             return slopes * (key - query) * self.scale
@@ -35,10 +35,10 @@ class Alibi:
 
 
 def falcon_alibi(heads: int, head_dim: int) -> Alibi:
-    """As `FalconForCausalLM` has it: in bfloat16, and scaled with the scores.
+    """ALiBi as in `FalconForCausalLM`: in bfloat16, and scaled like the scores.
 
-    For a number of heads that is no power of two the slopes of the next lower one come first, then every other one of
-    those of the next higher one.
+    If the number of heads is not a power of two, the slopes of the next lower power come first, then every other slope
+    of the next higher one.
     """
     lower = 2 ** math.floor(math.log2(heads))
     slopes = np.concatenate([_geometric(lower, 8.0), _geometric(2 * lower, 8.0)[: 2 * (heads - lower) : 2]])
@@ -46,9 +46,10 @@ def falcon_alibi(heads: int, head_dim: int) -> Alibi:
 
 
 def mpt_alibi(heads: int, bias_max: float) -> Alibi:
-    """As `MptForCausalLM` has it: exact.
+    """ALiBi as in `MptForCausalLM`: not rounded.
 
-    For a number of heads that is no power of two: of the next higher one every other slope, the second one first.
+    If the number of heads is not a power of two, the slopes of the next higher power are used: the 2nd, 4th, ... first,
+    then the 1st, 3rd, ...
     """
     slopes = _geometric(2 ** math.ceil(math.log2(heads)), bias_max)
     if len(slopes) != heads:
@@ -66,5 +67,5 @@ def _rounded_product(slopes: Float[Array, "H 1 1"], position: Int[Array, "t n"])
 
 
 def _in_bfloat16(x: Float[Array, ...]) -> Float[Array, ...]:
-    """Rounded to the precision of bfloat16; a conversion there and back may be optimized away."""
+    """Round to the precision of bfloat16. XLA may remove a conversion there and back, but not this."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -1,6 +1,6 @@
 """The contract between a model and its attention: `attend` gets queries, keys and values, and owns the cache.
 
-A model's modules know nothing of sinks, windows or positions. They pass each layer's cache on, unread.
+Modules know nothing of sinks, windows or positions. They pass each layer's cache to `attend` without reading it.
 """
 
 from __future__ import annotations

@@ -1,59 +1,89 @@
-"""What a model is: the sizes and options that all families have, and reading them from a Hugging Face config."""
+"""What a model is: the sizes and options that all families share, read from a Hugging Face config."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import Alibi
-from sllm_jax.models.bounds import check_largest
-from sllm_jax.models.position import Rope, is_number
+from sllm_jax.models.options import grouped, head_size, option, options, required_sizes, size
+from sllm_jax.models.position import OPTIONS as ROPE_OPTIONS
+from sllm_jax.models.position import Rope
+from sllm_jax.models.sliding_window import sliding_window
+from sllm_jax.models.unsupported import refuse_unsupported
 
-SINKS = ("none", "zero", "learnable")  # how a model was trained to have somewhere to attend to (paper, section 3.3)
-_REFUSED = (  # options of other architectures, which change what a model computes unless they are off
-    *("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok"),
-    *("attn_logit_softcapping", "final_logit_softcapping", "attention_chunk_size", "sliding_window_pattern"),
-    *("no_rope_layers", "no_rope_layer_interval", "kv_lora_rank", "q_lora_rank", "qk_layernorm", "use_qk_norm"),
-    *("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"),
-)
-_HEADS = re.compile(r".*(For(Sequence|Token)Classification|ForQuestionAnswering|ForMaskedLM|RewardModel)")
-_BARE = re.compile(r"(?!.*(LMHead|RewardModel)).*Model")
-_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale")
-_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+SINKS = ("none", "zero", "learnable")  # how a model was trained to have an attention sink (paper, section 3.3)
+_SHARED_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_SHARED_DEFAULTS = {"tie_word_embeddings": False, "attention_sink": None, **dict.fromkeys(ROPE_OPTIONS)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the state, the programs and the loader ask of any family's config. Names are Hugging Face's."""
+    """The config of a model. Fields carry their Hugging Face names.
 
-    model_type: ClassVar[str]  # of the family
-    context_name: ClassVar[str] = "max_position_embeddings"  # where its Hugging Face configs have the trained context
+    A family gives the class variables, and fields for its own options. A field with the name of an option in
+    `defaults` or `sizes` is read from that option; `position` and `own_options` compute all others.
+    """
 
+    family: ClassVar[str]  # the family's own name, a key of `FAMILIES` in sllm_jax.convert.families
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]  # model_type: every option it understands, as in transformers
+    sizes: ClassVar[tuple[str, ...]] = ()  # further sizes without a default
+    names: ClassVar[Mapping[str, str]] = {}  # shared field: the family's name for it, where that differs
+
+    model_type: str  # Hugging Face's
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rope: Rope  # of dimension 0 where positions enter through `alibi` alone
+    rope: Rope  # dimension 0 where positions enter through `alibi` alone
     alibi: Alibi | None = None
-    sliding_window: int | None = None  # how many tokens, itself included, a token sees besides the sinks
-    softmax_scale: float | None = None  # None: one over the root of `head_dim`
+    sliding_window: int | None = None  # how many tokens, itself included, a token attends to besides the sinks
+    softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
     tie_word_embeddings: bool = False
     attention_sink: str = "none"
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
         """Read a Hugging Face `config.json`; raises `SllmError` for sizes that do not fit and options not supported."""
-        raise NotImplementedError
+        config = cls.with_current_names(config)
+        model_type = config["model_type"]
+        defaults = {**_SHARED_DEFAULTS, **cls.defaults[model_type]}
+        sizes = [*map(cls.name_of, _SHARED_SIZES), *cls.sizes]
+        refuse_unsupported(config, {*sizes, *defaults})
+        # Every option that the family understands, with its default where the config has none.
+        read = {"model_type": model_type} | required_sizes(config, *sizes) | options(config, defaults)
+        # Computed fields override those that carry an option's name.
+        same_names = {field.name: read[field.name] for field in fields(cls) if field.name in read}
+        shared = {name: read[cls.name_of(name)] for name in _SHARED_SIZES}
+        shared |= {"attention_sink": _attention_sink(read["attention_sink"])} | _heads(read, shared)
+        if "sliding_window" in read:
+            shared["sliding_window"] = sliding_window(read, shared["num_hidden_layers"])
+        position = cls.position(read, shared["num_attention_heads"], shared["head_dim"])
+        return cls(**same_names | shared | position | cls.own_options(read))
 
     @classmethod
-    def today(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A Hugging Face config under the names that transformers has today."""
+    def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
+        """The fields `rope` and `alibi`: here RoPE of whole heads. `config` has a value for each option."""
+        return {"rope": rotary(config, head_dim)}
+
+    @classmethod
+    def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that are not simply options of the config. `config` has a value for each option."""
+        return {}
+
+    @classmethod
+    def with_current_names(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A Hugging Face config under the names that current transformers uses."""
         return config
+
+    @classmethod
+    def name_of(cls, field: str) -> str:
+        """The name of a shared field in the family's Hugging Face configs."""
+        return cls.names.get(field, field)
 
     def at_layer(self, i: int) -> ModelConfig:
         """The config of layer `i`, for what a layer may have of its own (window, RoPE). Here all layers are alike."""
@@ -66,92 +96,25 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """What products of queries and keys are multiplied by; YaRN makes both longer."""
+        """The factor of the products of queries and keys; YaRN scales both of them."""
         return self.rope.attention_factor**2 * (self.softmax_scale or self.head_dim**-0.5)
 
 
-def refuse_unsupported(config: Mapping[str, Any], *names: str) -> None:
-    """Raises `SllmError` for an option that changes the model in a way that no family here knows, or one of `names`."""
-    switched_on = [name for name in (*_REFUSED, *names) if config.get(name) not in _OFF]
-    switched_on += [name for name in _MULTIPLIERS if config.get(name) not in (None, 1)]
-    if config.get("is_causal") is False:
-        raise SllmError("config.json says is_causal = False: an embedder, which reads both ways and writes no text")
-    for name in _architectures(config):
-        if _HEADS.fullmatch(name):
-            raise SllmError(
-                f"config.json is of a {name:.80}: a classifier or reward model, which writes no text; "
-                "give the language model that it was made from"
-            )
-    if switched_on:
-        found = ", ".join(f"{name} = {config[name]!r:.80}" for name in switched_on)
-        raise SllmError(f"config.json asks for what is not supported in {config.get('model_type')!r:.80}: {found}")
-
-
-def bare_architecture(config: Mapping[str, Any]) -> str | None:
-    """The class of a model that was saved without its head, such as `LlamaModel`; None for any other."""
-    names = _architectures(config)
-    return names[0] if names and all(_BARE.fullmatch(name) for name in names) else None
-
-
-def _architectures(config: Mapping[str, Any]) -> list[str]:
-    names = config.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The sizes without which there is no model; raises `SllmError` for any that is missing, not positive or huge."""
-    bad = [name for name in names if type(config.get(name)) is not int or config[name] <= 0]
-    if bad:
-        found = ", ".join(f"{name} = {config.get(name)!r:.80}" for name in bad)
-        raise SllmError(f"config.json needs a positive integer for each of {', '.join(bad)}; got {found}")
-    return {name: check_largest(name, config[name]) for name in names}
-
-
-def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
-    """An option of the type of its default: a number of 0 or more, or a bool; raises `SllmError` for anything else."""
-    value, kind = config.get(name), type(default)
-    if value is None:
-        return default
-    is_of_kind = is_number(value) if kind is float else type(value) is kind
-    if not is_of_kind or value < 0:
-        expected = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}[kind]
-        raise SllmError(f"{name} in config.json must be {expected}; got {value!r:.80}")
-    return check_largest(name, value) if kind is int else value
-
-
-def options(config: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Several of `option`."""
-    return {name: option(config, name, default) for name, default in defaults.items()}
-
-
-def size(config: Mapping[str, Any], name: str, default: int) -> int:
-    """A size that has a default; raises `SllmError` if it is not a positive integer."""
-    return default if config.get(name) is None else required_sizes(config, name)[name]
-
-
-def optional_size(config: Mapping[str, Any], name: str) -> int | None:
-    """A positive integer, or None where there is none or 0."""
-    return option(config, name, 0) or None
-
-
-def head_size(hidden_size: int, heads: int) -> int:
-    """The size of each of the heads that share the hidden size; raises `SllmError` if it is not a whole number."""
-    if hidden_size % heads:
-        raise SllmError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
-    return hidden_size // heads
-
-
-def grouped(heads: int, kv_heads: int) -> int:
-    """`kv_heads`, if each serves as many of the query heads; raises `SllmError` if not."""
-    if kv_heads == 0 or heads % kv_heads:
-        raise SllmError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    return kv_heads
+def _heads(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The number of key/value heads and the head dimension: options of some families, derived in the others."""
+    hidden_size, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    derived = hidden_size // heads if "head_dim" in config else head_size(hidden_size, heads)
+    return {
+        "num_key_value_heads": grouped(heads, option(config, "num_key_value_heads", heads)),
+        "head_dim": size(config, "head_dim", derived),
+    }
 
 
 def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -> Rope:
-    """The config's RoPE; raises `SllmError` if it cannot turn heads of this size, or turns a part where all must be.
+    """The config's RoPE; raises `SllmError` if it does not fit heads of this size.
 
-    What turns in YaRN is longer than the rest of a head, for which there is no one scale of the scores.
+    YaRN always needs `whole_heads`: it scales the rotated dimensions, so the scores of a head with unrotated ones have
+    no common scale.
     """
     rope = Rope.from_hf(config, head_dim)
     whole_heads = whole_heads or rope.attention_factor != 1
@@ -162,13 +125,13 @@ def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -
     return rope
 
 
-def attention_sink(config: Mapping[str, Any]) -> str:
+def _attention_sink(name: Any) -> str:
     """How the model was trained, one of `SINKS`.
 
     `none`: ordinary. `zero`: every softmax has one more logit, fixed at 0. `learnable`: a dedicated sink token stands
     before every text; the tokenizer puts it there, the model itself is ordinary.
     """
-    name = config.get("attention_sink") or "none"
+    name = name or "none"
     if name not in SINKS:
         raise SllmError(f"attention_sink in config.json must be one of {', '.join(SINKS)}; got {name!r:.80}")
     return name

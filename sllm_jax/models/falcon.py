@@ -10,22 +10,12 @@ from flax import linen as nn
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import falcon_alibi
-from sllm_jax.models.config import (
-    ModelConfig,
-    attention_sink,
-    grouped,
-    head_size,
-    option,
-    options,
-    refuse_unsupported,
-    required_sizes,
-    rotary,
-    size,
-)
-from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, activation, layer_norm
+from sllm_jax.models.config import ModelConfig, rotary
+from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
+from sllm_jax.models.options import grouped, option, size
 from sllm_jax.models.position import Rope
 
-_FIRST_NAMES = {  # name in the first configs: name today
+_FIRST_NAMES = {  # name in the first configs: current name
     **{"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},
     "n_embed": "hidden_size",
 }
@@ -35,50 +25,61 @@ _FIRST_NAMES = {  # name in the first configs: name today
 class FalconConfig(ModelConfig):
     """Sizes and options of a Falcon, under their Hugging Face names."""
 
-    model_type: ClassVar[str] = "falcon"
+    family: ClassVar[str] = "falcon"
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "falcon": {
+            "layer_norm_epsilon": 1e-5,
+            "activation": "gelu",
+            "bias": False,
+            "alibi": False,
+            "parallel_attn": True,
+            "multi_query": True,
+            "new_decoder_architecture": False,
+            "num_kv_heads": None,  # None: as many as query heads
+            "num_ln_in_parallel_attn": None,  # None: 2 with new_decoder_architecture, else 1
+            "ffn_hidden_size": None,  # None: 4 * hidden_size
+            "tie_word_embeddings": True,
+        }
+    }
 
     ffn_hidden_size: int
-    layer_norm_epsilon: float = 1e-5
-    activation: str = "gelu"
-    bias: bool = False
-    parallel_attn: bool = True
-    norms: tuple[str, str] = ("input_layernorm", "input_layernorm")  # before attention and the feed-forward network
+    layer_norm_epsilon: float
+    activation: str
+    bias: bool
+    parallel_attn: bool
+    norms: tuple[str, str]  # before attention and the feed-forward network
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> FalconConfig:
-        """As `ModelConfig.from_hf`."""
-        config = cls.today(config)
-        refuse_unsupported(config, "apply_residual_connection_post_layernorm")
-        sizes = required_sizes(config, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        heads = sizes["num_attention_heads"]
-        head_dim = head_size(sizes["hidden_size"], heads)
-        with_alibi, context = option(config, "alibi", False), size(config, "max_position_embeddings", 2048)
-        return cls(
-            **sizes,
-            **options(config, layer_norm_epsilon=1e-5, bias=False, parallel_attn=True, tie_word_embeddings=True),
-            num_key_value_heads=_kv_heads(config, heads),
-            head_dim=head_dim,
-            rope=Rope(dim=0, max_position_embeddings=context) if with_alibi else rotary(config, head_dim),
-            alibi=falcon_alibi(heads, head_dim) if with_alibi else None,
-            ffn_hidden_size=size(config, "ffn_hidden_size", 4 * sizes["hidden_size"]),
-            activation=activation(config, "activation", "gelu"),
-            norms=_norms(config),
-            attention_sink=attention_sink(config),
-        )
+    def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
+        """RoPE, or ALiBi where the config says so."""
+        if not config["alibi"]:
+            return {"rope": rotary(config, head_dim), "alibi": None}
+        context = size(config, "max_position_embeddings", 2048)
+        return {"rope": Rope(dim=0, max_position_embeddings=context), "alibi": falcon_alibi(heads, head_dim)}
 
     @classmethod
-    def today(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `ModelConfig.today`: from `RefinedWebModel` (7B and RW as first published) or `RefinedWeb` (40B).
-
-        What named the code that came with those checkpoints is left out.
-        """
-        kind = config.get("model_type")
-        renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if config.get(old) is not None}
-        if kind == "falcon":
-            return {**renamed, **config, "hidden_size": config.get("n_embed") or config.get("hidden_size")}
-        of_40b = kind == "RefinedWeb"
+    def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Key/value heads, norms, and the width of the feed-forward network."""
         return {
-            **{name: value for name, value in config.items() if name not in (*_FIRST_NAMES, "auto_map")},
+            "num_key_value_heads": _kv_heads(config),
+            "norms": _norms(config),
+            "ffn_hidden_size": size(config, "ffn_hidden_size", 4 * config["hidden_size"]),
+        }
+
+    @classmethod
+    def with_current_names(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `ModelConfig.with_current_names`, from the first configs of Falcon.
+
+        `RefinedWebModel` is Falcon 7B and RW, `RefinedWeb` Falcon 40B. The names of the code that came with those
+        checkpoints are left out.
+        """
+        renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if config.get(old) is not None}
+        kept = {name: value for name, value in config.items() if name not in _FIRST_NAMES}
+        if config.get("model_type") == "falcon":
+            return {**renamed, **kept, "hidden_size": config.get("n_embed") or config.get("hidden_size")}
+        of_40b = config.get("model_type") == "RefinedWeb"
+        return {
+            **{name: value for name, value in kept.items() if name != "auto_map"},
             **renamed,
             "model_type": "falcon",
             "architectures": ["FalconForCausalLM"],
@@ -88,15 +89,16 @@ class FalconConfig(ModelConfig):
         }
 
 
-def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
-    if option(config, "new_decoder_architecture", False):
+def _kv_heads(config: Mapping[str, Any]) -> int:
+    heads = config["num_attention_heads"]
+    if config["new_decoder_architecture"]:
         return grouped(heads, option(config, "num_kv_heads", heads))
-    return 1 if option(config, "multi_query", True) else heads
+    return 1 if config["multi_query"] else heads
 
 
 def _norms(config: Mapping[str, Any]) -> tuple[str, str]:
     """The norms before attention and the feed-forward network; raises `SllmError` for what Falcon itself cannot run."""
-    new, parallel = option(config, "new_decoder_architecture", False), option(config, "parallel_attn", True)
+    new, parallel = config["new_decoder_architecture"], config["parallel_attn"]
     norms = option(config, "num_ln_in_parallel_attn", 2 if new else 1)
     if norms not in (1, 2) or (norms == 2 and not new) or (new and not parallel):
         raise SllmError(

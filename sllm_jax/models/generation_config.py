@@ -1,4 +1,4 @@
-"""`generation_config.json`: what a model asks for when it generates, and what of that is not supported here."""
+"""`generation_config.json`: the keys that are not supported, and stop strings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sllm_jax.common.errors import SllmError
 
 FILE = "the model's generation_config.json"
 
-# Keys that change the text and that are not supported, each with the values that change nothing.
+# Unsupported keys that change the text, each with its neutral values.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -42,12 +42,12 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the file that would change the text and that are not supported, with their values."""
+    """The unsupported keys that would change the text, with their values."""
     return {name: config[name] for name, neutral in _UNSUPPORTED.items() if config.get(name) not in neutral}
 
 
 def stop_strings(config: Mapping[str, Any]) -> list[str]:
-    """Texts that end what the model writes (`stop_strings`); raises `SllmError` if they are not texts."""
+    """The `stop_strings`, texts that end generation; raises `SllmError` if they are not strings."""
     found = config.get("stop_strings")
     texts = [found] if isinstance(found, str) else [] if found is None else found
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):

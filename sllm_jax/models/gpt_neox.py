@@ -8,61 +8,43 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 
-from sllm_jax.models.config import (
-    ModelConfig,
-    attention_sink,
-    head_size,
-    option,
-    options,
-    refuse_unsupported,
-    required_sizes,
-    rotary,
-)
-from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, activation, layer_norm
+from sllm_jax.models.config import ModelConfig, rotary
+from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
+from sllm_jax.models.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTNeoXConfig(ModelConfig):
     """Sizes and options of a GPT-NeoX, under their Hugging Face names."""
 
-    model_type: ClassVar[str] = "gpt_neox"
+    family: ClassVar[str] = "gpt_neox"
+    sizes: ClassVar[tuple[str, ...]] = ("intermediate_size",)
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gpt_neox": {
+            "layer_norm_eps": 1e-5,
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "use_parallel_residual": True,
+            "rotary_pct": None,  # None: partial_rotary_factor
+            "partial_rotary_factor": 0.25,
+            "rotary_emb_base": None,  # None: rope_theta
+            "rope_theta": 10_000.0,
+        }
+    }
 
     intermediate_size: int
-    layer_norm_eps: float = 1e-5
-    hidden_act: str = "gelu"
-    attention_bias: bool = True
-    use_parallel_residual: bool = True
+    layer_norm_eps: float
+    hidden_act: str
+    attention_bias: bool
+    use_parallel_residual: bool
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> GPTNeoXConfig:
-        """As `ModelConfig.from_hf`."""
-        refuse_unsupported(config)
-        sizes = required_sizes(
-            config, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-        )
-        heads = sizes["num_attention_heads"]
-        head_dim = head_size(sizes["hidden_size"], heads)
-        return cls(
-            **sizes,
-            **options(
-                config, layer_norm_eps=1e-5, attention_bias=True, use_parallel_residual=True, tie_word_embeddings=False
-            ),
-            num_key_value_heads=heads,
-            head_dim=head_dim,
-            rope=rotary(_with_common_names(config), head_dim, whole_heads=False),
-            hidden_act=activation(config, "hidden_act", "gelu"),
-            attention_sink=attention_sink(config),
-        )
-
-
-def _with_common_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with the names that other families have for how much of a head turns, and how fast.
-
-    Where both are there, the family's own count, as in transformers (which looks at no others).
-    """
-    share = option(config, "rotary_pct", option(config, "partial_rotary_factor", 0.25))
-    theta = option(config, "rotary_emb_base", option(config, "rope_theta", 10_000.0))
-    return {**config, "partial_rotary_factor": share, "rope_theta": theta}
+    def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
+        """RoPE of a part of each head. The family's own names for share and base win, as in transformers."""
+        share = option(config, "rotary_pct", config["partial_rotary_factor"])
+        theta = option(config, "rotary_emb_base", config["rope_theta"])
+        config = {**config, "partial_rotary_factor": share, "rope_theta": theta}
+        return {"rope": rotary(config, head_dim, whole_heads=False)}
 
 
 class GPTNeoXLayer(Layer):

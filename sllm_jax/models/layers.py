@@ -5,8 +5,7 @@ Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,30 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sllm_jax.common.errors import SllmError
+from sllm_jax.models.activations import ACTIVATIONS
 from sllm_jax.models.attend import Attend, LayerCache
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.linear import Linear, times
 
 Heads = tuple[Array, Array, Array]  # queries [T, H, D], keys and values [T, K, D]
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_fast": jax.nn.gelu,
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-}
-
-
-def activation(config: Mapping[str, Any], name: str, default: str) -> str:
-    """The activation that the config names, one of `ACTIVATIONS`; raises `SllmError` for any other."""
-    value = config.get(name) or default
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise SllmError(f"{name} {value!r:.80} is not supported; supported are {', '.join(ACTIVATIONS)}")
-    return value
 
 
 def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.RMSNorm:

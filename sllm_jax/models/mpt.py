@@ -1,6 +1,6 @@
 """MPT: 7B and 30B, StoryWriter among them.
 
-`alibi_bias_max`, `expansion_ratio` and `qk_ln` mean what they mean in MosaicML's own code; transformers ignores them.
+`alibi_bias_max`, `expansion_ratio` and `qk_ln` are those of MosaicML's own code; transformers ignores them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,14 @@ from jaxtyping import Array, Float
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import mpt_alibi
-from sllm_jax.models.config import (
-    ModelConfig,
-    attention_sink,
-    head_size,
-    option,
-    options,
-    refuse_unsupported,
-    required_sizes,
-    size,
-)
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.layers import MLP, Attention, Decoder, Heads, Layer, Norm, layer_norm
+from sllm_jax.models.options import options, size
 from sllm_jax.models.position import Rope
+from sllm_jax.models.unsupported import refuse_unknown
 
-_NAMES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-_FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first where the config does not say it
+_ATTENTION = {"clip_qkv": 0.0, "qk_ln": False, "softmax_scale": 0.0, "alibi_bias_max": 8.0}  # of attn_config; 0: none
+_FIXED: dict[str, tuple[Any, ...]] = {  # options that have one value in all published models, or equivalent ones
     "no_bias": (True,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
     "attn_config.alibi": (True,),
@@ -40,6 +33,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first 
         [f"attn_config.{name}" for name in ("rope", "qk_gn", "prefix_lm", "attn_uses_sequence_id")], (False,)
     ),
     "ffn_config.ffn_type": ("mptmlp",),
+    "ffn_config.ffn_act_fn": ({"name": "gelu", "approximate": "none"}, {"name": "gelu"}),
+}
+_PARTS = {  # the options of each part besides `_FIXED`; those of RoPE have no effect beside ALiBi
+    "attn_config": (*_ATTENTION, "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"),
+    "ffn_config": (),
 }
 
 
@@ -47,36 +45,48 @@ _FIXED: dict[str, tuple[Any, ...]] = {  # what all these models have, the first 
 class MPTConfig(ModelConfig):
     """Sizes and options of an MPT; those that other families have too, under their names there."""
 
-    model_type: ClassVar[str] = "mpt"
-    context_name: ClassVar[str] = "max_seq_len"
+    family: ClassVar[str] = "mpt"
+    names: ClassVar[Mapping[str, str]] = {
+        **{"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+        "max_position_embeddings": "max_seq_len",
+    }
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mpt": {
+            "max_seq_len": 2048,
+            "expansion_ratio": 4,
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+            "attn_config": None,  # None: `_ATTENTION`
+            "ffn_config": None,
+            "no_bias": None,
+            "norm_type": None,
+            "learned_pos_emb": None,  # has no effect beside ALiBi
+        }
+    }
 
     intermediate_size: int
-    layer_norm_epsilon: float = 1e-5
-    clip_qkv: float = 0.0  # 0: no clipping
-    qk_ln: bool = False  # queries and keys are normed, all heads together
+    layer_norm_epsilon: float
+    clip_qkv: float  # 0: no clipping
+    qk_ln: bool  # layer norm of queries and keys, over all heads together
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> MPTConfig:
-        """As `ModelConfig.from_hf`."""
-        attention = _part(config, "attn_config")
+    def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
+        """ALiBi."""
+        bias_max = options(_part(config, "attn_config"), _ATTENTION)["alibi_bias_max"]
+        rope = Rope(dim=0, max_position_embeddings=size(config, "max_seq_len", 2048))
+        return {"rope": rope, "alibi": mpt_alibi(heads, bias_max)}
+
+    @classmethod
+    def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What `attn_config` says, and the width of the feed-forward network."""
         _check_fixed(config)
-        refuse_unsupported(config)
-        named = required_sizes(config, "vocab_size", *_NAMES.values())
-        sizes = {"vocab_size": named["vocab_size"], **{name: named[theirs] for name, theirs in _NAMES.items()}}
-        heads = sizes["num_attention_heads"]
-        context = size(config, "max_seq_len", 2048)
-        return cls(
-            **sizes,
-            **options(config, layer_norm_epsilon=1e-5, tie_word_embeddings=True),
-            **options(attention, clip_qkv=0.0, qk_ln=False),
-            num_key_value_heads=heads,
-            head_dim=head_size(sizes["hidden_size"], heads),
-            rope=Rope(dim=0, max_position_embeddings=context),
-            alibi=mpt_alibi(heads, option(attention, "alibi_bias_max", 8.0)),
-            softmax_scale=option(attention, "softmax_scale", 0.0) or None,
-            intermediate_size=size(config, "expansion_ratio", 4) * sizes["hidden_size"],
-            attention_sink=attention_sink(config),
-        )
+        attention = options(_part(config, "attn_config"), _ATTENTION)
+        return {
+            "clip_qkv": attention["clip_qkv"],
+            "qk_ln": attention["qk_ln"],
+            "softmax_scale": attention["softmax_scale"] or None,
+            "intermediate_size": size(config, "expansion_ratio", 4) * config["d_model"],
+        }
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -87,20 +97,23 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _check_fixed(config: Mapping[str, Any]) -> None:
-    """Raises `SllmError` for a config that differs from `_FIXED`."""
+    """Raises `SllmError` for a config that differs from `_FIXED`, or has more in a part than is known here."""
     for path, allowed in _FIXED.items():
         part, _, name = path.rpartition(".")
         value = (_part(config, part) if part else config).get(name)
         if value is not None and value not in allowed:
             expected = " or ".join(map(repr, allowed))
             raise SllmError(f"MPT with {path} {value!r:.80} is not supported; expected {expected}")
+    for part, names in _PARTS.items():
+        fixed = [path.removeprefix(f"{part}.") for path in _FIXED]
+        refuse_unknown(_part(config, part), {*names, *fixed}, f"{part} of MPT")
 
 
 class MPTAttention(Attention):
-    """Attention whose queries, keys and values may be clipped, and queries and keys normed."""
+    """Attention with optional clipping of queries, keys and values, and layer norm of queries and keys."""
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Clip, norm, then cut into heads."""
+        """Clip, norm, then split into heads."""
         config, dtype = self.config, self.dtype
         if limit := config.clip_qkv:
             q, k, v = (jnp.clip(x, -limit, limit) for x in (q, k, v))

@@ -1,7 +1,6 @@
 """Rotary position embeddings (RoPE): the frequencies of each kind, and the rotation of queries and keys.
 
-A key is rotated once, when it is written, by the number of its slot; `attention.py` says how a query meets it.
-Positions are therefore bounded by the size of the state, and so are all angles.
+Keys are rotated once, by positions that the caller bounds, so all angles are bounded; `core/attention.py` chooses them.
 """
 
 from __future__ import annotations
@@ -31,6 +30,10 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 _OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
+OPTIONS = (  # of a Hugging Face config, that `Rope` reads
+    *("max_position_embeddings", "max_sequence_length", "original_max_position_embeddings"),
+    *("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"),
+)
 _TOO_LARGE = 1e30
 _STRIDE = 256  # positions are split into a multiple of this and a rest
 
@@ -39,8 +42,8 @@ _STRIDE = 256  # positions are split into a multiple of this and a rest
 class Rope:
     """RoPE of one model: which dimensions rotate, and how fast. Fields carry their Hugging Face names.
 
-    `dim` is the number of rotated dimensions of a head (even); the rest of the head passes unrotated. It is 0 for
-    models that tell positions by other means.
+    `dim` is the number of rotated dimensions of a head (even); the rest of the head is unrotated. It is 0 for models
+    without RoPE.
     """
 
     dim: int
@@ -54,18 +57,21 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
-    attention_factor: float = 1.0  # YaRN: queries and keys are both longer by this much
+    attention_factor: float = 1.0  # YaRN: factor of rotated queries and of rotated keys
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
-        """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before); refuse unknown kinds."""
+        """Read `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta`.
+
+        Raises `SllmError` for a kind or an option that is not supported.
+        """
         options = _rope_options(config)
         kind = options.get("rope_type", options.get("type", "default"))
         if not isinstance(kind, str) or kind not in ROPE_KINDS:
             raise SllmError(f"RoPE type {kind!r:.80} is not supported; supported are {', '.join(ROPE_KINDS)}")
         own = _own_options(kind, options)
         context = _context(config, kind)
-        name = "original_max_position_embeddings"  # beside the options, as in Phi, it wins over one among them
+        name = "original_max_position_embeddings"  # at the top level, as in Phi, it overrides the option
         original = _positive(config, name) or _positive(options, name) or context
         share = "partial_rotary_factor"
         dim = int(head_dim * (_positive(options, share) or _positive(config, share) or 1))
@@ -85,7 +91,7 @@ class Rope:
     def frequencies(self, length: int) -> np.ndarray:
         """Angle per position of each rotated pair, float64 [dim / 2].
 
-        `length`: how many positions are in use; only dynamic NTK depends on it, and only past the trained context.
+        `length`: the number of positions in use. Only dynamic NTK depends on it, and only beyond the trained context.
         """
         theta = self.rope_theta
         if self.rope_type == "dynamic":
@@ -113,12 +119,12 @@ def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is one that can be computed with: no bool, no NaN, nothing without end."""
+    """Whether `value` is a finite number, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def _positive(config: Mapping[str, Any], name: str) -> Any:
-    """A positive number, or None if there is none under this name."""
+    """The positive number under `name`, or None if absent; raises `SllmError` for another value."""
     value = config.get(name)
     if value is not None and (not is_number(value) or value <= 0):
         raise SllmError(f"{name} in config.json must be a positive number; got {value!r:.80}")
@@ -126,14 +132,14 @@ def _positive(config: Mapping[str, Any], name: str) -> Any:
 
 
 def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that only this kind has; raises `SllmError` if one is missing, or there is one of no known kind."""
+    """The options of this kind; raises `SllmError` if a required one is missing, or one is unknown."""
     own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
     if missing := [name for name in _REQUIRED[kind] if not is_number(options.get(name)) or options[name] <= 0]:
         raise SllmError(
             f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options!r:.200}"
         )
     unknown = [name for name in options if name not in (*own, *_OF_ALL)]
-    if unknown and kind != "default":  # configs leave the options of a scaling that is switched off in place
+    if unknown and kind != "default":  # some configs keep the options of a scaling that is off
         raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {', '.join(own)}")
     chosen = {name: options[name] for name in own if name in options}
     for name, value in chosen.items():
@@ -147,8 +153,8 @@ def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _context(config: Mapping[str, Any], kind: str) -> int:
     """The trained context, in tokens.
 
-    Vicuna 16k and its kin, trained on with linear RoPE, have the context of before as `max_position_embeddings` and
-    theirs as `max_sequence_length`.
+    Models fine-tuned with linear RoPE, such as Vicuna 16k, keep the original context as `max_position_embeddings` and
+    have their own as `max_sequence_length`.
     """
     names = ("max_position_embeddings", "max_sequence_length") if kind == "linear" else ("max_position_embeddings",)
     values = {name: config[name] for name in names if config.get(name) is not None}
@@ -160,7 +166,7 @@ def _context(config: Mapping[str, Any], kind: str) -> int:
 
 
 def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:
-    """YaRN's options as `Rope` has them; without a factor it is the `stretch` of the context."""
+    """The fields of `Rope` for YaRN. The default factor is `stretch`, the ratio of the contexts."""
     factor = options.get("factor") or stretch
     return {
         "factor": factor,
@@ -172,8 +178,8 @@ def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]
 
 
 def _llama3_share(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
-    """Llama 3.1: high frequencies stay, low ones are divided by `factor`, a ramp in between."""
-    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # in the context trained first
+    """Llama 3.1: high frequencies are kept, low ones are divided by `factor`, with a ramp in between."""
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # rotations within the original context
     ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
     return ramp + (1 - ramp) / rope.factor
 
@@ -208,7 +214,7 @@ class Angles(NamedTuple):
     sin: Float[Array, "T half"]
 
     def inverse(self) -> Angles:
-        """The rotation back."""
+        """The inverse rotation."""
         return Angles(self.cos, -self.sin)
 
 
@@ -216,8 +222,8 @@ class Angles(NamedTuple):
 class AngleTable:
     """Angles of the positions 0 ... limit - 1, from two small tables that the host computes in float64.
 
-    In float32 the cosine of a product of position and frequency is off by 6e-4 at position 4,096 already. A position is
-    split into a multiple of 256 and a rest, whose rotations are chained: off by 2e-7 at most, at every position.
+    Computed in float32, cos(position * frequency) is off by 6e-4 at position 4,096. Here a position is split into a
+    multiple of 256 and a remainder, whose rotations are composed: the error is at most 2e-7 at every position.
     """
 
     coarse: np.ndarray  # [limit / 256, half], complex64
@@ -225,7 +231,7 @@ class AngleTable:
 
     @classmethod
     def of(cls, rope: Rope, length: int, limit: int) -> AngleTable:
-        """`length`: as in `Rope.frequencies`; `limit`: one more than the last position that will be asked for."""
+        """`length`: as in `Rope.frequencies`; `limit`: the number of positions in the table."""
         frequencies = rope.frequencies(length)
         starts = np.arange(0, limit + _STRIDE, _STRIDE)
         return cls(_turn(starts, frequencies), _turn(np.arange(_STRIDE), frequencies))
@@ -246,7 +252,7 @@ def _turn(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
 def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*heads T D"]:
     """Rotate the vectors of T tokens by their angles, in float32 (half-split pairs, Hugging Face's layout).
 
-    Dimensions beyond the rotated ones (partial rotary embeddings) pass unchanged.
+    Dimensions beyond the rotated ones (partial rotary embeddings) are unchanged.
     """
     half = angles.cos.shape[-1]
     if half == 0:

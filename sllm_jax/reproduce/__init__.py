@@ -1,4 +1,4 @@
-"""The paper's experiments on a model and a text of one's own, listed here under their names."""
+"""The paper's experiments on any model and text, registered here by name."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.reproduce import fig2, fig3, fig10, stability, streameval, streamqa, tables
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """How it is planned, and the options of `reproduce` that it uses besides those of the model.
+    """The planning function of an experiment, and the options of `reproduce` that it uses besides those of the model.
 
-    `plan` checks the options, the text and the tokenizer within seconds and raises `SllmError` for what cannot be used.
-    What it returns does the work.
+    `plan` checks the options, the text and the tokenizer within seconds, raises `SllmError` for invalid ones, and
+    returns the function that does the work.
     """
 
-    plan: Callable[[Subject], Work]
+    plan: Callable[[ExperimentInputs], Work]
     options: tuple[str, ...]
 
-    def run(self, subject: Subject, progress: Progress = silent) -> Report:
-        """Check and make it; raises `SllmError`."""
-        return self.plan(subject)(progress)
+    def run(self, inputs: ExperimentInputs, progress: Progress = silent) -> Report:
+        """Check the inputs and run the experiment. Raises `SllmError` for invalid inputs."""
+        return self.plan(inputs)(progress)
 
     def needs(self, option: str) -> bool:
-        """Whether it cannot be made without this one."""
+        """Whether the option is required."""
         return option in ("text", "questions") and option in self.options
 
 
@@ -48,7 +48,7 @@ EXPERIMENTS = {
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name; raises `SllmError` if there is none."""
+    """The experiment of that name. Raises `SllmError` if there is none."""
     if name not in EXPERIMENTS:
         raise SllmError(f"experiment {name!r} is not one of {', '.join(EXPERIMENTS)}, all")
     return EXPERIMENTS[name]

@@ -1,4 +1,4 @@
-"""Multiple-choice questions from a file in one of the forms that ARC goes round in (arXiv 1803.05457)."""
+"""Multiple-choice questions from files, in the formats in which ARC is distributed (arXiv 1803.05457)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADAPTERS_OPTION = re.compile(r"Answer(\d+): ")
 
 @dataclass(frozen=True)
 class ArcQuestion:
-    """A question, what there is to choose from, and which of it is right."""
+    """A question, its options, and the index of the right one."""
 
     text: str
     options: tuple[str, ...]
@@ -37,7 +37,7 @@ class ArcQuestion:
 
 
 def read_files(paths: Sequence[Path]) -> dict[str, list[ArcQuestion]]:
-    """The questions of each file, under its name; under its whole path where two have the same name."""
+    """The questions of each file, keyed by its name, or by its path if names repeat. Raises `SllmError`."""
     names = [path.stem for path in paths]
     if len(set(paths)) < len(paths):
         raise SllmError("a file of questions is given twice; give each once")
@@ -48,9 +48,9 @@ def read_files(paths: Sequence[Path]) -> dict[str, list[ArcQuestion]]:
 
 
 def read_questions(path: Path) -> list[ArcQuestion]:
-    """The questions of a JSON list or of JSON lines; raises `SllmError` for a file that holds anything else.
+    """The questions of a file with a JSON list or JSON lines. Raises `SllmError` for anything else.
 
-    Three forms: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and that of LLM-Adapters.
+    Supported formats: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and LLM-Adapters.
     """
     with foreign(f"the questions {path}", "of a Parquet file make JSON lines (Dataset.to_json)", "are not UTF-8 text"):
         content = read_whole(path).decode("utf-8-sig")
@@ -70,7 +70,7 @@ def _records(content: str, path: Path) -> Sequence[Any]:
 
 def _question(record: Any, where: str) -> ArcQuestion:
     try:
-        text, options, right = _of_adapters(record) if "instruction" in record else _of_hugging_face(record)
+        text, options, right = _from_adapters(record) if "instruction" in record else _from_hugging_face(record)
         text, options = text.strip(), [option.strip() for option in options]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         got = f"the fields {', '.join(map(str, record)):.200}" if isinstance(record, dict) else type(record).__name__
@@ -82,8 +82,8 @@ def _question(record: Any, where: str) -> ArcQuestion:
     return ArcQuestion(text, tuple(options), right)
 
 
-def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
-    """`choices` as two lists, or as in the original, inside the question and one object each."""
+def _from_hugging_face(record: Any) -> tuple[str, list[str], int]:
+    """`choices` is a pair of lists, or, as in the original, a list of objects inside the question."""
     question = record["question"]
     text = question if isinstance(question, str) else question["stem"]
     choices = record["choices"] if isinstance(question, str) else question["choices"]
@@ -96,7 +96,7 @@ def _of_hugging_face(record: Any) -> tuple[str, list[str], int]:
     return text, list(options), list(labels).index(record["answerKey"])
 
 
-def _of_adapters(record: Any) -> tuple[str, list[str], int]:
+def _from_adapters(record: Any) -> tuple[str, list[str], int]:
     asked, found, offered = record["instruction"].strip().partition("\nAnswer1: ")
     if not found:
         raise ValueError("no 'Answer1: ...' behind the question")

@@ -1,7 +1,7 @@
-"""Figure 10: time per token and memory of streaming against sliding-window re-computation, by the size of the cache.
+"""Figure 10: time per token and memory of streaming and of sliding-window re-computation, by cache size.
 
-Both write text greedily with the same model, in the same process and precision, from a full cache on, in compiled
-programs that have run before; their calls take turns, so that a busy machine slows both.
+Both decode greedily with the same model, process and precision, starting from a full cache, in compiled and warmed-up
+programs. Their calls alternate, so that load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -11,36 +11,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm_jax.benchmark.programs import recomputing, seconds_per_step, streaming
+from sllm_jax.benchmark.programs import recompute_program, seconds_per_step, streaming_program
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.reproduce import paper
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-CACHES = (256, 512, 1024, 2048, 4096)  # tokens, sinks and window, unless --cache-size says otherwise
-ROUNDS = 5  # calls of each side that are timed, in turns
+CACHES = (256, 512, 1024, 2048, 4096)  # default total sizes: sinks and window, in tokens
+ROUNDS = 5  # timed calls of each program
 
 
-def plan(subject: Subject) -> Work:
-    """The median time a token takes on either side, for each size of the cache."""
-    start_size, caches = subject.options.start_size, sorted(set(subject.options.cache_sizes or CACHES))
+def plan(inputs: ExperimentInputs) -> Work:
+    """Check the cache sizes; the work measures the median time per token of both programs for each size."""
+    start_size, caches = inputs.options.start_size, sorted(set(inputs.options.cache_sizes or CACHES))
     if start_size >= caches[0]:
         raise SllmError(f"fig10 needs a start_size below its smallest cache, {caches[0]} tokens; got {start_size}")
-    subject.check_memory(start_size, caches[-1] - start_size)
-    return partial(_run, subject, caches)
+    inputs.check_memory(start_size, caches[-1] - start_size)
+    return partial(_run, inputs, caches)
 
 
-def _run(subject: Subject, caches: list[int], progress: Progress) -> Report:
-    model, start_size, seed = subject.model, subject.options.start_size, subject.options.seed
+def _run(inputs: ExperimentInputs, caches: list[int], progress: Progress) -> Report:
+    model, start_size, seed = inputs.model, inputs.options.start_size, inputs.options.seed
     rows = []
     for i, cache in enumerate(caches):
         progress(i, len(caches))
-        programs = [streaming(model, start_size, cache - start_size, seed=seed), recomputing(model, cache + 1, seed)]
+        programs = [
+            streaming_program(model, start_size, cache - start_size, seed=seed),
+            recompute_program(model, cache + 1, seed),
+        ]
         fast, slow = np.median(seconds_per_step(programs, ROUNDS), axis=0).tolist()
         rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(program.memory / 2**20 for program in programs)))
     columns = ("cache (tokens)", "streaming (ms a token)", "re-computation (ms a token)", "speed-up")
@@ -48,7 +51,7 @@ def _run(subject: Subject, caches: list[int], progress: Progress) -> Report:
     return Report(
         title="fig10: streaming against sliding-window re-computation",
         tables=[table, paper.FIG10],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "streaming": f"{start_size} sinks and a window, full; a step attends to one token more than the cache",
             "re-computation": "for each token a fresh forward pass over as many tokens as a step of streaming sees",

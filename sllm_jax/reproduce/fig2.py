@@ -1,4 +1,4 @@
-"""Figure 2: attention sinks observed. How much attention each head pays to the first positions of a text."""
+"""Figure 2: the attention of each head on the first positions of a text."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from sllm_jax.common.plot import WIDTH, Plot
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.attention_map import FIRST, attention_maps, attention_on_first, first_query, uniform_mass
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work, name_of
-from sllm_jax.reproduce.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import FigureBase
 
-LONGEST = 4096  # tokens of a window at most, however long the trained context: every query meets every key
-_MAPS, _BRIGHTEST = 8, 0.5  # layers and heads that are drawn at most, and the probability at which a map is brightest
-_NUMBERS = (12, 8)  # layers and heads up to which each cell of a heat map has room for its number
-_GAMMA = 0.5  # exponent of the colour scale of probabilities
-_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
+LONGEST = 4096  # limit on the tokens of a window; attention is quadratic in it
+_MAPS, _BRIGHTEST = 8, 0.5  # limit on the layers and heads drawn; probability of the brightest colour
+_NUMBERS = (12, 8)  # layers and heads up to which the cells of a heat map have room for numbers
+_GAMMA = 0.5  # exponent of the colour scale for probabilities
+_LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue
 
 
-def plan(subject: Subject) -> Work:
-    """Mean attention on the first 4 positions over windows of the text, a trained context long each."""
-    return partial(_run, subject, _windows(subject, min(subject.context, LONGEST)))
+def plan(inputs: ExperimentInputs) -> Work:
+    """Cut the text into windows of one trained context; the work measures the attention on the first 4 positions."""
+    return partial(_run, inputs, _windows(inputs, min(inputs.context, LONGEST)))
 
 
-def _run(subject: Subject, windows: np.ndarray, progress: Progress) -> Report:
+def _run(inputs: ExperimentInputs, windows: np.ndarray, progress: Progress) -> Report:
     length = windows.shape[1]
-    mass, logits = attention_on_first(subject.model, windows, progress)  # [L, H, 4], [L, H, 5]
+    mass, logits = attention_on_first(inputs.model, windows, progress)  # [L, H, 4], [L, H, 5]
     on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
     uniform = uniform_mass(length) * FIRST
-    settings = subject.settings() | {
+    settings = inputs.settings() | {
         "windows": f"{len(windows)} of {length} tokens, each read from nothing with dense causal attention",
-        "start tokens of each window": ", ".join(map(str, subject.start_tokens())) or "none",
+        "start tokens of each window": ", ".join(map(str, inputs.start_tokens())) or "none",
         "queries": f"positions {first_query(length)} to {length - 1} of each window (the second half)",
         "mass": "probability after the softmax, mean over queries and windows",
         "logit": f"scaled score before the softmax; the rest: mean over the positions from {FIRST} that a query sees",
@@ -55,13 +55,13 @@ def _run(subject: Subject, windows: np.ndarray, progress: Progress) -> Report:
     )
 
 
-def maps(subject: Subject, length: int = 16) -> Plot:
-    """The mean attention of the heads as maps, over the text cut into windows of `length` tokens.
+def maps(inputs: ExperimentInputs, length: int = 16) -> Plot:
+    """Mean attention maps of the heads, over the text cut into windows of `length` tokens.
 
-    The paper draws logits, these are probabilities; of more than 8 layers or heads 8 are drawn, evenly taken. Raises
-    `SllmError` for a length beyond the trained context, or a text that is shorter.
+    The maps show probabilities; the paper shows logits. At most 8 layers and 8 heads are drawn, evenly spaced. Raises
+    `SllmError` if `length` exceeds the trained context, or the text is shorter than one window.
     """
-    found = attention_maps(subject.model, _windows(subject, length))  # [L, H, T, T]
+    found = attention_maps(inputs.model, _windows(inputs, length))  # [L, H, T, T]
     layers, heads = (_evenly(count, _MAPS) for count in found.shape[:2])
 
     def draw(figure: FigureBase) -> None:
@@ -76,20 +76,20 @@ def maps(subject: Subject, length: int = 16) -> Plot:
         figure.supxlabel("Position attended to", fontsize=12)
         figure.supylabel("Position of the query", fontsize=12)
 
-    return Plot(draw, 1.2 + WIDTH / (len(heads) + 1) * len(layers), name_of(subject.names))
+    return Plot(draw, 1.2 + WIDTH / (len(heads) + 1) * len(layers), name_of(inputs.names))
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below `count`, the first and the last among them."""
+    """Up to `most` evenly spaced numbers below `count`, including the first and the last."""
     return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most))})
 
 
-def _windows(subject: Subject, length: int) -> np.ndarray:
-    """Whole windows [B, T] of the text, each behind the tokenizer's start tokens."""
-    start, ids = subject.start_tokens(), subject.text_tokens()
+def _windows(inputs: ExperimentInputs, length: int) -> np.ndarray:
+    """The text cut into full windows [B, T], each beginning with the tokenizer's start tokens."""
+    start, ids = inputs.start_tokens(), inputs.text_tokens()
     taken = length - len(start)
-    if taken < 1 or length > subject.context:
-        raise SllmError(f"a window must have {len(start) + 1} to {subject.context} tokens; got {length}")
+    if taken < 1 or length > inputs.context:
+        raise SllmError(f"a window must have {len(start) + 1} to {inputs.context} tokens; got {length}")
     count = len(ids) // taken
     if count == 0:
         raise SllmError(f"fig2 needs a text of at least one window, {taken} tokens; got {len(ids)}")
@@ -119,7 +119,7 @@ def _head_table(mass: np.ndarray, logits: np.ndarray) -> Table:
 
 
 def _draw(figure: FigureBase, on_first: np.ndarray, difference: np.ndarray, uniform: float) -> None:
-    """Probabilities on a power scale, on which small ones can be told apart; signed values on one centred at 0."""
+    """Probabilities on a power scale, which separates small values; differences on a scale centred at 0."""
     from matplotlib.colors import CenteredNorm, PowerNorm
 
     left, right = figure.subplots(1, 2, sharey=True)
@@ -134,7 +134,7 @@ def _draw(figure: FigureBase, on_first: np.ndarray, difference: np.ndarray, unif
 def _heat_map(
     figure: FigureBase, axes: Axes, values: np.ndarray, title: str, colours: str, norm: Normalize, digits: int
 ) -> None:
-    """Values [L, H] in colours, and in figures where there is room for them."""
+    """A heat map of values [L, H], with numbers where they fit."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 

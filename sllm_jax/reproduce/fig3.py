@@ -1,6 +1,6 @@
-"""Figure 3: log perplexity along one long text with dense, window and streaming caches, and with re-computation.
+"""Figure 3: log perplexity along a long text with dense, window and streaming caches, and with re-computation.
 
-An nll array [T - 1] here is NaN where a mode was not evaluated.
+In this file, an nll array [T - 1] is NaN where a mode was not evaluated.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.perplexity import bits_per_byte
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
+from sllm_jax.reproduce.passes import EvaluationPass, fresh_pass, nll_of_passes, perplexity_of, recompute_stride
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.runs import Run, fresh_pass, measure, perplexity_of, recompute_stride
-from sllm_jax.reproduce.subject import Subject
-from sllm_jax.text.tokenizer import decode
+from sllm_jax.text.tokenizer import decode_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-DENSE_CONTEXTS = 4  # trained contexts that are read with dense attention, unless --dense-tokens says otherwise
-_SMOOTHED = 25  # a curve is a running mean over this part of its axis
-_POINTS = 1500  # of a curve, at most
-_LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves which agree all show; greys differ too
+DENSE_CONTEXTS = 4  # default length of dense attention, in trained contexts
+_SMOOTHED = 25  # a curve is a running mean over 1/25 of its axis
+_POINTS = 1500  # limit on the points of a curve
+_LINES: dict[
+    str, dict[str, Any]
+] = {  # wide lines below narrow ones, so that equal curves all show; distinct in greyscale
     "recompute": {"color": "#E69F00", "linestyle": "-", "linewidth": 5},
     "streaming": {"color": "#00487A", "linestyle": "-", "linewidth": 2.2},
     "window": {"color": "#E8743B", "linestyle": (0, (4, 3)), "linewidth": 1.4},
@@ -34,40 +36,44 @@ _LINES: dict[str, dict[str, Any]] = {  # the lower ones wide, so that curves whi
 }
 
 
-def plan(subject: Subject) -> Work:
-    """The nll of every token of the text in each mode, all with one total cache size."""
-    ids = np.concatenate([subject.start_tokens(), subject.text_tokens()])
-    context, count, options = subject.context, len(ids) - 1, subject.options
+def plan(inputs: ExperimentInputs) -> Work:
+    """Check the inputs; the work computes the nll of every token in each mode, at one total cache size."""
+    ids = np.concatenate([inputs.start_tokens(), inputs.text_tokens()])
+    context, count, options = inputs.context, len(ids) - 1, inputs.options
     if count <= context:
         raise SllmError(f"fig3 needs a text longer than the trained context, {context} tokens; got {count}")
-    start_size, recent_size = subject.sizes
+    start_size, recent_size = inputs.sizes
     cache_size = start_size + recent_size
-    runs = {
-        "dense": Run("dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()),
-        "window": Run("window", 0, cache_size, before=()),
-        "streaming": Run("streaming", start_size, recent_size, before=()),
-        "recompute": Run("recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()),
+    passes = {
+        "dense": EvaluationPass(
+            "dense", 0, cache_size, min(options.dense_tokens or DENSE_CONTEXTS * context, count), before=()
+        ),
+        "window": EvaluationPass("window", 0, cache_size, before=()),
+        "streaming": EvaluationPass("streaming", start_size, recent_size, before=()),
+        "recompute": EvaluationPass(
+            "recompute", start_size, recent_size, stride=recompute_stride(options, count), before=()
+        ),
     }
-    subject.check_memory(0, runs["dense"].tokens or count)
-    return partial(_run, subject, ids, runs)
+    inputs.check_memory(0, passes["dense"].tokens or count)
+    return partial(_run, inputs, ids, passes)
 
 
-def _run(subject: Subject, ids: np.ndarray, runs: dict[str, Run], progress: Progress) -> Report:
-    nll, context, count = measure(subject, ids, runs, progress), subject.context, len(ids) - 1
-    start_size, recent_size = runs["streaming"].start_size, runs["streaming"].recent_size
-    settings = subject.settings() | {
+def _run(inputs: ExperimentInputs, ids: np.ndarray, passes: dict[str, EvaluationPass], progress: Progress) -> Report:
+    nll, context, count = nll_of_passes(inputs, ids, passes, progress), inputs.context, len(ids) - 1
+    start_size, recent_size = passes["streaming"].start_size, passes["streaming"].recent_size
+    settings = inputs.settings() | {
         "predicted": f"{count} tokens",
         "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
         "window": f"0 + {start_size + recent_size} tokens kept, no sinks",
-        "recompute": f"{fresh_pass(subject, start_size + recent_size)}; one token in {runs['recompute'].stride}, "
+        "recompute": f"{fresh_pass(inputs, start_size + recent_size)}; one token in {passes['recompute'].stride}, "
         "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
-        "dense": f"everything kept; the first {runs['dense'].tokens} tokens only",
+        "dense": f"everything kept; the first {passes['dense'].tokens} tokens only",
         "past the trained context": f"tokens with more than {context} tokens before them",
     }
     return Report(
         title="fig3: perplexity along a long text",
         tables=[
-            _mode_table(nll, context, _token_bytes(subject, ids, runs)),
+            _mode_table(nll, context, _token_bytes(inputs, ids, passes)),
             _same_tokens_table(nll, context, "recompute"),
             _same_tokens_table(nll, context, "dense"),
         ],
@@ -77,10 +83,10 @@ def _run(subject: Subject, ids: np.ndarray, runs: dict[str, Run], progress: Prog
     )
 
 
-def _token_bytes(subject: Subject, ids: np.ndarray, runs: dict[str, Run]) -> dict[str, float]:
-    """UTF-8 bytes per token of the text that each mode predicts."""
-    ends = {mode: one.tokens or len(ids) - 1 for mode, one in runs.items()}
-    return {mode: len(decode(subject.tokenizer, ids[1 : end + 1]).encode()) / end for mode, end in ends.items()}
+def _token_bytes(inputs: ExperimentInputs, ids: np.ndarray, passes: dict[str, EvaluationPass]) -> dict[str, float]:
+    """The UTF-8 bytes per token of the text that each mode predicts."""
+    ends = {mode: one_pass.tokens or len(ids) - 1 for mode, one_pass in passes.items()}
+    return {mode: len(decode_text(inputs.tokenizer, ids[1 : end + 1]).encode()) / end for mode, end in ends.items()}
 
 
 def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str, float]) -> Table:
@@ -94,7 +100,7 @@ def _mode_table(nll: dict[str, np.ndarray], context: int, token_bytes: dict[str,
 
 
 def _same_tokens_table(nll: dict[str, np.ndarray], context: int, reference: str) -> Table:
-    """The modes that go on for ever on the tokens that `reference` was evaluated on, and no others."""
+    """Streaming and window compared with `reference`, on the tokens that `reference` was evaluated on."""
     sampled = np.isfinite(nll[reference])
     past = sampled & (np.arange(len(sampled)) >= context)
     rows: list[list[str | int | float | None]] = []
@@ -113,13 +119,13 @@ def _ratio(found: float | None, reference: np.ndarray) -> float | None:
 
 
 def _token_table(nll: dict[str, np.ndarray]) -> Table:
-    """One row a token; `position` is its place in the stream, and so the number of tokens before it."""
+    """One row per token; `position` is its index in the stream, which is the number of tokens before it."""
     columns = [[None if np.isnan(x) else x for x in values.tolist()] for values in nll.values()]
     return Table(["position", *nll], [[i + 1, *row] for i, row in enumerate(zip(*columns, strict=True))])
 
 
 def _draw(figure: FigureBase, nll: dict[str, np.ndarray], context: int) -> None:
-    """The beginning, up to and past the trained context, and beside it the whole text."""
+    """Two panels: the beginning, up to some trained contexts, and the whole text."""
     from matplotlib.ticker import MaxNLocator
 
     count, beginning = len(nll["window"]), DENSE_CONTEXTS * context
@@ -134,7 +140,7 @@ def _draw(figure: FigureBase, nll: dict[str, np.ndarray], context: int) -> None:
 
 
 def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
-    """From the first whole mean on, for of a few tokens it is anything; with gaps where a mode was not evaluated."""
+    """Running means, from the first full span on; gaps where a mode was not evaluated."""
     span = max(1, end // _SMOOTHED)
     for mode, line in _LINES.items():
         curve = smoothed(nll, mode, span)[:end]
@@ -144,17 +150,17 @@ def _draw_curves(axes: Axes, nll: dict[str, np.ndarray], end: int) -> None:
 
 
 def _label(nll: dict[str, np.ndarray], mode: str) -> str:
-    """A mode's mean over all its tokens, and how many they were if not the whole text."""
+    """The mean of a mode, and the number of its tokens if it did not read the whole text."""
     whole, evaluated = smoothed(nll, mode, len(nll[mode])), np.isfinite(nll[mode])
     tokens = "" if evaluated.all() else f" ({evaluated.sum()} tokens)"
     return f"{mode}: mean {whole[np.isfinite(whole)][-1]:.3f}{tokens}"
 
 
 def smoothed(nll: dict[str, np.ndarray], mode: str, span: int) -> np.ndarray:
-    """The running mean of a mode's nll, NaN where it was not evaluated.
+    """The running mean of a mode's nll [T - 1]; NaN where it was not evaluated.
 
-    A sample of tokens happens to be easier or harder than all of them, which would drown the difference between two
-    modes. So re-computation is what streaming is, plus their mean difference over the sampled tokens of the same span.
+    Re-computation is evaluated on a sample of tokens, which may be easier or harder than the others. To cancel this,
+    its curve is that of streaming plus the mean difference of the two over the sampled tokens of the span.
     """
     if mode != "recompute":
         return np.where(np.isfinite(nll[mode]), running_mean(nll[mode], span), np.nan)
@@ -162,12 +168,13 @@ def smoothed(nll: dict[str, np.ndarray], mode: str, span: int) -> np.ndarray:
 
 
 def running_mean(values: np.ndarray, span: int) -> np.ndarray:
-    """At each place the mean of the last `span` values there and before, without those that are NaN."""
+    """The mean of the last `span` values at each index, ignoring NaN; NaN if all of them are."""
     present = np.isfinite(values)
     sums, counts = (_last_sums(x, span) for x in (np.where(present, values, 0.0), present.astype(float)))
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def _last_sums(values: np.ndarray, span: int) -> np.ndarray:
+    """The sum of the last `span` values at each index, as a difference of two cumulative sums."""
     total = np.concatenate([np.zeros(span), np.cumsum(values)])
     return total[span:] - total[:-span]

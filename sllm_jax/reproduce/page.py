@@ -1,4 +1,4 @@
-"""The report page of `reproduce all`: every experiment's tables and plot, and under each the command that makes it."""
+"""The report page of `reproduce all`: the tables, plot and command of every experiment."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sllm_jax.common.unfinished import remove_abandoned
 
 PAGE = "README.md"
 _TITLE = "# The paper's experiments on"
-COMMAND = "command"  # the setting that holds it
+COMMAND = "command"  # name of the setting that holds the command
 
 
 def check_folder(folder: Path, experiments: Iterable[str]) -> None:
-    """Raises `SllmError` for a folder that holds something else than such a report; removes what a kill left there."""
+    """Raises `SllmError` if `folder` holds anything but such a report. Removes leftovers of killed processes."""
     if not is_there(folder):
         return check_absent(folder)
     page = folder / PAGE
@@ -32,7 +32,7 @@ def check_folder(folder: Path, experiments: Iterable[str]) -> None:
 
 
 def is_made(folder: Path, name: str, command: str) -> bool:
-    """Whether `folder` holds this experiment; raises `SllmError` if it is damaged, or was made by another command."""
+    """Whether `folder` holds this experiment. Raises `SllmError` if it is damaged or was made by another command."""
     path = folder / name / f"{name}.md"
     if not is_there(path.parent):
         return False
@@ -42,7 +42,7 @@ def is_made(folder: Path, name: str, command: str) -> bool:
 
 
 def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Mapping[str, str]) -> None:
-    """Write the page of the experiments in `folder`, and of those that `failed` the reason."""
+    """Write the page of the experiments in `folder`; for those in `failed`, state the reason."""
     parts = [f"{_TITLE} {model}"]
     for name, command in commands.items():
         if name in failed:
@@ -67,7 +67,7 @@ def _text_of(report: Path) -> str:
 
 
 def _plots(folder: Path, name: str) -> list[str]:
-    """What shows the plot of an experiment, or leads to it; nothing if it has none."""
+    """Markdown that embeds the plot of an experiment, or links to a PDF; empty if there is no plot."""
     paths = [f"{name}/{name}.{kind}" for kind in FORMATS]
     found = [path for path in paths if is_file(folder / path)]
     return [f"[{'the plot' if path.endswith('.pdf') else f'![{name}]({path})'}]({path})" for path in found]

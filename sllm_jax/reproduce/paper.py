@@ -1,4 +1,4 @@
-"""What the paper itself reports (arXiv 2309.17453), to stand beside our figures."""
+"""The figures reported by the paper (arXiv 2309.17453), shown beside ours."""
 
 from __future__ import annotations
 

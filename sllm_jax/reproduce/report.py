@@ -1,4 +1,4 @@
-"""What an experiment found, and its files: figures (CSV), table with settings (Markdown), plot (PNG, SVG or PDF)."""
+"""The report of an experiment and its files: figures (CSV), tables with settings (Markdown), plot."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of one experiment."""
+    """The results of one experiment."""
 
     title: str
-    tables: Sequence[Table]  # what people read
+    tables: Sequence[Table]  # summary, for people
     settings: Mapping[str, str]
-    figures: Table  # everything that was measured
+    figures: Table  # all measurements, for the CSV file
     draw: Callable[[FigureBase], None]
 
     @property
     def plot(self) -> Plot:
-        """The drawing, for a file or a notebook."""
+        """The plot, for a file or a notebook."""
         return Plot(self.draw, title=name_of(self.settings))
 
     def markdown(self) -> str:
-        """Tables, then settings."""
+        """The title, tables and settings as Markdown."""
         settings = Table(("setting", "value"), list(self.settings.items()))
         parts = [f"# {self.title}", *(table.markdown() for table in self.tables), settings.markdown()]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path, name: str, plot_format: str = "png") -> None:
-        """Write `name`.csv, `name`.md and, where there is matplotlib, the plot into a folder that exists."""
+        """Write `name`.csv, `name`.md and, if matplotlib is installed, the plot into an existing folder."""
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.figures.columns)
@@ -49,14 +49,14 @@ class Report:
 
 
 def name_of(names: Mapping[str, str]) -> str:
-    """What a plot is of: the names of the model and the text, of files without their folders; "" if none is known."""
+    """The title of a plot: the names of the model and the text without their folders; "" if neither is known."""
     found = (names.get(entry, "").rstrip("/").rpartition("/")[2] for entry in ("model", "text"))
     return ", ".join(name for name in found if name)
 
 
-Work = Callable[[Progress], Report]  # an experiment whose options and text have been checked
+Work = Callable[[Progress], Report]  # a planned experiment: all inputs are checked
 
 
 def _exact(row: Iterable[Any]) -> list[str]:
-    """Floats to the seven digits that float32 has."""
+    """The cells as text; floats with seven significant digits, the precision of float32."""
     return ["" if cell is None else f"{cell:.7g}" if isinstance(cell, float) else str(cell) for cell in row]

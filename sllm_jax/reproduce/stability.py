@@ -1,4 +1,4 @@
-"""Figure 5: perplexity along a text of millions of tokens, and memory and speed meanwhile."""
+"""Figure 5: perplexity, memory and speed along a text of millions of tokens."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import psutil
 from sllm_jax.common.progress import Progress
 from sllm_jax.common.result_table import Table
 from sllm_jax.evaluate.perplexity import CHUNK_SIZE, perplexity, token_nll
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
+from sllm_jax.reproduce.passes import check_longer, total_cache
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.runs import check_longer, total_cache
-from sllm_jax.reproduce.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-STRETCHES = 100  # that the text is cut into
+STRETCHES = 100  # parts of the text, one row each
 _COLUMNS = ("tokens", "perplexity", "running_perplexity", "tokens_per_second", "resident_mb", "device_mb")
 
 
-def plan(subject: Subject) -> Work:
-    """The whole text in one stream; figures of each hundredth of it."""
-    text = subject.text_tokens()
-    check_longer(subject, text, total_cache(subject, subject.options.start_size + 1))
-    return partial(_run, subject, np.concatenate([subject.start_tokens(), text]))
+def plan(inputs: ExperimentInputs) -> Work:
+    """Check the inputs; the work reads the text in one stream and measures each hundredth of it."""
+    text = inputs.text_tokens()
+    check_longer(inputs, text, total_cache(inputs, inputs.options.start_size + 1))
+    return partial(_run, inputs, np.concatenate([inputs.start_tokens(), text]))
 
 
-def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
-    start_size, recent_size = subject.sizes
+def _run(inputs: ExperimentInputs, ids: np.ndarray, progress: Progress) -> Report:
+    start_size, recent_size = inputs.sizes
     sizes = ("streaming", start_size, recent_size)
-    next(token_nll(subject.model, ids, *sizes))  # compiles
+    next(token_nll(inputs.model, ids, *sizes))  # compiles
     count = len(ids) - 1
     rows: list[tuple] = []
     done, nats, done_before, nats_before, since = 0, 0.0, 0, 0.0, time.perf_counter()
-    for piece in token_nll(subject.model, ids, *sizes):
+    for piece in token_nll(inputs.model, ids, *sizes):
         done, nats = done + len(piece), nats + float(piece.sum(dtype=np.float64))
         progress(done, count)
         if done < count * (len(rows) + 1) // STRETCHES:
@@ -50,7 +50,7 @@ def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
     return Report(
         title="stability: a stream of millions of tokens",
         tables=[_summary(rows)],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "predicted": f"{count} tokens in one stream, {CHUNK_SIZE} at a time",
             "cache": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
@@ -62,14 +62,14 @@ def _run(subject: Subject, ids: np.ndarray, progress: Progress) -> Report:
 
 
 def _memory() -> tuple[float, float | None]:
-    """MB that the process takes, and that its arrays take on a device with a memory of its own."""
+    """Resident memory of the process, and memory of its arrays on a device with separate memory, in MB."""
     statistics = jax.devices()[0].memory_stats()
     device = None if statistics is None else statistics["bytes_in_use"] / 2**20
     return psutil.Process().memory_info().rss / 2**20, device
 
 
 def _summary(rows: list[tuple]) -> Table:
-    """The beginning, middle and end of the stream."""
+    """A table of the beginning, middle and end of the stream."""
     tenth = max(1, len(rows) // 10)
     middle = (len(rows) - tenth) // 2
     parts = {"first tenth": rows[:tenth], "middle": rows[middle : middle + tenth], "last tenth": rows[-tenth:]}
@@ -83,7 +83,7 @@ def _summary(rows: list[tuple]) -> Table:
 
 
 def _draw(figure: FigureBase, rows: list[tuple]) -> None:
-    """Three panels over one axis of tokens."""
+    """Three panels that share the axis of tokens: perplexity, speed, memory."""
     tokens = [row[0] / 1e6 for row in rows]
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     top.plot(tokens, [row[1] for row in rows], color="#9FB8C8", label="of each stretch")

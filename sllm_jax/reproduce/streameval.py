@@ -1,7 +1,7 @@
-"""StreamEval (section 4.4, figure 8): lines that each give a value, and every 10 lines a question about an earlier one.
+"""StreamEval (section 4.4, figure 8): each line states a value; every 10 lines a question asks for an earlier one.
 
-The answer is always so many lines back, so that a model which sees its recent tokens alone can go on answering for
-ever. Questions and answers stay in the stream. An answer is right if the first number in it is the value.
+The answer always lies a fixed number of lines back, so a model that sees only recent tokens can answer indefinitely.
+Questions and answers stay in the stream. An answer is right if its first number is the value.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sllm_jax.common.result_table import Table
 from sllm_jax.core.sampling import SamplingOptions
 from sllm_jax.evaluate.perplexity import check_token_ids
 from sllm_jax.reproduce import paper
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 from sllm_jax.streams.stream import Stream
 from sllm_jax.text.tokenizer import encode
 
@@ -32,26 +32,26 @@ BEGINNING = "Below is a record of lines I want you to remember.\n"
 EVERY, DISTANCES = 10, (20, 40, 60, 80, 100)  # lines; the paper's distance is 20
 LINES = 500
 ANSWER_TOKENS = 12
-STRETCHES = 10  # that a stream is cut into, for the accuracy by length
+STRETCHES = 10  # parts of the stream, for the accuracy by length
 
 
 @dataclass(frozen=True)
 class Question:
-    """About the value in a line, asked `distance` lines later."""
+    """A question about the value in a line, asked `distance` lines later."""
 
-    line: int  # the line read last
+    line: int  # the most recent line
     distance: int
     value: int
 
     @property
     def text(self) -> str:
-        """As it is put to the model."""
+        """The question as the model reads it."""
         return f"Query: The REGISTER_CONTENT in line {self.line - self.distance} is"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came to a question."""
+    """The reply to a question."""
 
     question: Question
     reply: str
@@ -65,10 +65,10 @@ class Answer:
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is put to the test: a `Stream`, or what stands in for one."""
+    """The interface under test: a `Stream` or a substitute."""
 
     def feed(self, text: str) -> Any:
-        """Read some text."""
+        """Read a text."""
 
     def generate(
         self,
@@ -77,13 +77,13 @@ class Reader(Protocol):
         ignore_eos: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Write, in pieces."""
+        """Generate text in pieces."""
 
 
 def events(
     lines: int, seed: int, every: int = EVERY, distances: Sequence[int] = DISTANCES[:1]
 ) -> Iterator[str | Question]:
-    """The stream: lines of text, and after every `every` of them a question for each distance that reaches one."""
+    """The stream: lines of text and, every `every` lines, a question for each distance that reaches a line."""
     values = np.random.default_rng(seed).integers(10_000, 100_000, lines)
     yield BEGINNING
     for line, value in enumerate(values.tolist()):
@@ -95,7 +95,7 @@ def events(
 
 
 def ask(reader: Reader, stream: Iterator[str | Question]) -> Iterator[Answer]:
-    """Put the whole stream to a reader; its answers as they come."""
+    """Feed the whole stream to a reader; yield its answers."""
     for event in stream:
         if isinstance(event, str):
             reader.feed(event)
@@ -111,20 +111,20 @@ def accuracy(answers: Sequence[Answer]) -> float | None:
     return sum(answer.right for answer in answers) / len(answers) if answers else None
 
 
-def plan(subject: Subject) -> Work:
-    """One stream, with a question for each distance at every tenth line."""
-    lines = subject.options.lines or LINES
+def plan(inputs: ExperimentInputs) -> Work:
+    """Check the inputs; the work reads one stream, with a question for each distance at every tenth line."""
+    lines = inputs.options.lines or LINES
     if lines <= DISTANCES[0]:
         raise SllmError(f"streameval needs more than {DISTANCES[0]} lines; got {lines}")
-    if subject.options.seed < 0:
-        raise SllmError(f"seed must be 0 or more; got {subject.options.seed}")
+    if inputs.options.seed < 0:
+        raise SllmError(f"seed must be 0 or more; got {inputs.options.seed}")
     example = "".join(event if isinstance(event, str) else event.text for event in events(EVERY + 1, 0, distances=(1,)))
-    check_token_ids(encode(subject.tokenizer, example, start=True), subject.model.config.vocab_size)
-    return partial(_run, subject, lines, subject.sizes)
+    check_token_ids(encode(inputs.tokenizer, example, start=True), inputs.model.config.vocab_size)
+    return partial(_run, inputs, lines, inputs.sizes)
 
 
-def _run(subject: Subject, lines: int, sizes: tuple[int, int], progress: Progress) -> Report:
-    options, stream = subject.options, Stream(subject.model, subject.tokenizer, *sizes)
+def _run(inputs: ExperimentInputs, lines: int, sizes: tuple[int, int], progress: Progress) -> Report:
+    options, stream = inputs.options, Stream(inputs.model, inputs.tokenizer, *sizes)
     answers = []
     for answer in ask(stream, events(lines, options.seed, distances=DISTANCES)):
         answers.append(answer)
@@ -132,7 +132,7 @@ def _run(subject: Subject, lines: int, sizes: tuple[int, int], progress: Progres
     return Report(
         title="streameval: questions about earlier lines of an endless stream",
         tables=[_by_distance(answers), _by_length(answers, lines), paper.TABLE7],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "stream": f"{lines} lines, {stream.tokens_seen} tokens, seed {options.seed}",
             "cache": f"{options.start_size} + {stream.cache_size - options.start_size} tokens kept",
@@ -152,7 +152,7 @@ def _by_distance(answers: Sequence[Answer]) -> Table:
 
 
 def _stretches(answers: Sequence[Answer], lines: int) -> dict[int, list[Answer]]:
-    """The answers by the end, in lines, of the stretch of the stream that they were asked in."""
+    """The answers grouped by part of the stream, keyed by the last line of the part."""
     ends = [lines * (i + 1) // STRETCHES for i in range(STRETCHES)]
     starts = [0, *ends[:-1]]
     return {
@@ -174,7 +174,7 @@ def _every_answer(answers: Sequence[Answer]) -> Table:
 
 
 def _draw(figure: FigureBase, answers: Sequence[Answer], lines: int) -> None:
-    """Accuracy by distance, and along the stream."""
+    """Two panels: accuracy by distance, and along the stream."""
     left, right = figure.subplots(1, 2, sharey=True)
     by_distance, by_length = _by_distance(answers).rows, _by_length(answers, lines).rows
     left.plot([row[0] for row in by_distance], [row[2] for row in by_distance], "o-", color="#00487A")

@@ -1,9 +1,9 @@
-"""Table 5: multiple-choice questions answered in one endless stream, against each on a stream of its own.
+"""Table 5: multiple-choice questions answered in one endless stream, compared with one stream per question.
 
-Questions and right answers follow each other, as in the paper (section 4.3). At every answer two scores: exact match,
-whether what the model writes greedily begins with the right letter, and option log-likelihood, whether the right letter
-is the most probable of those offered. In the few-shot format the file's first question stands at the beginning of every
-stream as an example; in the chat format each question is a turn of the model's chat template.
+The stream alternates questions and right answers, as in the paper (section 4.3). Each answer has two scores. Exact
+match: the greedy reply begins with the right letter. Option log-likelihood: the right letter is the most probable
+option. In the few-shot format, every stream begins with the first question of the file as a worked example. In the chat
+format, each question is a turn of the chat template.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import check_token_ids, option_nll
 from sllm_jax.reproduce import paper
 from sllm_jax.reproduce.arc import LABELS, ArcQuestion
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 from sllm_jax.text.chat import render_answer, render_turn
-from sllm_jax.text.tokenizer import decode as decode_text
-from sllm_jax.text.tokenizer import encode
+from sllm_jax.text.tokenizer import decode_text, encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 REPLY_TOKENS = 8
 _LETTER = re.compile(r"[\s\"'(<*]*([A-H])(?=[.):,*\]>\"'\n]|\s*$)")
-_LAST = 8  # token ids of the stream that the next prompt looks at
-_ROUND_UP = 8  # tokens of an option, so that few programs are compiled
+_LAST = 8  # last token ids of the stream, which the next prompt depends on
+_ROUND_UP = 8  # token counts of options are padded to a multiple, so that few programs are compiled
 _ANSWER = "Answer:"
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How questions are put: all on one stream, or each on its own; and the cache."""
+    """The cache sizes, and whether all questions share one stream."""
 
     name: str
     start_size: int
@@ -53,12 +52,12 @@ class Mode:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came to a question."""
+    """The result of one question."""
 
-    number: int  # in its file, from 1
+    number: int  # index in its file, from 1
     question: ArcQuestion
     reply: str
-    likeliest: int  # the option whose letter is the most probable
+    likeliest: int  # index of the most probable option
 
     @property
     def exact(self) -> bool:
@@ -68,24 +67,24 @@ class Outcome:
 
     @property
     def likely(self) -> bool:
-        """Whether the right letter is the most probable."""
+        """Whether the right letter is the most probable one."""
         return self.likeliest == self.question.right
 
 
 @dataclass(frozen=True)
 class Format:
-    """Questions as token ids, in the few-shot format or as turns of a chat."""
+    """Encodes questions and answers, in the few-shot format or as chat turns."""
 
     tokenizer: Any
     name: str
 
     @property
     def examples(self) -> int:
-        """Questions that stand answered at the beginning of every stream."""
+        """The number of worked examples at the beginning of every stream."""
         return 1 if self.name == "few-shot" else 0
 
     def prompt(self, question: ArcQuestion, last_ids: Sequence[int]) -> np.ndarray:
-        """Token ids [N] up to where the answer begins; `last_ids` are the last of the stream, none at its beginning."""
+        """Token ids [N] up to where the answer begins; `last_ids` are the last of the stream, empty at its start."""
         options = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, question.options, strict=False))
         text = f"{question.text}\n{options}"
         if self.name == "chat":
@@ -94,7 +93,7 @@ class Format:
         return encode(self.tokenizer, f"Question: {text}\n{_ANSWER}", start=not last_ids)
 
     def answer(self, label: str, closed: bool = False) -> np.ndarray:
-        """Token ids [N] of an answer, behind its prompt; `closed` with what ends it, if the next prompt does not."""
+        """Token ids [N] of an answer after its prompt; `closed` adds its end, unless the next prompt contains it."""
         if self.name == "chat":
             return render_answer(self.tokenizer, label)
         end = "\n\n" if closed else ""
@@ -102,26 +101,26 @@ class Format:
         return whole[len(before) :]
 
 
-def plan(subject: Subject) -> Work:
-    """Each file of questions in each mode."""
-    options, (start_size, recent_size) = subject.options, subject.sizes
-    form = Format(subject.tokenizer, options.qa_format)
+def plan(inputs: ExperimentInputs) -> Work:
+    """Check the inputs; the work asks the questions of each file in each mode."""
+    options, (start_size, recent_size) = inputs.options, inputs.sizes
+    form = Format(inputs.tokenizer, options.qa_format)
     files = {name: questions[: options.max_questions] for name, questions in options.questions.items()}
     for name, questions in files.items():
         if len(questions) <= form.examples:
             raise SllmError(f"{name} needs {form.examples + 1} questions or more; got {len(questions)}")
-        _check_tokens(subject, form, questions)
+        _check_tokens(inputs, form, questions)
     longest = max(_longest(form, questions) for questions in files.values())
     modes = [
         Mode("one-shot", 0, longest, one_stream=False),
         Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
         Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
     ]
-    return partial(_run, subject, form, files, modes)
+    return partial(_run, inputs, form, files, modes)
 
 
 def _run(
-    subject: Subject,
+    inputs: ExperimentInputs,
     form: Format,
     files: dict[str, Sequence[ArcQuestion]],
     modes: Sequence[Mode],
@@ -132,15 +131,16 @@ def _run(
     done = 0
     for name, questions in files.items():
         for mode in modes:
-            found[name, mode.name] = outcomes = []
-            for outcome in ask(subject, form, questions, mode):
+            outcomes = []
+            for outcome in ask(inputs, form, questions, mode):
                 outcomes.append(outcome)
                 done += 1
                 progress(done, total)
+            found[name, mode.name] = outcomes
     return Report(
         title="streamqa: multiple-choice questions in one endless stream",
         tables=[_accuracy_table(found, [*files], modes), paper.TABLE5],
-        settings=subject.settings()
+        settings=inputs.settings()
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
             "format": form.name + (f", {form.examples} worked example first" if form.examples else ""),
@@ -156,9 +156,9 @@ def _run(
     )
 
 
-def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
-    """Put the questions but the examples; their outcomes as they come."""
-    model = subject.model
+def ask(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
+    """Ask all questions except the examples; yield their outcomes."""
+    model = inputs.model
     carry = init_carry(model, mode.start_size, mode.recent_size)
     last: list[int] = []
     scored = _padded_options(form, max(len(question.options) for question in questions))
@@ -169,7 +169,7 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
         if number > form.examples:
             nll = np.asarray(option_nll(model, asked, *scored))[: len(question.options)]
             check_finite(model, nll, f"at question {number}")
-            reply = _reply(subject, asked.copy())
+            reply = _reply(inputs, asked.copy())
             yield Outcome(number, question, reply, int(nll.argmin()))
         if mode.one_stream or number <= form.examples:
             answer = form.answer(question.labels[question.right], closed=True)
@@ -177,19 +177,19 @@ def ask(subject: Subject, form: Format, questions: Sequence[ArcQuestion], mode: 
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
 
 
-def _check_tokens(subject: Subject, form: Format, questions: Sequence[ArcQuestion]) -> None:
-    """Raises `SllmError` for questions or answers that the model cannot read one after another."""
+def _check_tokens(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion]) -> None:
+    """Raises `SllmError` if an answer has no tokens, or a token id is outside the vocabulary."""
     answers = [form.answer(label) for label in LABELS]
     if not all(map(len, answers)):
         raise SllmError(
             "streamqa needs a token for the letter of an answer, and the tokenizer has none behind a prompt"
         )
     later = [form.prompt(question, answers[0].tolist()) for question in questions]
-    check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), subject.model.config.vocab_size)
+    check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), inputs.model.config.vocab_size)
 
 
 def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
-    """Tokens of the longest stream that has the examples, one question and a reply."""
+    """The number of tokens of the longest stream with the examples, one question and a reply."""
     before: list[int] = []
     for example in questions[: form.examples]:
         answer = form.answer(example.labels[example.right], closed=True)
@@ -198,14 +198,14 @@ def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
     return len(before) + longest + max(REPLY_TOKENS, _ROUND_UP)
 
 
-def _reply(subject: Subject, carry: Carry) -> str:
-    """What the model writes, greedily."""
-    _, ids = decode(subject.model, carry, sampling(), [NO_TOKEN], REPLY_TOKENS, REPLY_TOKENS)
-    return decode_text(subject.tokenizer, np.asarray(ids))
+def _reply(inputs: ExperimentInputs, carry: Carry) -> str:
+    """The greedy reply."""
+    _, ids = decode(inputs.model, carry, sampling(), [NO_TOKEN], REPLY_TOKENS, REPLY_TOKENS)
+    return decode_text(inputs.tokenizer, np.asarray(ids))
 
 
 def _padded_options(form: Format, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The answers' token ids [B, N], padded, and the length of each [B]."""
+    """The token ids of the answers [B, N], padded, and their lengths [B]."""
     ids = [form.answer(label) for label in LABELS[:count]]
     width = -(-max(map(len, ids)) // _ROUND_UP) * _ROUND_UP
     padded = np.stack([np.pad(one, (0, width - len(one))) for one in ids]).astype(np.int32)
@@ -239,7 +239,7 @@ def _every_outcome(found: dict[tuple[str, str], list[Outcome]]) -> Table:
 def _draw(
     figure: FigureBase, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]
 ) -> None:
-    """Both scores of each file, a bar for each mode."""
+    """A panel per score, with a group of bars per file and a bar per mode."""
     panels = figure.subplots(1, 2, sharey=True)
     colours, hatches, width = ("#9FB8C8", "#E8743B", "#00487A"), ("", "//", ""), 0.8 / len(modes)
     for axes, score, title in zip(panels, ("exact", "likely"), ("Exact match", "Most probable letter"), strict=True):

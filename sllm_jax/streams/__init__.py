@@ -1,1 +1,1 @@
-"""Endless streams: text in, text out; and the cache under the names of the paper's own code."""
+"""Endless streams of text, and the cache API of the paper's code."""

@@ -1,4 +1,4 @@
-"""The names of the paper's own code, `enable_streaming_llm` and `StartRecentKVCache`, on states instead of lists."""
+"""The API of the paper's code, `enable_streaming_llm` and `StartRecentKVCache`, on states instead of lists."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.families import supported
 from sllm_jax.core import kv_state
 from sllm_jax.core.kv_state import KVState, over_streams
 from sllm_jax.core.model import Model
-from sllm_jax.models import supported
 from sllm_jax.models.config import ModelConfig
 
-MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state stay below twice the slots, and are int32
+MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state are int32 and stay below twice the number of slots
 
 
 def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> StartRecentKVCache:
-    """The cache with which `model` streams: `start_size` sinks and `recent_size` recent tokens.
+    """The cache for streaming with `model`: `start_size` sinks and `recent_size` recent tokens.
 
-    Raises `SllmError` if the family of the model is not supported, or a size is negative.
+    Raises `SllmError` if the model family is not supported, or a size is invalid.
     """
     supported(model.config.model_type)
     return StartRecentKVCache(model.config, model.dtype, start_size, recent_size)
@@ -34,8 +34,8 @@ def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> Sta
 class StartRecentKVCache:
     """Keeps the first `start_size` and the last `recent_size` tokens of a stream (paper, section 3.2).
 
-    Every method takes a state, of one stream or of several, and returns another; none changes the one it is given.
-    Positions are cache positions: 0 is the first sink, `filled` - 1 the token read last.
+    Every method takes the state of one or several streams and returns a new one; states are not modified. Positions are
+    cache positions: 0 is the first sink, `filled` - 1 the most recent token.
     """
 
     config: ModelConfig
@@ -44,27 +44,28 @@ class StartRecentKVCache:
     recent_size: int = 512
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no cache can have."""
+        """Raises `SllmError` for invalid sizes."""
         check_sizes(self.start_size, self.recent_size)
 
     @property
     def cache_size(self) -> int:
-        """Tokens kept between steps; a step attends to one more, its own."""
+        """Tokens kept between steps. A step attends to one more, its own token."""
         return self.start_size + self.recent_size
 
     def init_state(self, streams: int | None = None) -> KVState:
-        """An empty state for one stream, or for `streams` side by side."""
+        """An empty state of one stream, or of a batch of `streams`."""
         return kv_state.init_state(self.config, self.start_size, self.recent_size, self.dtype, streams)
 
     def __call__(self, state: KVState) -> KVState:
-        """First `start_size` + last `recent_size` tokens of a state of any capacity, as a state of this cache's."""
+        """Keep the first `start_size` and last `recent_size` tokens of a state of any capacity."""
         return _first_and_last(state, self.start_size, self.recent_size, self.config.rope)
 
     def evict_for_space(self, state: KVState, num_coming: int) -> KVState:
-        """Drop the oldest tokens that are not sinks until `num_coming` more fit into `cache_size`.
+        """Drop the oldest tokens after the sinks until `num_coming` more fit into `cache_size`.
 
-        With more coming than the window holds, all that are not sinks go, and the coming tokens then evict each other
-        one by one as they always do; the original goes on to exceed its cache there.
+        If `num_coming` exceeds the window, all tokens but the sinks are dropped, and the new tokens evict each other
+        one by one as they are read. The paper's code exceeds its cache in that case. Raises `SllmError` if `num_coming`
+        is negative.
         """
         if num_coming < 0:
             raise SllmError(f"num_coming must be 0 or more; got {num_coming}")
@@ -73,9 +74,9 @@ class StartRecentKVCache:
         return _evict_for_space(state, jnp.int32(num_coming))
 
     def evict_range(self, state: KVState, start: int, end: int) -> KVState:
-        """Drop the tokens at cache positions `start` ... `end` - 1; those behind them move up.
+        """Drop the tokens at cache positions `start` to `end` - 1; later tokens move forward.
 
-        Raises `SllmError` unless 0 <= start <= end <= tokens in the cache, for every stream.
+        Raises `SllmError` unless 0 <= start <= end <= `filled` for every stream.
         """
         filled = int(jnp.min(state.filled))
         if not 0 <= start <= end <= filled:
@@ -84,7 +85,7 @@ class StartRecentKVCache:
 
 
 def check_sizes(start_size: int, recent_size: int) -> None:
-    """Raises `SllmError` unless both sizes are integers of 0 or more, and `MAX_CACHE_SIZE` together at most."""
+    """Raises `SllmError` unless both sizes are integers of 0 or more and their sum is at most `MAX_CACHE_SIZE`."""
     for name, size in (("start_size", start_size), ("recent_size", recent_size)):
         if not isinstance(size, int | np.integer) or size < 0:
             raise SllmError(f"{name} must be an integer of 0 or more; got {size!r}")

@@ -1,4 +1,4 @@
-"""Text in, text out: one endless stream, wrapped for people."""
+"""The high-level API: one endless stream of text."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from sllm_jax.text.detokenize import Detokenizer, text_lengths
 from sllm_jax.text.stop_text import StopText
 from sllm_jax.text.tokenizer import control_token_ids, encode, start_ids
 
-RECENT_SIZE = 2000  # as in the paper's demo, or what fits the trained context
-LEAST_WINDOW = 16  # recent tokens that a model needs to write text; the default is never smaller
-MODES = ("streaming", "dense")
-_REMEMBERED = 512  # last token ids that the host keeps: context of the next text, and what a stop text may take back
+RECENT_SIZE = 2000  # default of the paper's demo; less if the trained context is smaller
+LEAST_WINDOW = 16  # smallest default window; models need about this many tokens to write text
+STREAM_MODES = ("streaming", "dense")
+_REMEMBERED = 512  # token ids kept on the host: context for detokenization, and the reach of a stop text
 
 
 EndReason = Literal["eos", "stop", "length", "context"]
 
 
 class Stream:
-    """One endless text: `feed` reads, `generate` writes, `chat` does both. The model sees sinks and window, no more.
+    """One endless text: `feed` reads, `generate` writes, `chat` does both. The model sees only sinks and window.
 
-    `mode` "dense" keeps everything instead and ends at the trained context. `steps`: tokens that are written in one
-    call of the device, and so printed at once. `control_tokens`: whether a text or message that spells a control token,
-    such as `<|im_end|>`, stands for that token; by default it is plain text.
+    Mode "dense" keeps everything instead and ends at the trained context. `steps` is the number of tokens generated per
+    device call, which arrive together. `control_tokens` makes a spelled control token, such as `<|im_end|>`, stand for
+    that token; by default it is plain text.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Stream:
         steps: int = 8,
         control_tokens: bool = False,
     ) -> None:
-        """Begin an empty stream; `recent_size` None is 2000, or what fits the trained context. Raises `SllmError`.
+        """Begin an empty stream. `recent_size` defaults to 2000, or to what fits the trained context.
 
-        Warns of what the model's `generation_config.json` asks for and is not supported.
+        Raises `SllmError` for invalid arguments. Warns of options in `generation_config.json` that are not supported.
         """
         if tokenizer is None:
             raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
-        check_mode(mode)
+        check_stream_mode(mode)
         if not 0 <= seed < 2**32:
             raise SllmError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
         if steps < 1:
@@ -75,36 +75,39 @@ class Stream:
         self._carry = decode.init_carry(model, self._cache.start_size, self._cache.recent_size, seed)
         self._steps, self._control_tokens = steps, control_tokens
         self._last: deque[int] = deque(maxlen=_REMEMBERED)
-        self.tokens_seen = 0  # read and written, evicted ones included
+        self.tokens_seen = 0  # read and written, including evicted ones
         self.tokens_written = 0
-        self.end_reason: EndReason | None = None  # why the last text ended; None before the first and meanwhile
-        self._unshown = ""  # text on the stream that an abandoned `generate` has held back
+        self.end_reason: EndReason | None = (
+            None  # why the last text ended; None before the first end and while generating
+        )
+        self._unshown = ""  # text of the stream that an abandoned `generate` held back
         self._chatting = False
 
     @property
     def cache_size(self) -> int:
-        """Tokens that the cache can hold."""
+        """The number of tokens that the cache can hold."""
         return self._cache.cache_size
 
     @property
     def cache_in_use(self) -> int:
-        """Tokens that it holds."""
+        """The number of tokens in the cache."""
         return int(self._carry.state.filled)
 
     @property
     def last_ids(self) -> list[int]:
-        """The last token ids of the stream, read and written, at most 512."""
+        """The last token ids of the stream, both read and written, at most 512."""
         return list(self._last)
 
     @property
     def full(self) -> bool:
-        """Whether a dense stream has come to the end of its trained context."""
+        """Whether a dense stream has reached the end of the trained context."""
         return self.mode == "dense" and self.tokens_seen >= self.model.config.max_position_embeddings
 
     def feed(self, text: str, progress: Progress = silent) -> int:
-        """Read some text, at the start of the stream with the tokens that begin one (BOS); how many tokens it was.
+        """Read a text and return its number of tokens. At the start of the stream, BOS is added if the tokenizer does.
 
-        `progress` hears how many tokens of how many are read.
+        `progress` is called as progress(tokens read, tokens). Raises `SllmError` if the text is empty, cannot be
+        encoded, or does not fit a dense stream.
         """
         if not text:
             raise SllmError("the text to read is empty; give some, or write without a prompt")
@@ -120,15 +123,15 @@ class Stream:
         ignore_eos: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Write, in pieces of text as they are made: until an end-of-text token, for `max_tokens`, or for ever.
+        """Generate text in pieces, until an end-of-text token, a stop text, `max_tokens`, or forever.
 
-        `stop`: texts that end it too; they are not shown, and what was written from there on is taken back. One that is
-        a control token (`<|im_end|>`) ends the text as an end-of-text token does. The model's own `stop_strings` count
-        as well; `ignore_eos` is about end-of-text tokens and these. `options` are those of `sampling`; one that is not
-        given is the model's own (generation_config.json), else greedy. `end_reason` says afterwards why it ended.
+        `stop` texts are not returned, and the tokens from there on are removed from the stream. A stop text that is a
+        control token (`<|im_end|>`) acts like an end-of-text token. The model's own `stop_strings` apply too.
+        `ignore_eos` ignores end-of-text tokens and the model's `stop_strings`. `options` are those of `sampling`; the
+        defaults come from generation_config.json, else decoding is greedy. `end_reason` tells why the text ended.
 
-        The pieces of one call after another join to the text of the stream. After an end of text more is written only
-        once something is fed, or with `ignore_eos`.
+        The pieces of consecutive calls join to the text of the stream. After an end of text, more is generated only
+        once something is fed, or with `ignore_eos`. Raises `SllmError` for invalid options.
         """
         return self._begin(TurnEnd((), ()), max_tokens, stop, ignore_eos, **options)
 
@@ -140,9 +143,10 @@ class Stream:
         stop: Sequence[str] = (),
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Answer a message. Earlier turns are on the stream already, as far as they are still visible.
+        """Answer a message, in pieces. Earlier turns are part of the stream, unless they were evicted.
 
-        The answer ends where the chat template ends it, besides what ends `generate`.
+        The answer ends where the chat template ends it, or for any reason that ends `generate`. Raises `SllmError` for
+        an empty message, invalid options, or a message that the chat template refuses.
         """
         if not message.strip():
             raise SllmError("the message is empty; give some text")
@@ -161,7 +165,7 @@ class Stream:
         ignore_eos: bool,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Check everything, then write."""
+        """Check all options, then return the generator."""
         check_end(max_tokens, stop)
         chosen = sampling_for(self.model.generation_config, **options)
         own = [] if ignore_eos else stop_strings(self.model.generation_config)
@@ -195,14 +199,14 @@ class Stream:
                 self._unshown = unshown + stop.rest()
 
     def _go_on(self, ends: dict[int, EndReason]) -> None:
-        """After an end that is none of these `ends`, the stream is not at its end any more."""
+        """Clear `done` unless the stream ended at one of the end-of-text tokens in `ends`."""
         if bool(self._carry.done) and ends.get(self._last[-1]) != "eos":
             self._carry = self._carry.replace(done=jnp.zeros_like(self._carry.done))
 
     def _blocks(
         self, max_tokens: int | None, stop: StopText, options: Sampling, ends: dict[int, EndReason]
     ) -> Iterator[list[int]]:
-        """The tokens of each call of the device, until the end; a Ctrl-C waits until a block has been shown."""
+        """The tokens of each device call until the end. A Ctrl-C is deferred until the block has been consumed."""
         end_ids = _padded(list(ends))
         left = max_tokens
         while not (stop.found or left == 0 or self.full):
@@ -253,7 +257,7 @@ class Stream:
         return ids
 
     def _tokens_of(self, characters: int) -> int:
-        """How many tokens make the last `characters` of the text, the one that they cut in two included."""
+        """The number of tokens that cover the last `characters` of the text, including a partly covered one."""
         lengths = text_lengths(self.tokenizer, list(self._last))
         kept = lengths[-1] - characters
         count = 0
@@ -262,9 +266,9 @@ class Stream:
         return count
 
     def _take_back(self, count: int) -> None:
-        """Remove the last `count` tokens and read the one before them again, for what may come next depends on it.
+        """Remove the last `count` tokens, then read the token before them again to restore its logits.
 
-        What a full cache has evicted meanwhile does not come back.
+        Tokens that a full cache has evicted in the meantime do not come back.
         """
         if count == 0:
             return
@@ -285,14 +289,14 @@ class Stream:
         self.tokens_seen += len(ids)
 
 
-def check_mode(mode: str) -> None:
-    """Raises `SllmError` unless it is one of `MODES`."""
-    if mode not in MODES:
-        raise SllmError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+def check_stream_mode(mode: str) -> None:
+    """Raises `SllmError` unless it is one of `STREAM_MODES`."""
+    if mode not in STREAM_MODES:
+        raise SllmError(f"mode {mode!r} is not one of {', '.join(STREAM_MODES)}")
 
 
 def check_end(max_tokens: int | None, stop: Sequence[str]) -> None:
-    """Raises `SllmError` unless a text can end in this way."""
+    """Raises `SllmError` for a `max_tokens` below 1 or an empty stop text."""
     if max_tokens is not None and max_tokens < 1:
         raise SllmError(f"max-tokens must be 1 or more; got {max_tokens}")
     if any(not text for text in stop):
@@ -300,9 +304,10 @@ def check_end(max_tokens: int | None, stop: Sequence[str]) -> None:
 
 
 def _stops(tokenizer: Any, given: Sequence[str], own: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Stop texts, those given and the model's own, as ids of control tokens and as texts.
+    """Split stop texts, those given and the model's own, into control token ids and texts.
 
-    A control token has no text, so a text with one amid others can never appear: refused if given, else warned of.
+    Control tokens have no text, so a stop text that contains one amid other characters can never appear: it raises
+    `SllmError` if given, and causes a warning if it is the model's own.
     """
     control = control_token_ids(tokenizer)
     never = [text for text in (*given, *own) if text.strip() not in control and any(name in text for name in control)]
@@ -318,12 +323,12 @@ def _stops(tokenizer: Any, given: Sequence[str], own: Sequence[str]) -> tuple[li
 
 
 def _padded(ids: Sequence[int]) -> np.ndarray:
-    """Token ids [N] int32, padded to a multiple of 4 with no token: their number makes few programs."""
+    """Token ids [N] int32, padded with `NO_TOKEN` to a multiple of 4, so that few programs are compiled."""
     return np.array([*ids, *[NO_TOKEN] * (-len(ids) % 4 if ids else 4)], np.int32)
 
 
 def eos_ids(model: Model, tokenizer: Any) -> list[int]:
-    """The end-of-text tokens: those of the generation config, or else of the config, and the tokenizer's own."""
+    """The end-of-text ids: those of generation_config.json, or else config.json, and the tokenizer's."""
     files = {"generation_config.json": model.generation_config, "config.json": model.hf_config}
     file = next((file for file, content in files.items() if content.get("eos_token_id") is not None), None)
     named = None if file is None else files[file]["eos_token_id"]
@@ -334,10 +339,10 @@ def eos_ids(model: Model, tokenizer: Any) -> list[int]:
 
 
 def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> tuple[int, int]:
-    """Both sizes of a cache; with `recent_size` None as large as fits the trained context, 2000 at most.
+    """Start and recent size of a cache; `recent_size` None is the largest that fits the trained context, up to 2000.
 
-    Warns of a cache that is larger than the trained context or the model's own sliding window. Raises `SllmError` for
-    sizes that no cache can have.
+    Warns if the cache is larger than the trained context or the model's sliding window. Raises `SllmError` for invalid
+    sizes.
     """
     context, window = config.max_position_embeddings, config.sliding_window
     check_sizes(start_size, 0 if recent_size is None else recent_size)

@@ -1,1 +1,1 @@
-"""Text to tokens and back, a piece at a time: tokenizers, chat templates, stop texts, long texts."""
+"""Text processing: tokenizers, incremental detokenization, chat templates, stop texts, long texts."""

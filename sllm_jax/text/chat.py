@@ -1,6 +1,6 @@
-"""Chat on a stream that is never reset: what to feed for one more message, and lists of messages from a file.
+"""Chat on a stream that is never reset: the tokens of one turn, and conversations read from a file.
 
-Earlier turns are in the cache already, as far as they are still visible, so a turn is only its own tokens.
+Earlier turns are already in the cache, unless they were evicted, so each turn consists of its own tokens only.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sllm_jax.text.plain_text import Part, encode_parts, spells
 from sllm_jax.text.template import render
 from sllm_jax.text.tokenizer import control_token_ids, encode
 
-USER = "USER:"  # the original demo's words, for a tokenizer without a chat template
+USER = "USER:"  # labels of the paper's demo, for tokenizers without a chat template
 ASSISTANT = "ASSISTANT:"
 
-# Contents of a conversation that is rendered only to see what the template puts around them.
+# Placeholder contents, rendered to see what the template puts around them.
 _QUESTION, _ANSWER, _NEXT, _SYSTEM = "sllmQuestion", "sllmAnswer", "sllmNext", "sllmSystem"
 
 
 class TurnEnd(NamedTuple):
-    """What ends an answer besides the end-of-text tokens: control tokens, and texts."""
+    """What ends an answer besides the end-of-text tokens: control token ids and stop texts."""
 
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
@@ -43,17 +43,17 @@ def render_turn(
     last_ids: Sequence[SupportsIndex] | np.ndarray = (),
     control_tokens: bool = False,
 ) -> np.ndarray:
-    """Token ids [N], int32, to feed for a message, up to where the answer begins.
+    """Token ids [N], int32, of one user message, up to where the answer begins.
 
-    With a chat template, turns and answers fed one after another are what the template makes of the whole conversation,
-    if it renders a turn alike wherever it stands. Without one, a turn reads "USER: message", "ASSISTANT:". The `system`
-    text is fed with the first turn; give it with later turns too, since some templates demand it.
+    With a chat template, the turns and answers concatenated equal the rendered conversation, provided that the template
+    renders a turn independently of its position. Without one, a turn is "USER: message", "ASSISTANT:". The `system`
+    text is part of the first turn only; pass it with later turns too, since some templates require it.
 
-    `last_ids` are the last few ids of the stream, none at its beginning. If an answer ends with the token that closes
-    it, the next turn does not close it again; if it was cut off, the next turn closes it.
+    `last_ids` are the last few ids of the stream, empty at its start. If the previous answer ends with its closing
+    token, the turn does not repeat it; if the answer was cut off, the turn closes it.
 
-    A message or system text that spells a control token is encoded letter by letter, unless `control_tokens` lets it
-    stand for the token. Raises `SllmError` if the template refuses the conversation, or rewrites such a text.
+    A control token spelled in a message or system text is encoded as plain text, unless `control_tokens` is set. Raises
+    `SllmError` if the template refuses the conversation, or rewrites a text that spells a control token.
     """
     if tokenizer.chat_template is None:
         text = _plain_turn(tokenizer, message, system, first, last_ids)
@@ -67,7 +67,7 @@ def render_turn(
 
 
 def render_answer(tokenizer: Any, answer: str) -> np.ndarray:
-    """Token ids [N], int32, of an answer as it stands behind a turn; the next turn closes it."""
+    """Token ids [N], int32, of an answer that follows a turn, without its closing token: the next turn adds it."""
     turn = [{"role": "user", "content": _QUESTION}]
     if tokenizer.chat_template is None:
         before, space = f"{USER} {_QUESTION}\n\n{ASSISTANT}", " "
@@ -81,10 +81,9 @@ def render_answer(tokenizer: Any, answer: str) -> np.ndarray:
 
 
 def turn_end(tokenizer: Any, system: str | None = None) -> TurnEnd:
-    """Where the chat template ends an answer: at the control token behind it, or else at the text before the next turn.
+    """What ends an answer under the chat template: the control token after it, or else the text before the next turn.
 
-    Without a template, where the model begins to write the user's part. A template that refuses a second turn says
-    nothing about it here.
+    Without a template, the user label ends it. A template that refuses a second turn gives no end.
     """
     if tokenizer.chat_template is None:
         return TurnEnd((), (f"\n\n{USER}", USER))
@@ -103,10 +102,10 @@ def turn_end(tokenizer: Any, system: str | None = None) -> TurnEnd:
 
 
 def read_prompts(path: Path) -> list[list[str]]:
-    """The conversations of a JSONL file, each the list of its user messages.
+    """The conversations of a JSONL file, each as a list of user messages.
 
-    A line is an object with `turns`, a list of texts, as in MT-Bench, or with one text as `prompt` or `text`; other
-    fields are ignored, and so are empty lines. Raises `SllmError` for anything else.
+    Each line is an object with `turns` (a list of texts, as in MT-Bench), or with a single text as `prompt` or `text`.
+    Other fields and empty lines are ignored. Raises `SllmError` for anything else.
     """
     with foreign(f"the prompts {path}", "give JSON lines in UTF-8", "are not UTF-8 text"):
         lines = read_whole(path).decode("utf-8-sig").split("\n")
@@ -151,7 +150,7 @@ def _template_turn(
 
 
 def _second_turn(message: str, system: str | None) -> list[dict[str, str]]:
-    """A conversation in which the message is the second one."""
+    """A conversation whose second user message is `message`."""
     before = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     return [*_head(system), *before, {"role": "user", "content": message}]
 
@@ -161,9 +160,9 @@ def _head(system: str | None) -> list[dict[str, str]]:
 
 
 def _parts(frame: str, texts: dict[str, str], turn: str) -> list[Part]:
-    """The turn as parts of the template and plain texts; `frame` is the turn with names in the place of the texts.
+    """Split a turn into template parts and plain texts; `frame` is the turn rendered with placeholders for the texts.
 
-    Raises `SllmError` if the template does more to a text than to strip it.
+    Raises `SllmError` if the template changes a text other than by stripping it.
     """
     pieces = re.split(f"({'|'.join(texts)})", frame)
     for stripped in (False, True):
@@ -178,7 +177,7 @@ def _parts(frame: str, texts: dict[str, str], turn: str) -> list[Part]:
 
 
 def _without_closing(tokenizer: Any, turn: str, last_ids: Sequence[SupportsIndex] | np.ndarray) -> str:
-    """The turn without the token that closes the answer before, if the answer ends with it."""
+    """The turn without the closing token of the previous answer, if that answer already ends with it."""
     if not _ends_with_special_token(tokenizer, last_ids):
         return turn
     before, closed, after = turn.partition(tokenizer.convert_ids_to_tokens(int(last_ids[-1])))

@@ -1,7 +1,7 @@
-"""Texts of any length as token ids, in memory that does not grow with them.
+"""Tokenization of texts of any length in constant memory.
 
-A text is tokenized block by block. Each block begins some way before the last one's end, and the two are joined where
-both have the same tokens at the same places, far from either edge: the ids are those of the whole text in one go.
+A text is tokenized in overlapping blocks. Two neighbours are joined at a place, far from either edge, where both have
+the same tokens at the same offsets. The ids equal those of tokenizing the whole text at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sllm_jax.common.progress import Progress, silent
 from sllm_jax.text.tokenizer import encodable, encode
 
 BLOCK_SIZE = 2**18  # characters
-MAX_TEXT = 2**28  # characters of a text that is read whole, as for experiments; all of PG-19's test books have 2**25
-OVERLAP = 2**12  # characters of a block that the next one reads again
+MAX_TEXT = 2**28  # characters of a text that is read whole, for experiments (all of PG-19's test set: 2**25)
+OVERLAP = 2**12  # characters shared by neighbouring blocks
 _AGREEING = 8  # tokens on which two blocks must agree to be joined
 
 
 class Tokens(NamedTuple):
-    """The N tokens of a text: ids, and where in the text each begins and ends, in characters."""
+    """The N tokens of a text: ids, and the character offsets where each begins and ends."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
 
 
 class TextBlock(NamedTuple):
-    """Some of a text's tokens, and the characters that they stand for."""
+    """Consecutive tokens of a text, and the characters that they encode."""
 
     text: str
     tokens: Tokens
@@ -41,14 +41,14 @@ class TextBlock(NamedTuple):
 def encode_blocks(
     tokenizer: Any, text: Iterator[str], overlap: int = OVERLAP, control_tokens: bool = False
 ) -> Iterator[TextBlock]:
-    """The tokens of a text that comes in blocks, those of `encode` without `start`."""
-    window, begin = next(text, ""), 0  # of the window's characters those before `begin` are done
+    """The tokens of a text given in blocks: the ids of `encode` without `start`."""
+    window, begin = next(text, ""), 0  # characters of the window before `begin` are done
     tokens = _tokens(tokenizer, window, control_tokens)
     for block in text:
         shift = max(begin, len(window) - overlap)
         following = _tokens(tokenizer, window[shift:] + block, control_tokens)
         joint = _joint(tokens, following, shift, max(begin, shift + overlap // 4), len(window) - overlap // 4)
-        if joint is None:  # nothing in common: both in one go
+        if joint is None:  # no common tokens: extend the window
             window += block
             tokens = _tokens(tokenizer, window, control_tokens)
             continue
@@ -58,7 +58,7 @@ def encode_blocks(
 
 
 def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
-    """The text of a file or pipe in blocks; raises `SllmError` if it cannot be read, is not UTF-8, or is empty."""
+    """The text of a file or pipe in blocks. Raises `SllmError` if it is unreadable, not UTF-8, or empty."""
     check_source(path)
     empty = True
     try:
@@ -75,12 +75,12 @@ def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
 
 
 def text_blocks(text: str, size: int = BLOCK_SIZE) -> Iterator[str]:
-    """A text in blocks."""
+    """A text in blocks of `size` characters."""
     return (text[i : i + size] for i in range(0, len(text), size))
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a file; raises `SllmError` as `file_blocks` does, and for more than `MAX_TEXT` characters."""
+    """The whole text of a file. Raises `SllmError` as `file_blocks` does, and for more than `MAX_TEXT` characters."""
     blocks, size = [], 0
     for block in file_blocks(path):
         blocks.append(block)
@@ -91,7 +91,7 @@ def read_text(path: Path) -> str:
 
 
 class TokenFile(NamedTuple):
-    """Token ids [N] int32, mapped from a file, and how many bytes of UTF-8 all but the first stand for."""
+    """Token ids [N] int32, memory-mapped, and the number of UTF-8 bytes of all tokens but the first."""
 
     ids: np.ndarray
     predicted_bytes: int
@@ -105,13 +105,13 @@ def tokenize_file(
     progress: Progress = silent,
     control_tokens: bool = False,
 ) -> TokenFile:
-    """Write the token ids of a text file, behind the tokenizer's start tokens, to `target`; `max_tokens` at most.
+    """Write the token ids of a text file to `target`: the tokenizer's start tokens, then the text, up to `max_tokens`.
 
-    `progress` is called with the bytes read and the bytes of the file. `control_tokens` as in `encode`. Raises
-    `SllmError` for what is no text.
+    `progress` is called as progress(bytes read, bytes of the file). `control_tokens` as in `encode`. Raises `SllmError`
+    as `file_blocks` does.
     """
     start = encode(tokenizer, "", start=True)
-    count, read, used, first = len(start), 0, 0, 0  # tokens; bytes: read, of the tokens, of the first one
+    count, read, used, first = len(start), 0, 0, 0  # tokens written; bytes read, encoded, and of the first token
     size = path.stat().st_size if is_file(path) else 0
     with target.open("wb") as file:
         file.write(start.tobytes())
@@ -148,7 +148,7 @@ def _tokens(tokenizer: Any, text: str, control_tokens: bool) -> Tokens:
 
 
 def _cut(text: str, tokens: Tokens, begin: int, end: int) -> TextBlock:
-    """The part of a text from character `begin` to `end`."""
+    """The block of a text from character `begin` to `end`."""
     i, j = np.searchsorted(tokens.starts, (begin, end))
     if end == len(text):
         j = len(tokens.starts)
@@ -157,7 +157,7 @@ def _cut(text: str, tokens: Tokens, begin: int, end: int) -> TextBlock:
 
 
 def _joint(one: Tokens, other: Tokens, shift: int, low: int, high: int) -> int | None:
-    """The place of a token amid `_AGREEING` that both have, its text between characters `low` and `high` of `one`."""
+    """The offset of a token amid `_AGREEING` that both have, between characters `low` and `high` of `one`, or None."""
     i, end = np.searchsorted(one.starts, (low, high))
     mine = list(zip(one.starts[i:end].tolist(), one.ends[i:end].tolist(), one.ids[i:end].tolist(), strict=True))
     theirs = list(zip((other.starts + shift).tolist(), (other.ends + shift).tolist(), other.ids.tolist(), strict=True))
@@ -165,7 +165,7 @@ def _joint(one: Tokens, other: Tokens, shift: int, low: int, high: int) -> int |
     for k in range(len(mine) - _AGREEING + 1):
         j = places.get(mine[k])
         middle = k + _AGREEING // 2
-        alone = mine[middle - 1][1] <= mine[middle][0]  # not one of several tokens of a single character
+        alone = mine[middle - 1][1] <= mine[middle][0]  # not in the middle of a character that spans several tokens
         if j is not None and alone and theirs[j : j + _AGREEING] == mine[k : k + _AGREEING]:
             return mine[middle][0]
     return None

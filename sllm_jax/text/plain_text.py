@@ -1,4 +1,4 @@
-"""Token ids of a template with other people's texts in it: only the template's control tokens count as such."""
+"""Token ids of a template filled with untrusted text: only the template can contribute control tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sllm_jax.text.tokenizer import check_unicode, control_token_ids, encodable,
 
 
 class Part(NamedTuple):
-    """Some text, and whether it is plain: whether a control token that it spells is only letters."""
+    """A piece of text; if it is `plain`, control tokens that it spells are encoded as ordinary text."""
 
     text: str
     plain: bool
 
 
 def encode_parts(tokenizer: Any, parts: Sequence[Part]) -> np.ndarray:
-    """Token ids [N], int32, of the parts joined, without start tokens.
+    """Token ids [N], int32, of the joined parts, without start tokens.
 
-    Where no plain part spells a control token, these are the ids of the joined text.
+    If no plain part spells a control token, these are the ids of the joined text.
     """
     control = control_token_ids(tokenizer)
     if not any(spells(control, part.text) for part in parts if part.plain):
         return encode(tokenizer, "".join(part.text for part in parts), start=False, control_tokens=True)
-    # In a copy of the tokenizer control tokens are off, and each has a stand-in with a spelling that nobody can guess.
+    # In a copy of the tokenizer, control tokens are off, and each is replaced by a token with an unguessable spelling.
     backend, standins = copy.deepcopy(tokenizer.backend_tokenizer), {name: f"sllm{uuid4().hex}" for name in control}
     backend.encode_special_tokens = True
     backend.add_tokens([_standin(tokenizer.added_tokens_decoder[i], standins[name]) for name, i in control.items()])
@@ -41,12 +41,12 @@ def encode_parts(tokenizer: Any, parts: Sequence[Part]) -> np.ndarray:
 
 
 def spells(control: Mapping[str, int], text: str) -> bool:
-    """Whether a text has a control token's spelling in it."""
+    """Whether a text contains the spelling of a control token."""
     return any(name in text for name in control)
 
 
 def _standin(token: Any, spelling: str) -> Any:
-    """The same token as one that is no control token, under another spelling."""
+    """A copy of the token under another spelling, not marked as a control token."""
     from tokenizers import AddedToken
 
     same = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
@@ -54,6 +54,6 @@ def _standin(token: Any, spelling: str) -> Any:
 
 
 def _replaced(text: str, standins: Mapping[str, str]) -> str:
-    """The text with its control tokens, the longest first, replaced by their stand-ins."""
+    """The text with its control tokens replaced by their stand-ins, longest first."""
     names = sorted(standins, key=len, reverse=True)
     return re.sub("|".join(map(re.escape, names)), lambda found: standins[found[0]], text)

@@ -1,4 +1,4 @@
-"""Ending at a text: finding it in pieces as they come."""
+"""Stop texts: finding them in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """Passes text on until one of the stop texts appears; holds back what may be the beginning of one."""
+    """Passes text through until a stop text appears; holds back text that may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """With no stop texts everything passes at once."""
+        """Without stop texts, everything passes immediately."""
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
 
     def add(self, piece: str) -> str:
-        """The text that may be shown, with one more piece."""
+        """Add a piece; return the text that can be shown."""
         self._held += piece
         if self.found:
             return ""
@@ -24,12 +24,12 @@ class StopText:
         return self._show(min(places) if places else len(self._held) - self._beginning_of_a_stop())
 
     def rest(self) -> str:
-        """What is still held back, if no stop text came."""
+        """The text still held back, if no stop text was found."""
         return "" if self.found else self._show(len(self._held))
 
     @property
     def surplus(self) -> int:
-        """Once found: how many characters there are from the stop text on."""
+        """The number of characters from the stop text on, once it is found."""
         return len(self._held)
 
     def _show(self, length: int) -> str:

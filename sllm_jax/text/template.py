@@ -1,9 +1,9 @@
-"""Chat templates, rendered within limits of time, memory and size.
+"""Chat template rendering with limits on time, memory and size.
 
-A template is a program of whoever made the checkpoint. The sandbox of `transformers` keeps it from reaching anything,
-but not from running for hours or from taking all memory, and nothing inside a process can stop `'a' * 10**10`. So
-templates are rendered in a process of their own, which can be killed. It is started with the first conversation, takes
-about a second to start, and then less than a millisecond for a turn.
+A template is a program written by the author of the checkpoint. The sandbox of `transformers` restricts what it can
+access, but not its run time or memory, and no code in the same process can interrupt `'a' * 10**10`. Templates are
+therefore rendered in a subprocess that can be killed. It starts with the first conversation, which takes about a
+second; after that a turn takes less than a millisecond.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import IO, Any
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.foreign import foreign
 
-SECONDS = 10  # that a conversation may take
-START_SECONDS = 120  # that the process may take to start, on a busy machine
+SECONDS = 10  # time limit of one rendering
+START_SECONDS = 120  # time limit for starting the process; generous, for busy machines
 _PROGRAM = Path(__file__).with_name("template_process.py")
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
-    """What `tokenizer.apply_chat_template` makes of the messages, as text; with `prompt` up to where an answer begins.
+    """The messages rendered as text, as by `tokenizer.apply_chat_template`; `prompt` adds the generation prompt.
 
-    Raises `SllmError` if the template refuses the messages, or takes too much time or memory.
+    Raises `SllmError` if the template refuses the messages, or exceeds the limits on time or memory.
     """
     roles = ", ".join(message["role"] for message in messages)
     with foreign("the chat template", "use another tokenizer (--tokenizer)"):
@@ -48,7 +48,7 @@ _running: list[subprocess.Popen[bytes]] = []  # at most one
 
 
 def _ask(line: bytes) -> dict[str, Any]:
-    """Send a request to the process, started if need be; a process that does not answer is killed."""
+    """Send a request to the process, starting it if needed. Kill a process that does not answer."""
     if not _running:
         _running.append(_start())
     try:
@@ -64,13 +64,13 @@ def _ask(line: bytes) -> dict[str, Any]:
         raise SllmError(
             "the chat template takes more memory than there is; use another tokenizer (--tokenizer)"
         ) from None
-    except BaseException:  # an answer that nobody has waited for must not be taken for the next one
+    except BaseException:  # a late answer must not be taken for the next one
         stop()
         raise
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # -P: the folder of the program, which is this package's, is not searched for modules.
+    # -P keeps the program's folder, which is part of this package, off the module search path.
     process = subprocess.Popen(
         [sys.executable, "-P", str(_PROGRAM)],
         stdin=subprocess.PIPE,
@@ -88,7 +88,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _answer(answers: IO[bytes], seconds: float) -> dict[str, Any]:
-    """The next answer; raises TimeoutError, and EOFError if the process has ended."""
+    """The next answer. Raises TimeoutError, or EOFError if the process has ended."""
     if not select.select([answers], [], [], seconds)[0]:
         raise TimeoutError
     if not (line := answers.readline()).endswith(b"\n"):
@@ -109,6 +109,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @atexit.register
 def stop() -> None:
-    """End the process, if it runs; the next conversation starts another."""
+    """End the process if it is running; the next conversation starts a new one."""
     while _running:
         _end(_running.pop())

@@ -1,6 +1,6 @@
-"""The process that renders chat templates for `template.py`: a request a line on standard input, an answer a line.
+"""The subprocess that renders chat templates for `template.py`: one JSON line per request on stdin, one per answer.
 
-It is run as a file and imports nothing of `sllm_jax`, so that it starts in a second. It ends with its standard input.
+It is run as a script and imports nothing from `sllm_jax`, so that it starts quickly. It ends when stdin closes.
 """
 
 import contextlib
@@ -8,14 +8,14 @@ import json
 import signal
 import sys
 
-MEMORY = 2**30  # bytes that rendering may take
-SECONDS = 15  # after which the system ends this process, if nobody else has done so
-MAX_CHARACTERS = 2**22  # of a rendered conversation
+MEMORY = 2**30  # bytes available for rendering
+SECONDS = 15  # after which SIGALRM ends this process, if the parent has not
+MAX_CHARACTERS = 2**22  # limit on a rendered conversation
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's
+    """Answer requests until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     from transformers.utils.chat_template_utils import render_jinja_template
 
     _limit_memory()
@@ -23,7 +23,7 @@ def main() -> None:
     for line in sys.stdin:
         signal.alarm(SECONDS)
         try:
-            text = render_jinja_template(**json.loads(line))[0][0]  # of several conversations, without their masks
+            text = render_jinja_template(**json.loads(line))[0][0]  # first conversation, without its mask
             answer = {"text": text} if len(text) <= MAX_CHARACTERS else {"error": f"it writes {len(text)} characters"}
         except MemoryError:
             answer = {"error": "it takes too much memory"}
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """From here on an allocation of more than `MEMORY` fails, where the system can do that."""
+    """Limit the memory allocated from here on to `MEMORY`, where the system supports it."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,8 +1,8 @@
-"""A checkpoint's tokenizer: finding it, text to token ids, token ids to text.
+"""The tokenizer of a checkpoint: loading, encoding, decoding.
 
-A tokenizer here is a `PreTrainedTokenizerFast` of `transformers`, imported only when one is loaded. `tokenizer.json` is
-used as it is: `AutoTokenizer` of transformers 5 rebuilds a Llama tokenizer from its vocabulary instead, which changes
-the ids of 15 of the 47 texts of llama.cpp's vocabulary tests (45 of 47 for a folder that has only `tokenizer.model`).
+Tokenizers are `PreTrainedTokenizerFast` of `transformers`, which is imported only when one is loaded. `tokenizer.json`
+is used unchanged. `AutoTokenizer` of transformers 5 instead rebuilds a Llama tokenizer from its vocabulary, which
+changes the ids of 15 of the 47 texts in llama.cpp's vocabulary tests (45 of 47 with only `tokenizer.model`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
 from sllm_jax.text.tokenizer_growth import check_growth
 
-MAX_VOCABULARY = 2**29  # bytes of a tokenizer file; the largest published ones, of 256,000 tokens, have some 2**25
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that a folder has is its tokenizer
+MAX_VOCABULARY = 2**29  # bytes of a tokenizer file; the largest published ones (256,000 tokens) have about 2**25
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first that exists is used
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
-# BOS and EOS of a tokenizer that came without a word about them: the first that are in its vocabulary.
+# BOS and EOS of a tokenizer whose files name neither: the first that is in its vocabulary.
 BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
 EOS_TOKENS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
 
@@ -36,12 +36,12 @@ _ANOTHER = "choose another tokenizer (--tokenizer)"
 
 
 def load_tokenizer(source: Path) -> Any:
-    """The tokenizer of a folder, or of one file; None if the folder has none.
+    """The tokenizer of a folder or file; None if the folder has none.
 
     A folder has `tokenizer.json`, or `tokenizer.model` (SentencePiece, as with Llama 1 and 2), or `vocab.json` and
-    `merges.txt` (GPT-2), and beside it what `transformers` writes: `tokenizer_config.json`, `special_tokens_map.json`,
-    `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is downloaded and no code of a
-    checkpoint is run. Raises `SllmError` if there is nothing at `source` or it cannot be read.
+    `merges.txt` (GPT-2), and optionally the files that `transformers` writes: `tokenizer_config.json`,
+    `special_tokens_map.json`, `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is
+    downloaded and no checkpoint code is executed. Raises `SllmError` if `source` does not exist or cannot be read.
     """
     if not is_there(source):
         raise SllmError(f"no tokenizer at {shown(source)}: expected a folder or a file that exists; check the path")
@@ -64,10 +64,10 @@ def load_tokenizer(source: Path) -> Any:
 def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False) -> np.ndarray:
     """Token ids [N] of a text, int32.
 
-    With `start` they begin with the special tokens that the tokenizer puts before a text (BOS, if any); what it would
-    put behind the text is left out, since a stream goes on. Without `start` there are none, but a SentencePiece
-    tokenizer still puts its own space before the text, as it does before every text. A text that spells a control token
-    (`<|im_end|>`) is encoded letter by letter, unless `control_tokens` lets it stand for the token itself.
+    With `start`, they begin with the special tokens that the tokenizer adds before a text (usually BOS). Special tokens
+    after the text are left out, since a stream continues. Without `start`, no special tokens are added, but a
+    SentencePiece tokenizer still adds its leading space. A control token spelled in the text (`<|im_end|>`) is encoded
+    as plain text, unless `control_tokens` is set. Raises `SllmError` if the text cannot be encoded.
     """
     check_unicode(text)
     with encodable():
@@ -76,7 +76,7 @@ def encode(tokenizer: Any, text: str, start: bool, control_tokens: bool = False)
 
 
 def check_unicode(text: str) -> None:
-    """Raises `SllmError` for a text that UTF-8 cannot hold: it has half of a surrogate pair."""
+    """Raises `SllmError` for a text that UTF-8 cannot encode: one with an unpaired surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -84,29 +84,29 @@ def check_unicode(text: str) -> None:
 
 
 def control_token_ids(tokenizer: Any) -> dict[str, int]:
-    """The tokens that have no text of their own, such as BOS, EOS and those of chat templates, by their spelling."""
+    """The ids of special tokens, such as BOS, EOS and those of chat templates, keyed by spelling."""
     return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def decode(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
-    """The text of token ids [N], without special tokens and with every space as it is."""
+def decode_text(tokenizer: Any, ids: Sequence[SupportsIndex] | np.ndarray) -> str:
+    """The text of token ids [N], without special tokens; spaces are not cleaned up."""
     ids = [int(i) for i in ids]
     with decodable():
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def encodable() -> AbstractContextManager[None]:
-    """The door of every call that encodes: a tokenizer's own rules may fail on some texts only."""
+    """Context of every call that encodes: errors, which may depend on the text, become `SllmError`."""
     return foreign("the text", _ANOTHER, "cannot be encoded by this tokenizer")
 
 
 def decodable() -> AbstractContextManager[None]:
-    """The door of every call that decodes."""
+    """Context of every call that decodes: errors become `SllmError`."""
     return foreign("the tokens", _ANOTHER, "cannot be decoded by this tokenizer")
 
 
 def start_ids(tokenizer: Any) -> np.ndarray:
-    """Token ids [1], int32, with which a stream begins that has no prompt: BOS, or EOS in a tokenizer without BOS."""
+    """Token ids [1], int32, that start a stream without a prompt: BOS, or EOS if the tokenizer has no BOS."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return np.array([token], np.int32)
@@ -116,7 +116,7 @@ def start_ids(tokenizer: Any) -> np.ndarray:
 
 
 def _prefix(tokenizer: Any) -> list[int]:
-    """The special tokens before a text."""
+    """The special tokens that the tokenizer adds before a text."""
     encoding = tokenizer("a", add_special_tokens=True)
     sequence = encoding.sequence_ids()
     return encoding["input_ids"][: next(i for i, part in enumerate(sequence) if part is not None)]
@@ -127,7 +127,7 @@ def _tokenizer_file(folder: Path) -> Path | None:
 
 
 def _settings_files(file: Path) -> list[Path]:
-    """What belongs to a tokenizer file; nothing to one whose name is not that of a checkpoint's tokenizer."""
+    """The settings files beside a tokenizer file; empty if the file does not have a standard name."""
     beside = [file.with_name(name) for name in SETTINGS_FILES] if file.name in VOCABULARY_FILES else []
     return [path for path in beside if is_there(path)]
 
@@ -146,18 +146,18 @@ def _load(source: Path, file: Path) -> Any:
 
 
 def _check_rules(file: Path) -> None:
-    """Raises `SllmError` for a tokenizer.json that makes texts explode; anything else is the library's to refuse."""
+    """Raises `SllmError` for a tokenizer.json whose rules expand texts too much; the library checks the rest."""
     content = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(content, dict):
         check_growth(content, str(file))
 
 
 def _load_folder(folder: Path) -> Any:
-    """The tokenizer of a folder with a tokenizer.json that may be read."""
+    """The tokenizer of a folder with a checked tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may ask for any number of tokens
+    tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may request padding to any length
     tokenizer.backend_tokenizer.no_truncation()
     _complete_special_tokens(tokenizer)
     if (adds_bos := bos_rule(_read_config(folder))) is not None:
@@ -166,11 +166,11 @@ def _load_folder(folder: Path) -> Any:
 
 
 def bos_rule(config: Mapping[str, Any]) -> bool | None:
-    """Whether a text begins with BOS by `tokenizer_config.json`; None: as the tokenizer's own post-processor has it.
+    """Whether `tokenizer_config.json` asks for BOS before a text; None leaves it to the tokenizer's post-processor.
 
-    Of the classes, `LlamaTokenizer` and `LlamaTokenizerFast` decide by `add_bos_token` (true where it is absent, false
-    where it is null) and override the post-processor, as in transformers 4.57, with which such models were published.
-    transformers 5 ignores the option where there is a `tokenizer.json`. Raises `SllmError` for any other value.
+    `LlamaTokenizer` and `LlamaTokenizerFast` follow `add_bos_token` (absent: true, null: false) and override the
+    post-processor, as in transformers 4.57, with which such models were published. transformers 5 ignores the option if
+    there is a `tokenizer.json`. Raises `SllmError` for any other value.
     """
     if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
         return None
@@ -181,7 +181,7 @@ def bos_rule(config: Mapping[str, Any]) -> bool | None:
 
 
 def _set_bos(tokenizer: Any, adds_bos: bool) -> None:
-    """Put BOS before every text, if the tokenizer has one, or nothing."""
+    """Set the post-processor to add BOS before every text, if the tokenizer has one, or to add nothing."""
     from tokenizers import processors
 
     start = tokenizer.bos_token if adds_bos else None
@@ -192,7 +192,7 @@ def _set_bos(tokenizer: Any, adds_bos: bool) -> None:
 
 
 def _write_folder(folder: Path, file: Path) -> None:
-    """Make a folder with a `tokenizer.json` out of a file that is something else, with the settings beside it."""
+    """Convert a tokenizer file of another format to a folder with `tokenizer.json` and the settings files."""
     for path in _settings_files(file):
         shutil.copy(path, folder)
     config = _read_config(folder)
@@ -211,23 +211,23 @@ def _write_folder(folder: Path, file: Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json` without the empty special tokens that early Llama conversions have."""
+    """`tokenizer_config.json` without the empty special tokens of early Llama conversions."""
     file = folder / "tokenizer_config.json"
     config = load_json(file) if is_there(file) else {}
     return {key: value for key, value in config.items() if value != ""}
 
 
 def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
-    """The same BPE in the form of `tokenizers`, and its special tokens by name.
+    """The SentencePiece BPE as a tokenizer of `tokenizers`, and its special tokens keyed by name.
 
-    SentencePiece joins the pair whose union has the highest score, so the unions in the order of their scores are the
-    merges. BOS comes before a text, as Llama has it, unless the config says otherwise.
+    SentencePiece merges the pair whose union has the highest score, so sorting the unions by score gives the merges.
+    BOS is added before a text, as for Llama, unless the config says otherwise.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
     from tokenizers.models import BPE
 
-    messages: Any = sentencepiece_model_pb2  # generated, and so without types
+    messages: Any = sentencepiece_model_pb2  # generated code, without types
     proto = messages.ModelProto()
     proto.ParseFromString(file.read_bytes())
     trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
@@ -283,7 +283,7 @@ def _merges(proto: Any) -> list[tuple[str, str]]:
 
 
 def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
-    """The byte-level BPE of GPT-2; others of these files cut text in their own ways and need a `tokenizer.json`."""
+    """The byte-level BPE of GPT-2. Other tokenizers with these files pre-tokenize differently: see the error."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
@@ -301,7 +301,7 @@ def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _complete_special_tokens(tokenizer: Any) -> None:
-    """Name BOS and EOS if nothing came with the tokenizer that names either."""
+    """Set BOS and EOS if the tokenizer files name neither."""
     if tokenizer.bos_token is None and tokenizer.eos_token is None:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         tokenizer.bos_token = next((token for token in BOS_TOKENS if token in special), None)
@@ -310,7 +310,7 @@ def _complete_special_tokens(tokenizer: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No advice from the libraries meanwhile: what matters is raised."""
+    """Suppress warnings and log messages of the libraries; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""How many times longer a tokenizer makes a text: rules that explode are refused before they meet one.
+"""An upper bound on how much a tokenizer can expand a text; tokenizers above the limit are refused on loading.
 
-A tokenizer.json holds chains of rules that rewrite text: normalizers, pre-tokenizers, decoders. Ten of them that each
-replace a letter by ten make 10 GB of one letter. The bound is the product of what each rule can do at worst.
+A tokenizer.json holds chains of rules that rewrite text: normalizers, pre-tokenizers, decoders. Ten rules that each
+replace a letter by ten turn one letter into 10 GB. The bound is the product of the worst cases of all rules.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from typing import Any
 
 from sllm_jax.common.errors import SllmError
 
-# Tokenizers of the supported families reach 8: four bytes of a character, and a space put before a word. At 32 a block
-# of `long_text` takes 2 GiB and some seconds.
+# Tokenizers of the supported families reach 8: four bytes per character times a space before each word. At 32, a block
+# of `long_text` takes 2 GiB and a few seconds.
 MAX_GROWTH = 32
-MAX_NAME = 256  # characters of what a model puts in the place of, before or behind a character: "<unk>", "##", "</w>"
+MAX_NAME = 256  # characters of a text that replaces or surrounds a character: "<unk>", "##", "</w>"
 _NAMES = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-_CHAINS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}  # and their sequences
-_TYPES = {  # rules that grow a text and have no text of their own to say by how much
-    "ByteLevel": 4.0,  # a character becomes a letter for each byte
-    "Metaspace": 2.0,  # a letter before each word
+# The chains of rules, and the key of the rules nested in a sequence.
+_CHAINS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+_TYPES = {  # growth of rules that contain no replacement text
+    "ByteLevel": 4.0,  # one letter per byte of a character
+    "Metaspace": 2.0,  # one letter before each word
     "BertNormalizer": 3.0,  # spaces around a character
     **dict.fromkeys(("WordPiece", "BPEDecoder", "CTC"), 2.0),  # a space between letters
 }
-# A Unicode normal form makes at most 18 characters of one (U+FDFA), and then no more of these. The length of a text is
-# taken after it throughout, so that of all rules only those that the tokenizer's author wrote count.
-_OF_UNICODE = 18
+# A Unicode normal form expands a character to at most 18 (U+FDFA), and applying it again changes nothing. All lengths
+# are measured after normalization, so that only the rules of the tokenizer's author count.
+_UNICODE_GROWTH = 18
 
 
 def check_growth(tokenizer: Mapping[str, Any], where: str) -> None:
-    """Raises `SllmError` if the content of a tokenizer.json can make a text more than `MAX_GROWTH` times as long.
+    """Raises `SllmError` if a tokenizer.json can make a text more than `MAX_GROWTH` times as long.
 
-    Normalizer and pre-tokenizer follow each other, the decoder is on its own. What is no rule counts for nothing: the
-    library refuses it. `where` names the file.
+    Normalizer and pre-tokenizer run in sequence, the decoder separately. Invalid rules are ignored, because the library
+    refuses them. `where` names the file in the message.
     """
     chains = {name: list(_rules(tokenizer.get(name), within)) for name, within in _CHAINS.items()}
     for names in (("normalizer", "pre_tokenizer"), ("decoder",)):
@@ -56,7 +57,7 @@ def check_growth(tokenizer: Mapping[str, Any], where: str) -> None:
 
 
 def _rules(rule: Any, within: str) -> Iterator[Mapping[str, Any]]:
-    """A rule and those inside it, in any order: `within` is the key of those of a sequence."""
+    """A rule and all rules nested in it, in any order; `within` is the key of the rules of a sequence."""
     inside = [rule]
     while inside:
         one = inside.pop()
@@ -67,13 +68,13 @@ def _rules(rule: Any, within: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(rules: list[Mapping[str, Any]]) -> float:
-    """The product of the rules; one table is free as far as it is a Unicode normal form (SentencePiece's is NFKC)."""
-    tables = [_of_table(rule) for rule in rules]
-    return math.prod(map(_of_rule, rules)) * math.prod(tables) / min(_OF_UNICODE, max(tables, default=1.0))
+    """The product of all rules. One table is free up to the growth of a normal form (SentencePiece's is NFKC)."""
+    tables = [_table_growth(rule) for rule in rules]
+    return math.prod(map(_rule_growth, rules)) * math.prod(tables) / min(_UNICODE_GROWTH, max(tables, default=1.0))
 
 
-def _of_rule(rule: Mapping[str, Any]) -> float:
-    """Characters that a rule makes of one, by all of its keys: the library also takes rules without a `type`."""
+def _rule_growth(rule: Mapping[str, Any]) -> float:
+    """The growth of one rule, from all of its keys: the library also accepts rules without a `type`."""
     kind, content, prepended = rule.get("type"), rule.get("content"), rule.get("prepend")
     growth = _TYPES.get(kind, 1.0) if isinstance(kind, str) else max(_TYPES.values())
     if rule.get("add_prefix_space") is True:
@@ -82,7 +83,7 @@ def _of_rule(rule: Mapping[str, Any]) -> float:
         growth *= 1 + _length(prepended)
     if "pattern" in rule and isinstance(content, str):
         pattern = rule["pattern"].get("String") if isinstance(rule["pattern"], dict) else None
-        # An expression may match between any two characters, and an empty text does.
+        # A regular expression may match between any two characters, and an empty string always does.
         if isinstance(pattern, str) and pattern:
             growth *= max(1, _length(content) / len(pattern))
         else:
@@ -90,8 +91,8 @@ def _of_rule(rule: Mapping[str, Any]) -> float:
     return growth
 
 
-def _of_table(rule: Mapping[str, Any]) -> float:
-    """The longest text by which SentencePiece's table of characters replaces one; 1 if the rule has no table."""
+def _table_growth(rule: Mapping[str, Any]) -> float:
+    """The longest replacement in SentencePiece's character table; 1 if the rule has no table."""
     table = rule.get("precompiled_charsmap")
     if not isinstance(table, str):
         return 1.0
@@ -99,11 +100,11 @@ def _of_table(rule: Mapping[str, Any]) -> float:
         content = base64.b64decode(table)
     except (binascii.Error, ValueError):
         return 1.0
-    # The size of an index, the index, and texts that end with a zero.
+    # Layout: size of the index, index, zero-terminated replacement texts.
     texts = content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")
     return float(max(1, *(_length(text.decode(errors="replace")) for text in texts)))
 
 
 def _length(text: str) -> int:
-    """In characters after the longest normal form."""
+    """Length in characters after NFKD normalization."""
     return len(unicodedata.normalize("NFKD", text))

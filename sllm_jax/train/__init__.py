@@ -1,5 +1,5 @@
-"""Training a model of a supported family from text (paper, section 3.3): the same modules as inference, read densely.
+"""Training models of the supported families from text, with attention sinks (paper, section 3.3).
 
-text -> bpe -> packing -> preparation, then step -> run; `checkpoint` keeps what a run needs to go on, `metrics` what
-people look at.
+The modules are those of inference, with dense attention. Data flow: text -> bpe -> packing -> preparation, then step ->
+run. `common.checkpoint` stores the training state, `metrics` the loss and other measures.
 """

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on the text that the model learns from."""
+"""Training a byte-level BPE tokenizer on the training text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sllm_jax.text.tokenizer import quiet
 
 END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
 _BYTES = 256
-_OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")  # in the config that transformers writes
+_MACHINE_SPECIFIC = ("backend", "is_local", "local_files_only")  # entries of the config that transformers writes
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, context: int) -> Any:
-    """A `PreTrainedTokenizerFast` of exactly `vocab_size` tokens; the same ones whatever the sink.
+    """A `PreTrainedTokenizerFast` of exactly `vocab_size` tokens, whose vocabulary does not depend on the sink.
 
-    A text has no special tokens, and `<|endoftext|>` between documents; with a learnable sink `<|sink|>` stands before
-    every text. Raises `SllmError` if the text is too small for as many tokens.
+    With a learnable sink, it adds `<|sink|>` before every text; otherwise it adds no special tokens. Raises `SllmError`
+    if the text is too small for the vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -56,11 +56,11 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, contex
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the files of a tokenizer; raises `SllmError` if that fails."""
+    """Write the files of a tokenizer. Raises `SllmError` on failure."""
     try:
         tokenizer.save_pretrained(folder)
         config = load_json(folder / "tokenizer_config.json")
-        kept = {name: value for name, value in config.items() if name not in _OF_THIS_MACHINE}
+        kept = {name: value for name, value in config.items() if name not in _MACHINE_SPECIFIC}
         write_json(folder / "tokenizer_config.json", kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    except Exception as error:  # tokenizers raises bare exceptions on a full disk
+    except Exception as error:  # tokenizers raises plain `Exception` on a full disk
         raise SllmError(f"the tokenizer could not be written: {error}") from error

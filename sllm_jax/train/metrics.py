@@ -1,4 +1,4 @@
-"""What people look at: the measures of a run as CSV and as a plot."""
+"""The measures of a training run, as CSV and as a plot."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """Measures after a step; those on held-back text only after some."""
+    """The measures after a step; those on held-back text are None for most steps."""
 
     step: int
-    tokens: int  # learned from so far
-    loss: float  # mean over the steps since the last row, nats per token
+    tokens: int  # training tokens so far
+    loss: float  # nats per token, mean over the steps since the last row
     gradient_norm: float
     learning_rate: float
     tokens_per_second: float
@@ -36,10 +36,10 @@ class Row:
     held_back_bits_per_byte: float | None = None
 
 
-def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
-    """The rows up to a step; none if there is no file, or no row in it.
+def read_rows(path: Path, until: int, saved: np.ndarray) -> list[Row]:
+    """The rows up to step `until`; empty if there is no file or no row.
 
-    Raises `SllmError` if they are not those of which `saved` is the `digest`.
+    Raises `SllmError` if the `digest` of the rows is not `saved`, or the file cannot be read.
     """
     if not is_there(path):
         return []
@@ -54,14 +54,14 @@ def read(path: Path, until: int, saved: np.ndarray) -> list[Row]:
     return rows
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows as CSV."""
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV."""
     with new_file(path) as file:
         file.write(_as_csv(rows))
 
 
 def digest(rows: Sequence[Row]) -> np.ndarray:
-    """SHA-256 of all measures, uint8 [32]."""
+    """SHA-256 of the rows, uint8 [32]."""
     return np.frombuffer(sha256(_as_csv(rows)).digest(), np.uint8)
 
 
@@ -73,8 +73,8 @@ def _as_csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Loss on the text that is learned and on the text held back, against tokens; the suffix says the format."""
+def plot_rows(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Plot the loss on training and held-back text against tokens; the file suffix selects the format."""
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""A run: step after step, from wherever it was left, until the model is written."""
+"""A training run: resumable steps, evaluations and checkpoints, and the trained model at the end."""
 
 from __future__ import annotations
 
@@ -16,29 +16,35 @@ from sllm_jax.common.files import new_folder, write_json
 from sllm_jax.common.inputs import is_there
 from sllm_jax.common.plot import can_plot
 from sllm_jax.common.unfinished import remove_abandoned
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.perplexity import bits_per_byte
-from sllm_jax.models import module_for
 from sllm_jax.text.tokenizer import load_tokenizer
 from sllm_jax.train import metrics
 from sllm_jax.train.bpe import SINK, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, check_files, hf_config, text_names
-from sllm_jax.train.settings import Settings
-from sllm_jax.train.step import evaluate, init_train_state, learning_rate, optimizer, train_step
+from sllm_jax.train.settings import TrainingSettings
+from sllm_jax.train.step import eval_step, init_train_state, learning_rate, optimizer, train_step
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
-ROW_EVERY = 10  # steps
-SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}  # a small model that is greedy repeats itself
-EVALUATED = 256  # samples of held-back text, at most, in one evaluation
+ROW_EVERY = 10  # steps between rows of measures
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.9,
+}  # small models repeat themselves when decoding greedily
+EVALUATED = 256  # limit on the held-back samples of an evaluation
 
 
-class Run:
-    """A prepared run. `steps` does the work; what it has come to is in `state` and `rows`."""
+class TrainingRun:
+    """A prepared training run. `steps` does the work; `state` and `rows` hold the results so far."""
 
-    def __init__(self, folder: Path, settings: Settings, save_every: int = 200, plot_format: str = "png") -> None:
-        """Go on from the last checkpoint in `folder`, if any. Every `save_every` steps it evaluates and saves."""
+    def __init__(
+        self, folder: Path, settings: TrainingSettings, save_every: int = 200, plot_format: str = "png"
+    ) -> None:
+        """Resume from the last checkpoint in `folder`, if any. Evaluate and save every `save_every` steps."""
         self.folder, self.settings, self.save_every, self.plot_format = folder, settings, save_every, plot_format
         remove_abandoned(folder)
         check_files(folder)
@@ -51,18 +57,18 @@ class Run:
         self._token_bytes = (folder / HELD_BACK_TEXT).stat().st_size / len(self._held_back.token_ids)
         begun = init_train_state(self.module, settings), metrics.digest([])
         self.state, measures = checkpoint.restore(folder / CHECKPOINTS, begun)
-        self.rows = metrics.read(folder / METRICS, self.step, np.asarray(measures))
-        self._losses: list[float] = []  # of the steps since the last row
-        self._gradient_norm = 0.0  # of the last step
-        self._since = time.perf_counter()  # the last row
+        self.rows = metrics.read_rows(folder / METRICS, self.step, np.asarray(measures))
+        self._losses: list[float] = []  # losses since the last row
+        self._gradient_norm = 0.0  # at the last step
+        self._since = time.perf_counter()  # time of the last row
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """The number of completed steps."""
         return int(self.state.step)
 
     def steps(self) -> Iterator[tuple[int, float]]:
-        """Do the steps that are left, and write the model; after each step its number and its loss."""
+        """Run the remaining steps, then write the model. Yields the number and the loss of each step."""
         chain, settings = optimizer(self.settings), self.settings
         self._since = time.perf_counter()
         while self.step < settings.steps:
@@ -79,25 +85,26 @@ class Run:
         self._write_model()
 
     def held_back_nll(self) -> float:
-        """Mean nll on held-back text, nats per token, each sample from its beginning."""
+        """Mean nll on held-back text in nats per token; every sample is read independently."""
         samples, size = self._held_back.evenly(EVALUATED), self.settings.batch_size // self.settings.accumulate
         parts = [samples[i : i + size] for i in range(0, len(samples), size)]
+        # An incomplete last batch is dropped, so that one program is compiled.
         of_one_shape = [part for part in parts if len(part) == len(parts[0])]
-        return float(np.mean([evaluate(Model(self.module, self.state.params), part) for part in of_one_shape]))
+        return float(np.mean([eval_step(Model(self.module, self.state.params), part) for part in of_one_shape]))
 
     def save(self) -> None:
-        """Write a checkpoint, the measures and, with matplotlib, their plot; raises `SllmError` if that fails.
+        """Write the measures, a checkpoint and, with matplotlib, a plot. Raises `SllmError` on failure.
 
-        The measures first: those after the last checkpoint are dropped again when the run is resumed. Steps that are
-        in no row yet get one, so that a run that stops between two rows loses no measure.
+        The measures are written first; rows after the last checkpoint are dropped on resuming. Steps since the last row
+        get a row, so that no measure is lost if the run stops between two rows.
         """
         if self._losses:
             self._add_row(evaluates=False)
-        metrics.write(self.folder / METRICS, self.rows)
+        metrics.write_rows(self.folder / METRICS, self.rows)
         checkpoint.save(self.folder / CHECKPOINTS, self.step, (self.state, metrics.digest(self.rows)))
         if can_plot():
             title = ", ".join([Path(os.path.realpath(self.folder)).name, *text_names(self.folder)])
-            metrics.plot(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
+            metrics.plot_rows(self.folder / f"{PLOT}.{self.plot_format}", self.rows, title)
 
     def _finite(self, loss: float) -> float:
         if not np.isfinite(loss):
@@ -122,7 +129,7 @@ class Run:
         self._losses, self._since = [], time.perf_counter()
 
     def _write_model(self) -> None:
-        """The trained model as a converted checkpoint."""
+        """Write the trained model as a converted checkpoint."""
         if is_there(self.folder / MODEL):
             return
         token_ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}

@@ -1,4 +1,4 @@
-"""What a run is: all that its parameters depend on, besides the text."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from typing import Any
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import as_dtype
-from sllm_jax.models import kind_of
-from sllm_jax.models.config import SINKS, required_sizes
+from sllm_jax.convert.families import family_of
+from sllm_jax.models.config import SINKS
+from sllm_jax.models.options import required_sizes
 
-DTYPES = ("float32", "bfloat16")  # gradients leave the range of float16
+DTYPES = ("float32", "bfloat16")  # no float16: gradients overflow it
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of one run; two runs with equal settings and equal text end with equal parameters."""
+class TrainingSettings:
+    """Everything that the trained parameters depend on, besides the text.
 
-    config: Mapping[str, Any] = field(repr=False)  # Hugging Face style; it has the context
+    Runs with equal settings and equal text produce equal parameters.
+    """
+
+    config: Mapping[str, Any] = field(repr=False)  # config.json of the model, including the context
     steps: int = 1000
-    batch_size: int = 16  # samples of one context each
-    accumulate: int = 1  # parts that a batch is computed in, one after the other
-    learning_rate: float = 3e-3  # at its highest
+    batch_size: int = 16  # samples per step, one context each
+    accumulate: int = 1  # gradient accumulation: parts of a batch, computed in sequence
+    learning_rate: float = 3e-3  # peak
     warmup_steps: int = 100
     final_learning_rate: float = 0.0
-    weight_decay: float = 0.1  # of matrices
+    weight_decay: float = 0.1  # applied to matrices only
     clip_norm: float = 1.0
-    dtype: str = "float32"  # of the computation; parameters and optimizer are float32
+    dtype: str = "float32"  # dtype of the computation; parameters and optimizer state are float32
     remat: bool = False
     sink: str = "none"
-    hold_back: int = 1  # whole documents
+    hold_back: int = 1  # documents kept for evaluation
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises `SllmError` for a value that cannot be."""
+        """Raises `SllmError` for invalid values."""
         if as_dtype(self.dtype).name not in DTYPES:
             raise SllmError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        required_sizes(self.config, kind_of(self.config).config.context_name)
+        required_sizes(self.config, family_of(self.config).config.name_of("max_position_embeddings"))
         if self.sink not in SINKS:
             raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
         if (in_config := self.config.get("attention_sink", self.sink)) != self.sink:
@@ -55,15 +59,15 @@ class Settings:
 
     @property
     def context(self) -> int:
-        """Tokens of a sample."""
-        return self.config[kind_of(self.config).config.context_name]
+        """The trained context: tokens per sample."""
+        return self.config[family_of(self.config).config.name_of("max_position_embeddings")]
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written down."""
+        """The settings as JSON data."""
         return asdict(self) | {"config": dict(self.config)}
 
     def differences(self, written: Mapping[str, Any]) -> list[str]:
-        """Each setting that is not what was written down, as `name: was ..., is ...`."""
+        """The settings that differ from the written ones, as `name: was ..., is ...`."""
         mine = self.as_json()
         config = {f"config.{name}" for name in {*mine["config"], *written.get("config", {})}}
         names = [entry.name for entry in fields(self) if entry.name != "config"] + sorted(config)

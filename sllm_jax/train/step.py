@@ -1,4 +1,7 @@
-"""The compiled parts of training: one step, and the loss on text held back."""
+"""The compiled functions of training: the training step and the evaluation step.
+
+Axis letters: B samples of a batch, b samples of a part of it, N tokens of a sample (context + 1).
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,30 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sllm_jax.core.model import Model, dense_logits, init_params, nll_of
-from sllm_jax.train.settings import Settings
+from sllm_jax.train.settings import TrainingSettings
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step changes."""
+    """The state that a step updates."""
 
     params: Any  # float32
     opt_state: Any
-    step: Int[Array, ""]  # how many are done
+    step: Int[Array, ""]  # completed steps
 
 
-def init_train_state(module: Any, settings: Settings) -> TrainState:
-    """Before the first step. `module` is that of the computation; the parameters are float32."""
+def init_train_state(module: Any, settings: TrainingSettings) -> TrainState:
+    """The state before the first step. Parameters are float32, whatever the dtype of `module`."""
     params = init_params(module.clone(dtype=jnp.dtype(jnp.float32)), settings.seed)
     return TrainState(params, optimizer(settings).init(params), jnp.int32(0))
 
 
-def learning_rate(settings: Settings) -> optax.Schedule:
-    """Linear warm-up, then half a cosine."""
+def learning_rate(settings: TrainingSettings) -> optax.Schedule:
+    """Linear warm-up, then cosine decay."""
     return _schedule(settings.learning_rate, settings.final_learning_rate, settings.warmup_steps, settings.steps)
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; only matrices decay. Equal settings give the same one, compiled once."""
+def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
+    """AdamW with clipping by global norm; only matrices decay. Equal settings give the same object: one compilation."""
     peak, final = settings.learning_rate, settings.final_learning_rate
     return _optimizer(peak, final, settings.warmup_steps, settings.steps, settings.clip_norm, settings.weight_decay)
 
@@ -59,9 +62,9 @@ def _schedule(peak: float, final: float, warmup_steps: int, steps: int) -> optax
 
 
 def mean_nll(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
-    """Mean negative log-likelihood, in nats, of every token but the first of each sample, given those before it."""
-    cast = jax.tree.map(lambda leaf: leaf.astype(model.dtype), model)
-    logits = jax.vmap(partial(dense_logits, cast))(samples[:, :-1])
+    """The mean negative log-likelihood, in nats, of all tokens of the samples except the first of each."""
+    cast = jax.tree.map(lambda leaf: leaf.astype(model.dtype), model)  # float32 parameters to the computation dtype
+    logits = jax.vmap(partial(dense_logits, cast))(samples[:, :-1])  # [B, N - 1, V]
     return jnp.mean(nll_of(logits, samples[:, 1:]))
 
 
@@ -69,7 +72,10 @@ def mean_nll(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
 def train_step(
     module: Any, chain: optax.GradientTransformation, state: TrainState, samples: Int[Array, "B N"], parts: int
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step on B samples, computed in `parts` parts; the next state, and the loss and the norm of the gradient."""
+    """One step on B samples, with gradients accumulated over `parts` parts.
+
+    Returns the next state, and the loss (nats per token) and gradient norm. The given state is donated.
+    """
     value_and_grad = jax.value_and_grad(lambda params, part: mean_nll(Model(module, params), part))
 
     def add(total: Any, part: Int[Array, "b N"]) -> tuple[Any, None]:
@@ -78,8 +84,9 @@ def train_step(
     if parts == 1:
         loss, gradient = value_and_grad(state.params, samples)
     else:
+        # Sum loss and gradient over the parts, then take the mean.
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(add, zero, samples.reshape(parts, -1, samples.shape[1]))
+        total, _ = jax.lax.scan(add, zero, samples.reshape(parts, -1, samples.shape[1]))  # [parts, b, N]
         loss, gradient = jax.tree.map(lambda leaf: leaf / parts, total)
     updates, opt_state = chain.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -88,6 +95,6 @@ def train_step(
 
 
 @jax.jit
-def evaluate(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
-    """`mean_nll`, compiled."""
+def eval_step(model: Model, samples: Int[Array, "B N"]) -> Float[Array, ""]:
+    """`mean_nll` as a compiled function."""
     return mean_nll(model, samples)

@@ -1,4 +1,4 @@
-"""Text files to documents, and the split into what is learned and what is held back."""
+"""Reading documents from text files, and splitting them into training and held-back documents."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from sllm_jax.common.foreign import foreign
 from sllm_jax.common.inputs import check_file, shown
 from sllm_jax.core.memory import check_free
 
-MAX_RATIO = 100  # of the size of a text to its size compressed by xz; novels have 3 to 5
+MAX_RATIO = 100  # limit on the xz compression ratio; novels have 3 to 5
 _PIECE = 2**20  # bytes
-_COPIES = 3  # of all texts in memory: as bytes, as text, as documents
-FORM_FEED = "\f"  # stands between the documents (books) of a file
+_COPIES = 3  # copies of all texts in memory: bytes, text, documents
+FORM_FEED = "\f"  # separates the documents (books) of a file
 
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
-    """The documents of UTF-8 text files, `.xz` files included; raises `SllmError` for what cannot be read.
+    """The documents of UTF-8 text files, optionally compressed (`.xz`).
 
-    A pipe is refused: a run that goes on reads its texts again. So is what memory cannot hold.
+    Raises `SllmError` if a file cannot be read or does not fit into memory. Pipes are refused, because a resumed run
+    reads its texts again.
     """
     size = sum(check_file(path, remedy="save the text in a file").stat().st_size for path in paths)
     check_free(_COPIES * size, "reading these texts", "give fewer")
@@ -32,9 +33,9 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
 
 
 def hold_back(documents: list[str], count: int) -> tuple[list[str], list[str]]:
-    """The documents to learn from, and `count` whole ones taken evenly from the list.
+    """Split documents into training documents and `count` held-back ones, evenly spaced in the list.
 
-    A text of a single document loses its last tenth instead. Raises `SllmError` if nothing is left to learn from.
+    A single document is split instead: its last tenth is held back. Raises `SllmError` if no training text is left.
     """
     if len(documents) == 1:
         cut = len(documents[0]) * 9 // 10
@@ -57,7 +58,7 @@ def _read(path: Path) -> str:
 
 
 def _decompressed(path: Path) -> bytes:
-    """The content of an .xz file, read in pieces; raises `SllmError` if it is far larger than a text can be."""
+    """The content of an .xz file. Raises `SllmError` if it expands by more than `MAX_RATIO`."""
     limit, content = max(path.stat().st_size * MAX_RATIO, _PIECE), bytearray()
     with lzma.open(path) as file:
         while piece := file.read(_PIECE):

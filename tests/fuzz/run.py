@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import select
 import subprocess
 import sys
@@ -52,13 +53,14 @@ def main() -> None:
 
 
 def work(name: str, seed: int, begin: int, end: int) -> None:
-    """Judge inputs one after another, a line for each on standard output."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Judge inputs one after another, a line for each on standard output. What parsers print goes to standard error."""
+    with tempfile.TemporaryDirectory() as folder, os.fdopen(os.dup(1), "w") as verdicts:
+        os.dup2(2, 1)
         valid = pristine(name, Path(folder) / "valid")
-        print(json.dumps(["ready", judge(name, valid)]), flush=True)
+        print(json.dumps(["ready", judge(name, valid)]), file=verdicts, flush=True)
         for number in range(begin, end):
             place = damaged(name, seed, number, valid, Path(folder) / "damaged")
-            print(json.dumps([number, judge(name, place)]), flush=True)
+            print(json.dumps([number, judge(name, place)]), file=verdicts, flush=True)
 
 
 def run(targets: list[str], each: int, seed: int, out: Path) -> int:
@@ -84,7 +86,7 @@ def some(name: str, seed: int, begin: int, end: int, results: Path) -> None:
     command = [sys.executable, __file__, "--seed", str(seed), "--work", name, str(begin), str(end)]
     with (
         results.open("a") as file,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process,
     ):
         number, baseline, since = begin - 1, 0, time.monotonic()
         while True:

@@ -94,7 +94,7 @@ def _read_template(folder: Path) -> None:
 
 @cache
 def _module() -> Any:
-    from sllm_jax.models import module_for
+    from sllm_jax.convert.families import module_for
 
     return module_for(json.loads((MODEL / "config.json").read_text()), np.float32)
 
@@ -106,6 +106,7 @@ def _load(folder: Path) -> None:
 
 
 def _build_shards(folder: Path) -> None:
+    import ml_dtypes  # noqa: F401, makes bfloat16 known to NumPy
     from safetensors.numpy import load_file, save_file
 
     _copy_model(folder)
@@ -145,9 +146,9 @@ def _evaluated() -> Any:
 
 
 def _evaluation(folder: Path) -> Any:
-    from sllm_jax.evaluate.evaluation import Evaluation, How
+    from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 
-    return Evaluation(folder, _evaluated(), TEXTS, How("streaming", 2, 10, 8), {"model": "tiny"})
+    return Evaluation(folder, _evaluated(), TEXTS, EvaluationSettings("streaming", 2, 10, 8), {"model": "tiny"})
 
 
 def _build_resume(folder: Path) -> None:
@@ -232,15 +233,15 @@ def _rows() -> list[Any]:
 
 
 def _build_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import write
+    from sllm_jax.train.metrics import write_rows
 
-    write(folder / "metrics.csv", _rows())
+    write_rows(folder / "metrics.csv", _rows())
 
 
 def _read_metrics(folder: Path) -> None:
-    from sllm_jax.train.metrics import digest, read
+    from sllm_jax.train.metrics import digest, read_rows
 
-    found = read(folder / "metrics.csv", 100, digest(_rows()))
+    found = read_rows(folder / "metrics.csv", 100, digest(_rows()))
     assert found in ([], _rows()), "a wrong measure"
 
 

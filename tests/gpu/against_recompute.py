@@ -6,8 +6,8 @@ from random_models import settings, seven_b
 from step import Record, run
 
 from sllm_jax.benchmark.against import ratio_figures
-from sllm_jax.benchmark.programs import recomputing, streaming
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.programs import recompute_program, streaming_program
+from sllm_jax.benchmark.run import BenchmarkSettings
 from sllm_jax.core.model import Model
 
 
@@ -18,10 +18,10 @@ def measure(record: Record, tiny: bool) -> None:
     record.attempt("ratio", about, partial(ratio, seven_b(tiny), how))
 
 
-def ratio(model: Model, how: Settings) -> dict[str, float]:
+def ratio(model: Model, how: BenchmarkSettings) -> dict[str, float]:
     """Of one stream; re-computation takes about 0.15 s for a token, so its call is 2 of them."""
-    ours = streaming(model, how.start_size, how.recent_size, steps=32)
-    return ratio_figures(ours, recomputing(model, how.start_size + how.recent_size + 1, steps=2), how.rounds)
+    ours = streaming_program(model, how.start_size, how.recent_size, steps=32)
+    return ratio_figures(ours, recompute_program(model, how.start_size + how.recent_size + 1, steps=2), how.rounds)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from random_models import settings, seven_b
 from step import Record, run
 
 from sllm_jax.benchmark.against import huggingface, ratio_figures
-from sllm_jax.benchmark.programs import streaming
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.programs import streaming_program
+from sllm_jax.benchmark.run import BenchmarkSettings
 from sllm_jax.core.model import Model
 
 IN_MEMORY = "/dev/shm"
@@ -35,9 +35,9 @@ def measure(record: Record, tiny: bool) -> None:
     return None
 
 
-def ratio(model: Model, how: Settings) -> dict[str, float]:
+def ratio(model: Model, how: BenchmarkSettings) -> dict[str, float]:
     """Both sides write from a full cache on."""
-    ours = streaming(model, how.start_size, how.recent_size, steps=32)
+    ours = streaming_program(model, how.start_size, how.recent_size, steps=32)
     theirs = huggingface(model, how.start_size + how.recent_size, seed=0)
     return ratio_figures(ours, theirs, how.rounds) | {"their_compile_seconds": theirs.compile_seconds}
 

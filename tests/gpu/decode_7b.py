@@ -7,8 +7,8 @@ from random_models import settings, seven_b
 from step import Record, run
 
 from sllm_jax.benchmark.limit import flops_per_token, probes
-from sllm_jax.benchmark.programs import seconds_per_step, streaming
-from sllm_jax.benchmark.run import Settings, decode_figures, tokens_read_per_second
+from sllm_jax.benchmark.programs import seconds_per_step, streaming_program
+from sllm_jax.benchmark.run import BenchmarkSettings, decode_figures, tokens_read_per_second
 from sllm_jax.core.model import Model
 
 STEPS = 64  # of a call
@@ -37,13 +37,13 @@ def figures(record: Record, tiny: bool, int8: bool, extend: dict[int, Chunk], mo
         record.attempt("extend", {"streams": many or 1, "chunk": size}, partial(reading, model, how, many, size))
 
 
-def decoding(model: Model, how: Settings, streams: int, steps: int) -> dict[str, float]:
+def decoding(model: Model, how: BenchmarkSettings, streams: int, steps: int) -> dict[str, float]:
     """A step with full caches, in turns with copying and reading memory."""
-    program = streaming(model, how.start_size, how.recent_size, streams, steps=steps)
+    program = streaming_program(model, how.start_size, how.recent_size, streams, steps=steps)
     return decode_figures(model, how, streams, program, seconds_per_step([program, *probes()], how.rounds))
 
 
-def reading(model: Model, how: Settings, streams: int | None, size: int) -> dict[str, float]:
+def reading(model: Model, how: BenchmarkSettings, streams: int | None, size: int) -> dict[str, float]:
     """Chunks that are read into full caches."""
     rate = tokens_read_per_second(model, how, size, streams)
     operations = flops_per_token(model, how.start_size + how.recent_size + 1)

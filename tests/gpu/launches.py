@@ -13,11 +13,11 @@ from program_text import kernel_figures
 from random_models import config, settings, seven_b
 from step import Record, run
 
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.run import BenchmarkSettings
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import NO_TOKEN, Carry, decode_program, init_carry
 from sllm_jax.core.model import Model, parameter_shapes
 from sllm_jax.core.sampling import sampling
-from sllm_jax.models import module_for
 
 LAUNCH = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
 LARGEST = 12
@@ -40,7 +40,7 @@ def measure(record: Record, tiny: bool) -> None:
         record.note(kernels_per_layer=a_layer, kernels_outside_layers=by_layers[2] - 2 * a_layer)
 
 
-def compiled(model: Model, how: Settings, steps: int) -> tuple[Any, Carry]:
+def compiled(model: Model, how: BenchmarkSettings, steps: int) -> tuple[Any, Carry]:
     """The compiled `decode`, and the carry of an empty stream; parameters may be shapes."""
     carry = init_carry(model, how.start_size, how.recent_size)
     return decode_program.lower(model, carry, *rest(steps), steps=steps).compile(), carry
@@ -51,7 +51,7 @@ def rest(steps: int) -> tuple[Any, ...]:
     return sampling(), np.array([NO_TOKEN], np.int32), np.int32(steps)
 
 
-def kernels_of_layers(layers: int, tiny: bool, how: Settings, steps: int) -> dict[str, Any]:
+def kernels_of_layers(layers: int, tiny: bool, how: BenchmarkSettings, steps: int) -> dict[str, Any]:
     """`kernel_figures` of a model of so many layers; only its shapes are needed."""
     module = module_for(config(tiny, layers), "bfloat16")
     program, _ = compiled(Model(module, parameter_shapes(module)), how, steps)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sllm_jax.benchmark import limit
 from sllm_jax.benchmark import run as benchmark
 from sllm_jax.benchmark.random_weights import random_model
-from sllm_jax.benchmark.run import Settings
+from sllm_jax.benchmark.run import BenchmarkSettings
 from sllm_jax.core.model import Model
 
 SEVEN_B = Path(__file__).parents[1] / "data/llama-7b.json"
@@ -35,12 +35,12 @@ def config(tiny: bool, layers: int | None = None) -> dict[str, Any]:
     return chosen | ({"num_hidden_layers": layers} if layers else {})
 
 
-def settings(tiny: bool, cache_size: int = 2048) -> Settings:
+def settings(tiny: bool, cache_size: int = 2048) -> BenchmarkSettings:
     """4 sinks and a window; 5 rounds."""
     if tiny:
         make_probes_small()
-        return Settings(4, cache_size // 64 - 4, rounds=1)
-    return Settings(4, cache_size - 4, rounds=5)
+        return BenchmarkSettings(4, cache_size // 64 - 4, rounds=1)
+    return BenchmarkSettings(4, cache_size - 4, rounds=5)
 
 
 def make_probes_small() -> None:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from sllm_jax import load
 from sllm_jax.benchmark.random_weights import random_model
+from sllm_jax.convert.families import module_for
 from sllm_jax.core.int8 import quantized
 from sllm_jax.core.model import Model
-from sllm_jax.models import module_for
 
 SIZES = {"vocab_size": 101, "hidden_size": 48, "max_position_embeddings": 64}
 RANDOM: dict[str, dict[str, Any]] = {

@@ -1,9 +1,9 @@
-"""Three models of one config that differ in their sink alone: `bundled:sink-none`, `sink-zero`, `sink-learnable`.
+"""Trains three models that differ only in their sink: `bundled:sink-none`, `sink-zero`, `sink-learnable`.
 
     python docs/sinks/side_by_side/train.py RUNS train_novels_a.txt.xz
 
-writes RUNS/echoes.txt, trains in RUNS/none, RUNS/zero and RUNS/learnable (goes on where it was stopped), then writes
-the three folders of `sllm_jax/bundled`, but for their README.
+writes RUNS/echoes.txt and trains in RUNS/none, RUNS/zero and RUNS/learnable, resuming interrupted runs. Then it writes
+the three folders of `sllm_jax/bundled`, except their README.
 """
 
 import lzma
@@ -22,13 +22,13 @@ FOLDER = Path(__file__).parents[3] / "sllm_jax/bundled"
 CONFIG = Path(__file__).with_name("config.json")
 OPTIONS = {"steps": 1000, "batch-size": 16, "learning-rate": 1.2e-2, "hold-back": 2, "save-every": 500}
 KINDS = ("none", "zero", "learnable")
-BOOKS, SENTENCES = 24, 4000  # of the text, and of each book
+BOOKS, SENTENCES = 24, 4000  # books of the text, sentences of each book
 
 
 def with_echoes(text: str) -> str:
-    """Sentences of novels; after every second one, about, one of the three before it stands again.
+    """Sentences of novels; after about every second one, one of the three before it is repeated.
 
-    So a head has something worth finding a part of the time, and has to look elsewhere when there is nothing to find.
+    An attention head then finds something useful part of the time, and must attend elsewhere otherwise.
     """
     drawn, books = random.Random(0), []
     for book in text.split("\f")[:BOOKS]:

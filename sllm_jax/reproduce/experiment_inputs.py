@@ -1,4 +1,4 @@
-"""What an experiment is made on: a model, a text, and the options of the command."""
+"""The inputs of an experiment: a model, a tokenizer, a text, and options."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ QA_FORMATS = ("few-shot", "chat")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command was asked for; each experiment looks at its own, and chooses where there is None."""
+class ExperimentOptions:
+    """The options of all experiments. Each experiment uses some of them; None selects its default."""
 
-    max_tokens: int | None = None  # of the text, at most
+    max_tokens: int | None = None  # limit on the tokens of the text
     start_size: int = 4
     recent_size: int | None = None
     recompute_every: int | None = None
     dense_tokens: int | None = None
-    lines: int | None = None  # of streameval
-    questions: Mapping[str, Sequence[ArcQuestion]] = field(default_factory=dict)  # of streamqa, by name of their file
-    max_questions: int | None = None  # of each file, at most
+    lines: int | None = None  # streameval: lines of the stream
+    questions: Mapping[str, Sequence[ArcQuestion]] = field(default_factory=dict)  # streamqa: questions by file
+    max_questions: int | None = None  # streamqa: limit per file
     qa_format: str = "few-shot"
-    cache_sizes: Sequence[int] = ()  # of fig10, sinks and window
+    cache_sizes: Sequence[int] = ()  # fig10: total sizes, sinks and window
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no experiment can use."""
+        """Raises `SllmError` for invalid values."""
         check_sizes(self.start_size, self.recent_size or 0)
         if self.qa_format not in QA_FORMATS:
             raise SllmError(f"qa-format {self.qa_format!r} is not one of {', '.join(QA_FORMATS)}")
@@ -53,31 +53,31 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model, its tokenizer, a text, and how to go about it."""
+class ExperimentInputs:
+    """A model, its tokenizer, a text, and the options of the experiment."""
 
     model: Model
     tokenizer: Any
     text: str
-    options: Options = field(default_factory=Options)
-    names: Mapping[str, str] = field(default_factory=dict)  # of model and text, for settings and plots
+    options: ExperimentOptions = field(default_factory=ExperimentOptions)
+    names: Mapping[str, str] = field(default_factory=dict)  # names of the model and the text, for settings and plots
 
     def __post_init__(self) -> None:
-        """Refuse a model without a tokenizer."""
+        """Raises `SllmError` if there is no tokenizer."""
         if self.tokenizer is None:
             raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
 
     @property
     def context(self) -> int:
-        """Tokens that the model was trained on at a time."""
+        """The trained context, in tokens."""
         return self.model.config.max_position_embeddings
 
     def start_tokens(self) -> np.ndarray:
-        """The special tokens [N] that the tokenizer puts before a text, if any."""
+        """The special tokens [N] that the tokenizer adds before a text; may be empty."""
         return encode(self.tokenizer, "", start=True)
 
     def text_tokens(self) -> np.ndarray:
-        """The token ids [N] of the text alone, `max_tokens` at most. Raises `SllmError` for fewer than two."""
+        """Token ids [N] of the text without start tokens, up to `max_tokens`. Raises `SllmError` for fewer than 2."""
         return self._text_tokens
 
     @cached_property
@@ -92,17 +92,17 @@ class Subject:
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """`start_size` and `recent_size` of the cache, as `fit_sizes` has them; it warns once. Raises `SllmError`."""
+        """The `start_size` and `recent_size` given by `fit_sizes`, which warns once. Raises `SllmError`."""
         sizes = fit_sizes(self.model.config, self.options.start_size, self.options.recent_size)
         self.check_memory(*sizes)
         return sizes
 
     def check_memory(self, start_size: int, recent_size: int) -> None:
-        """Raises `SllmError` for a cache that does not fit into the memory that is free."""
+        """Raises `SllmError` if such a cache does not fit into free memory."""
         check_memory(self.model.config, start_size, recent_size, self.model.dtype)
 
     def settings(self) -> dict[str, str]:
-        """What every experiment's table says of how it was made."""
+        """The settings that every report lists."""
         device = jax.devices()[0]
         return {
             **self.names,

@@ -1,4 +1,4 @@
-"""Experiments as folders: one, whole or not at all, or each of several and a page of them."""
+"""Runs experiments and writes their folders: one, or several with a report page."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import made_folder, new_folder
 from sllm_jax.common.progress import Progress
 from sllm_jax.reproduce import Experiment
+from sllm_jax.reproduce.experiment_inputs import ExperimentInputs
 from sllm_jax.reproduce.page import COMMAND, PAGE, is_made, write_page
 from sllm_jax.reproduce.report import Report, Work
-from sllm_jax.reproduce.subject import Subject
 
-Watch = Callable[[str], AbstractContextManager[Progress]]  # entered while the experiment of that name is made
+Watch = Callable[[str], AbstractContextManager[Progress]]  # context that shows the progress of the named experiment
 
 
-def plan_all(experiments: Mapping[str, Experiment], subject: Subject) -> dict[str, Work]:
-    """What makes each experiment, once all of them are checked; raises one `SllmError` for all that cannot be made."""
+def plan_all(experiments: Mapping[str, Experiment], inputs: ExperimentInputs) -> dict[str, Work]:
+    """Plan all experiments. Raises one `SllmError` that lists every experiment that cannot be run."""
     planned, problems = {}, []
     for name, experiment in experiments.items():
         try:
-            planned[name] = experiment.plan(subject)
+            planned[name] = experiment.plan(inputs)
         except SllmError as error:
             problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if problems:
@@ -33,10 +33,10 @@ def plan_all(experiments: Mapping[str, Experiment], subject: Subject) -> dict[st
     return planned
 
 
-def make(
+def run_experiment(
     name: str, work: Work, experiment: Experiment, out: Path, command: str, plot_format: str, watch: Watch
 ) -> Report:
-    """Write the folder of a planned experiment; `command` is what makes it again. Raises `SllmError` if that fails."""
+    """Run a planned experiment and write its folder; `command` reproduces it. Raises `SllmError` on failure."""
     with watch(name) as progress, new_folder(out) as folder:
         try:
             found = work(progress)
@@ -49,38 +49,38 @@ def make(
 
 
 def _settings(report: Report, experiment: Experiment, command: str) -> dict[str, str]:
-    """With the command behind the names of model and text, and without a text that was not used."""
+    """The settings with the command after the names of model and text, and without an unused text."""
     used = {key: value for key, value in report.settings.items() if key != "text" or experiment.needs("text")}
     names = {key: used[key] for key in ("model", "text") if key in used}
     return names | {COMMAND: command} | used
 
 
-def make_all(
+def run_all(
     experiments: Mapping[str, Experiment],
-    subject: Subject,
+    inputs: ExperimentInputs,
     out: Path,
     commands: Mapping[str, str],
     plot_format: str,
     watch: Watch,
     tell: Callable[[str], None],
 ) -> None:
-    """A folder in `out` for each experiment, unless its command has made it already, and the page.
+    """Write a folder in `out` for each experiment that its command has not yet written, and the report page.
 
-    All are checked before the first is made. Raises `SllmError` at the end if some failed; the page says why, and has
-    the others.
+    All experiments are checked before the first one runs. If some fail, the others still run, the page lists the
+    reasons, and `SllmError` is raised at the end.
     """
     missing = {name: one for name, one in experiments.items() if not is_made(out, name, commands[name])}
     with watch("checking"):
-        planned = plan_all(missing, subject)
+        planned = plan_all(missing, inputs)
     made_folder(out)
     failed = {}
     for name, experiment in missing.items():
         try:
-            make(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
+            run_experiment(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
             tell(f"made {name}")
         except SllmError as error:
             failed[name] = str(error)
             tell(f"{name}: {error}")
-    write_page(out, subject.names["model"], commands, failed)
+    write_page(out, inputs.names["model"], commands, failed)
     if failed:
         raise SllmError(f"{', '.join(failed)} could not be made; {out / PAGE} says why, and has the others")

@@ -1,0 +1,120 @@
+"""The families that are supported: for each its config, its module, its table, and the models it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.convert.falcon import FALCON
+from sllm_jax.convert.gpt_neox import GPT_NEOX
+from sllm_jax.convert.llama import LLAMA
+from sllm_jax.convert.mpt import MPT as MPT_TABLE
+from sllm_jax.convert.table import Table
+from sllm_jax.models.config import ModelConfig
+from sllm_jax.models.falcon import Falcon, FalconConfig
+from sllm_jax.models.gpt_neox import GPTNeoX, GPTNeoXConfig
+from sllm_jax.models.layers import Decoder
+from sllm_jax.models.llama import Llama, LlamaConfig
+from sllm_jax.models.mpt import MPT, MPTConfig
+
+
+class Published(NamedTuple):
+    """What users see of one `model_type`."""
+
+    models: str
+    options: str  # of the config, besides sizes
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share one implementation. Its own name is `config.family`."""
+
+    config: type[ModelConfig]
+    module: type[Decoder]
+    table: Table  # of checkpoint tensors
+    model_types: Mapping[str, Published]  # by Hugging Face's model_type
+
+
+_LLAMA = "num_key_value_heads, head_dim, tie_word_embeddings, hidden_act, rope_scaling"
+_QWEN_WINDOW = "use_sliding_window (in all layers or none)"
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        LlamaConfig,
+        Llama,
+        LLAMA,
+        {
+            "llama": Published(
+                "Llama 1, 2, 3, 3.1, 3.2, TinyLlama, Vicuna, Yi, SmolLM", f"{_LLAMA}, attention_bias, mlp_bias"
+            ),
+            "mistral": Published("Mistral 7B", f"{_LLAMA}, sliding_window"),
+            "qwen2": Published("Qwen2, Qwen2.5", f"{_LLAMA}, {_QWEN_WINDOW}"),
+            "qwen3": Published("Qwen3", f"{_LLAMA}, attention_bias, {_QWEN_WINDOW}"),
+        },
+    ),
+    "gpt_neox": Family(
+        GPTNeoXConfig,
+        GPTNeoX,
+        GPT_NEOX,
+        {
+            "gpt_neox": Published(
+                "Pythia, GPT-NeoX-20B, RedPajama-INCITE, StableLM-alpha, Dolly v2",
+                "rotary_pct or partial_rotary_factor, rotary_emb_base, use_parallel_residual, attention_bias, "
+                "hidden_act, tie_word_embeddings, rope_scaling",
+            )
+        },
+    ),
+    "falcon": Family(
+        FalconConfig,
+        Falcon,
+        FALCON,
+        {
+            "falcon": Published(
+                "Falcon 7B, 40B, 180B, Falcon-RW, Falcon2-11B",
+                "multi_query, new_decoder_architecture, num_kv_heads, num_ln_in_parallel_attn, parallel_attn, alibi, "
+                "bias, activation, ffn_hidden_size, tie_word_embeddings, rope_scaling",
+            ),
+            "RefinedWebModel": Published("Falcon 7B, Falcon-RW as first published", "as falcon"),
+            "RefinedWeb": Published("Falcon 40B as first published", "as falcon"),
+        },
+    ),
+    "mpt": Family(
+        MPTConfig,
+        MPT,
+        MPT_TABLE,
+        {
+            "mpt": Published(
+                "MPT 7B, 30B, StoryWriter",
+                "attn_config: clip_qkv, qk_ln, softmax_scale, alibi_bias_max; expansion_ratio, tie_word_embeddings",
+            )
+        },
+    ),
+}
+
+
+def published() -> dict[str, Published]:
+    """Each `model_type` that is supported."""
+    return {name: entry for family in FAMILIES.values() for name, entry in family.model_types.items()}
+
+
+def supported(model_type: Any) -> str:
+    """`model_type` itself if a family serves it; raises `SllmError` that lists what is supported."""
+    if not isinstance(model_type, str) or model_type not in published():
+        raise SllmError(f"model_type {model_type!r:.80} is not supported; supported are {', '.join(published())}")
+    return model_type
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family that serves a Hugging Face `config.json`; raises `SllmError` that lists what is supported."""
+    model_type = supported(hf_config.get("model_type"))
+    return next(family for family in FAMILIES.values() if model_type in family.model_types)
+
+
+def module_for(hf_config: Mapping[str, Any], dtype: Any) -> Any:
+    """The family's Linen module for a Hugging Face `config.json`; raises `SllmError` for what is not supported."""
+    family = family_of(hf_config)
+    return family.module(family.config.from_hf(hf_config), jnp.dtype(dtype))
