@@ -16,16 +16,16 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     The options take the place of the parameter. `command` is called with the dataclasses, made of what typer passes.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     parameters: list[Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         single = parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
         parameters += _options_of(groups[name]) if name in groups else [single]
 
     def run(**given: Any) -> None:
-        made = {
-            name: group(**{one.name: given.pop(one.name) for one in fields(group)}) for name, group in groups.items()
-        }
+        made: dict[str, Any] = {}
+        for name, group in groups.items():
+            made[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
         command(**made, **given)
 
     update_wrapper(run, command)
