@@ -6,7 +6,7 @@ import pytest
 
 from sllm_jax.core.attention import plan, query_rotations
 from sllm_jax.core.kv_state import advance, evict_for_space, init_state
-from sllm_jax.evaluate.ring_picture import EMPTY, OLD_LAP, SINK, THIS_LAP, rotations, slots, steps
+from sllm_jax.evaluate.ring_picture import EMPTY, PREVIOUS_LAP, SINK, THIS_LAP, rotations, slots, steps
 
 START, RECENT = 2, 5
 
@@ -35,7 +35,7 @@ def test_slots_hold_the_papers_list(states):
 
 
 def test_kinds_of_slots(states):
-    assert slots(states[11]).kind.tolist() == [SINK] * START + [THIS_LAP] * 3 + [EMPTY] + [OLD_LAP] * 2
+    assert slots(states[11]).kind.tolist() == [SINK] * START + [THIS_LAP] * 3 + [EMPTY] + [PREVIOUS_LAP] * 2
     assert slots(evict_for_space(states[11], 3)).kind.tolist() == [SINK] * 2 + [EMPTY, THIS_LAP, THIS_LAP] + [EMPTY] * 3
 
 

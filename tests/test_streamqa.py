@@ -14,7 +14,7 @@ from sllm_jax.core.model import dense_logits
 from sllm_jax.reproduce import EXPERIMENTS, streamqa
 from sllm_jax.reproduce.arc import ArcQuestion, read_files
 from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
-from sllm_jax.reproduce.streamqa import Format, Mode, Outcome, ask, option_nll
+from sllm_jax.reproduce.streamqa import Outcome, QAFormat, QAMode, ask, option_nll
 from sllm_jax.text.tokenizer import decode_text, encode
 
 QUESTIONS = [ArcQuestion(f"What is {i}?", ("red", "blue", "a cat"), i % 3) for i in range(6)]
@@ -52,7 +52,7 @@ def test_the_likeliest_letter_counts(likeliest, likely):
 
 
 def test_the_few_shot_format(loaded):
-    form, tokenizer = Format(loaded[1], "few-shot"), loaded[1]
+    form, tokenizer = QAFormat(loaded[1], "few-shot"), loaded[1]
     first, later = form.prompt(QUESTIONS[1], []), form.prompt(QUESTIONS[1], [5])
     text = "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
     assert decode_text(tokenizer, first) == text
@@ -63,7 +63,7 @@ def test_the_few_shot_format(loaded):
 
 
 def test_the_chat_format_has_turns(loaded):
-    form = Format(loaded[1], "chat")
+    form = QAFormat(loaded[1], "chat")
     assert form.examples == 0
     text = decode_text(loaded[1], form.prompt(QUESTIONS[0], []))
     assert text == "USER: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer with the letter alone.\n\nASSISTANT:"
@@ -83,7 +83,7 @@ INST = (
 def test_a_chat_stands_on_the_stream_as_its_template_renders_it(loaded, template):
     tokenizer = copy.deepcopy(loaded[1])
     tokenizer.chat_template = template
-    form, ids = Format(tokenizer, "chat"), []
+    form, ids = QAFormat(tokenizer, "chat"), []
     for question in QUESTIONS[:3]:
         ids += form.prompt(question, ids).tolist()
         ids += form.answer(question.labels[question.right], closed=True).tolist()
@@ -124,12 +124,12 @@ def test_option_nll_equals_that_of_a_text_read_in_one_go(loaded):
 
 def test_the_stream_holds_questions_and_right_answers_and_nothing_else(subject, monkeypatch):
     """A model that sees all that was read, in place of ours."""
-    streams = reads_of(subject, Mode("streaming", 4, 100), monkeypatch)
+    streams = reads_of(subject, QAMode("streaming", 4, 100), monkeypatch)
     example = "Question: What is 0?\nA. red\nB. blue\nC. a cat\nAnswer: A\n\n"
     assert len(streams) == 5
     assert streams[0] == example + "Question: What is 1?\nA. red\nB. blue\nC. a cat\nAnswer:"
     assert streams[1] == streams[0] + " B\n\nQuestion: What is 2?\nA. red\nB. blue\nC. a cat\nAnswer:"
-    alone = reads_of(subject, Mode("one-shot", 4, 100, one_stream=False), monkeypatch)
+    alone = reads_of(subject, QAMode("one-shot", 4, 100, one_stream=False), monkeypatch)
     assert alone[3] == example + "Question: What is 4?\nA. red\nB. blue\nC. a cat\nAnswer:"
 
 
@@ -155,7 +155,7 @@ def reads_of(subject, mode, monkeypatch):
         patch.setattr(streamqa, "init_carry", lambda *_: Read())
         patch.setattr(streamqa, "option_nll", score)
         patch.setattr(streamqa, "_reply", lambda *_: " A")
-        outcomes = list(ask(subject, Format(subject.tokenizer, "few-shot"), QUESTIONS, mode))
+        outcomes = list(ask(subject, QAFormat(subject.tokenizer, "few-shot"), QUESTIONS, mode))
     assert [outcome.number for outcome in outcomes] == [2, 3, 4, 5, 6]
     return seen
 

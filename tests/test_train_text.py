@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.text.tokenizer import encode, load_tokenizer
-from sllm_jax.train.bpe import END_OF_TEXT, SINK, save_tokenizer, train_tokenizer
+from sllm_jax.train.bpe import END_OF_TEXT, SINK_TOKEN, save_tokenizer, train_tokenizer
 from sllm_jax.train.packing import Samples, pack
 from sllm_jax.train.text import hold_back, read_documents
 
@@ -86,12 +86,12 @@ def test_only_a_learnable_sink_puts_its_token_first(tokenizers, tmp_path):
     for sink, tokenizer in tokenizers.items():
         save_tokenizer(tokenizer, tmp_path / sink)
         plain = tokenizer.encode("the cat", add_special_tokens=False)
-        expected = [tokenizer.convert_tokens_to_ids(SINK)] * (sink == "learnable") + plain
+        expected = [tokenizer.convert_tokens_to_ids(SINK_TOKEN)] * (sink == "learnable") + plain
         assert AutoTokenizer.from_pretrained(tmp_path / sink)("the cat")["input_ids"] == expected
         ours = load_tokenizer(tmp_path / sink)
         assert encode(ours, "the cat", start=True).tolist() == expected
         assert encode(ours, "the cat", start=False).tolist() == plain
-        assert ours.bos_token == (SINK if sink == "learnable" else END_OF_TEXT)
+        assert ours.bos_token == (SINK_TOKEN if sink == "learnable" else END_OF_TEXT)
         assert ours.eos_token == END_OF_TEXT
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
     from matplotlib.patches import Patch
 
-EMPTY, SINK, THIS_LAP, OLD_LAP = range(4)
+EMPTY, SINK, THIS_LAP, PREVIOUS_LAP = range(4)
 _COLOURS = ("#FFFFFF", "#00487A", "#F3C9A8", "#D97B2E")  # distinct in greyscale too
 _INK = ("black", "white", "black", "black")
 _LABELS = ("empty or evicted", "sink", "window, this lap", "window, the lap before")
@@ -29,7 +29,7 @@ _LABELS = ("empty or evicted", "sink", "window, this lap", "window, the lap befo
 class Slots(NamedTuple):
     """The contents of the C slots of a state."""
 
-    kind: np.ndarray  # [C]: EMPTY, SINK, THIS_LAP or OLD_LAP
+    kind: np.ndarray  # [C]: EMPTY, SINK, THIS_LAP or PREVIOUS_LAP
     token_id: np.ndarray  # [C]
     position: np.ndarray  # [C]: cache position, -1 for slots that are not live
 
@@ -41,7 +41,7 @@ def slots(state: KVState) -> Slots:
     position = np.full(state.slots, -1)
     position[np.asarray(cache_order(state))[:filled]] = np.arange(filled)
     # Slots after the next one to be written belong to the previous lap.
-    kind = np.where(slot < state.start_size, SINK, np.where(slot > int(state.next_slot), OLD_LAP, THIS_LAP))
+    kind = np.where(slot < state.start_size, SINK, np.where(slot > int(state.next_slot), PREVIOUS_LAP, THIS_LAP))
     is_live = np.asarray(live(state))[: state.slots]
     return Slots(np.where(is_live, kind, EMPTY), np.asarray(state.token_ids)[: state.slots], position)
 

@@ -41,7 +41,7 @@ _ANSWER = "Answer:"
 
 
 @dataclass(frozen=True)
-class Mode:
+class QAMode:
     """The cache sizes, and whether all questions share one stream."""
 
     name: str
@@ -72,7 +72,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Format:
+class QAFormat:
     """Encodes questions and answers, in the few-shot format or as chat turns."""
 
     tokenizer: Any
@@ -104,7 +104,7 @@ class Format:
 def plan(inputs: ExperimentInputs) -> Work:
     """Check the inputs; the work asks the questions of each file in each mode."""
     options, (start_size, recent_size) = inputs.options, inputs.sizes
-    form = Format(inputs.tokenizer, options.qa_format)
+    form = QAFormat(inputs.tokenizer, options.qa_format)
     files = {name: questions[: options.max_questions] for name, questions in options.questions.items()}
     for name, questions in files.items():
         if len(questions) <= form.examples:
@@ -112,18 +112,18 @@ def plan(inputs: ExperimentInputs) -> Work:
         _check_tokens(inputs, form, questions)
     longest = max(_longest(form, questions) for questions in files.values())
     modes = [
-        Mode("one-shot", 0, longest, one_stream=False),
-        Mode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
-        Mode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
+        QAMode("one-shot", 0, longest, one_stream=False),
+        QAMode(f"window 0 + {start_size + recent_size}", 0, start_size + recent_size),
+        QAMode(f"streaming {start_size} + {recent_size}", start_size, recent_size),
     ]
     return partial(_run, inputs, form, files, modes)
 
 
 def _run(
     inputs: ExperimentInputs,
-    form: Format,
+    form: QAFormat,
     files: dict[str, Sequence[ArcQuestion]],
-    modes: Sequence[Mode],
+    modes: Sequence[QAMode],
     progress: Progress,
 ) -> Report:
     total = len(modes) * sum(len(questions) - form.examples for questions in files.values())
@@ -156,7 +156,7 @@ def _run(
     )
 
 
-def ask(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion], mode: Mode) -> Iterator[Outcome]:
+def ask(inputs: ExperimentInputs, form: QAFormat, questions: Sequence[ArcQuestion], mode: QAMode) -> Iterator[Outcome]:
     """Ask all questions except the examples; yield their outcomes."""
     model = inputs.model
     carry = init_carry(model, mode.start_size, mode.recent_size)
@@ -177,7 +177,7 @@ def ask(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion]
             last = [*last, *prompt.tolist(), *answer.tolist()][-_LAST:]
 
 
-def _check_tokens(inputs: ExperimentInputs, form: Format, questions: Sequence[ArcQuestion]) -> None:
+def _check_tokens(inputs: ExperimentInputs, form: QAFormat, questions: Sequence[ArcQuestion]) -> None:
     """Raises `SllmError` if an answer has no tokens, or a token id is outside the vocabulary."""
     answers = [form.answer(label) for label in LABELS]
     if not all(map(len, answers)):
@@ -188,7 +188,7 @@ def _check_tokens(inputs: ExperimentInputs, form: Format, questions: Sequence[Ar
     check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), inputs.model.config.vocab_size)
 
 
-def _longest(form: Format, questions: Sequence[ArcQuestion]) -> int:
+def _longest(form: QAFormat, questions: Sequence[ArcQuestion]) -> int:
     """The number of tokens of the longest stream with the examples, one question and a reply."""
     before: list[int] = []
     for example in questions[: form.examples]:
@@ -204,7 +204,7 @@ def _reply(inputs: ExperimentInputs, carry: Carry) -> str:
     return decode_text(inputs.tokenizer, np.asarray(ids))
 
 
-def _padded_options(form: Format, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded_options(form: QAFormat, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The token ids of the answers [B, N], padded, and their lengths [B]."""
     ids = [form.answer(label) for label in LABELS[:count]]
     width = -(-max(map(len, ids)) // _ROUND_UP) * _ROUND_UP
@@ -216,7 +216,9 @@ def _share(outcomes: Sequence[Outcome], score: str) -> float:
     return 100 * float(np.mean([getattr(outcome, score) for outcome in outcomes]))
 
 
-def _accuracy_table(found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]) -> Table:
+def _accuracy_table(
+    found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[QAMode]
+) -> Table:
     columns = ["mode", *(f"{name}, {score}" for name in files for score in ("exact", "likely"))]
     rows: list[list[str | float]] = [
         [mode.name, *(_share(found[name, mode.name], score) for name in files for score in ("exact", "likely"))]
@@ -237,7 +239,7 @@ def _every_outcome(found: dict[tuple[str, str], list[Outcome]]) -> Table:
 
 
 def _draw(
-    figure: FigureBase, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[Mode]
+    figure: FigureBase, found: dict[tuple[str, str], list[Outcome]], files: Sequence[str], modes: Sequence[QAMode]
 ) -> None:
     """A panel per score, with a group of bars per file and a bar per mode."""
     panels = figure.subplots(1, 2, sharey=True)

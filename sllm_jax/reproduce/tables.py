@@ -31,7 +31,7 @@ from sllm_jax.text.tokenizer import encode
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-SINKS = (0, 1, 2, 4, 8)
+SINK_COUNTS = (0, 1, 2, 4, 8)
 PARTS = (8, 4, 2, 1)  # divisors of the largest cache, for table 6
 
 
@@ -79,8 +79,8 @@ def _table1(
 
 def table2(inputs: ExperimentInputs) -> Work:
     """The number of sinks, at one total cache size."""
-    total = total_cache(inputs, SINKS[-1] + 1)
-    passes = [EvaluationPass("streaming", sinks, total - sinks) for sinks in SINKS]
+    total = total_cache(inputs, SINK_COUNTS[-1] + 1)
+    passes = [EvaluationPass("streaming", sinks, total - sinks) for sinks in SINK_COUNTS]
     return _plan_caches(inputs, "table2: the number of sinks, at one total cache size", passes, paper.TABLE2)
 
 

@@ -10,7 +10,7 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import load_json, write_json
 from sllm_jax.text.tokenizer import quiet
 
-END_OF_TEXT, SINK = "<|endoftext|>", "<|sink|>"
+END_OF_TEXT, SINK_TOKEN = "<|endoftext|>", "<|sink|>"
 _BYTES = 256
 _MACHINE_SPECIFIC = ("backend", "is_local", "local_files_only")  # entries of the config that transformers writes
 
@@ -33,7 +33,7 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, contex
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, SINK],
+        special_tokens=[END_OF_TEXT, SINK_TOKEN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -43,9 +43,11 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int, sink: str, contex
             f"the text is too small for a vocabulary of {vocab_size}: it has {found} tokens; give more text"
         )
     if sink == "learnable":
-        sink_id = tokenizer.token_to_id(SINK)
-        tokenizer.post_processor = processors.TemplateProcessing(f"{SINK} $A", special_tokens=[(SINK, sink_id)])
-    start = SINK if sink == "learnable" else END_OF_TEXT
+        sink_id = tokenizer.token_to_id(SINK_TOKEN)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{SINK_TOKEN} $A", special_tokens=[(SINK_TOKEN, sink_id)]
+        )
+    start = SINK_TOKEN if sink == "learnable" else END_OF_TEXT
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=start,

@@ -21,7 +21,7 @@ from sllm_jax.core.model import Model
 from sllm_jax.evaluate.perplexity import bits_per_byte
 from sllm_jax.text.tokenizer import load_tokenizer
 from sllm_jax.train import metrics
-from sllm_jax.train.bpe import SINK, save_tokenizer
+from sllm_jax.train.bpe import SINK_TOKEN, save_tokenizer
 from sllm_jax.train.metrics import Row
 from sllm_jax.train.packing import Samples
 from sllm_jax.train.preparation import HELD_BACK, HELD_BACK_TEXT, LEARNED, TOKENIZER, check_files, hf_config, text_names
@@ -30,11 +30,8 @@ from sllm_jax.train.step import eval_step, init_train_state, learning_rate, opti
 
 CHECKPOINTS, METRICS, PLOT, MODEL = "checkpoints", "metrics.csv", "loss", "model"
 ROW_EVERY = 10  # steps between rows of measures
-SAMPLING = {
-    "do_sample": True,
-    "temperature": 0.7,
-    "top_p": 0.9,
-}  # small models repeat themselves when decoding greedily
+# Sampling defaults of the trained model: small models repeat themselves when decoding greedily.
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
 EVALUATED = 256  # limit on the held-back samples of an evaluation
 
 
@@ -50,7 +47,7 @@ class TrainingRun:
         check_files(folder)
         self.module = module_for(hf_config(settings), settings.dtype).clone(remat=settings.remat)
         self.tokenizer = load_tokenizer(folder / TOKENIZER)
-        sink_id = self.tokenizer.convert_tokens_to_ids(SINK) if settings.sink == "learnable" else None
+        sink_id = self.tokenizer.convert_tokens_to_ids(SINK_TOKEN) if settings.sink == "learnable" else None
         self._learned, self._held_back = (
             Samples(np.load(folder / name, mmap_mode="r"), settings.context, sink_id) for name in (LEARNED, HELD_BACK)
         )
