@@ -3,7 +3,9 @@
 import json
 import pickle
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import checkpoints
 import jax
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Q_PROJ, VARIANTS, assert_same, load, module_of
+from pages import ROOT
 
+import sllm_jax
 from sllm_jax import convert
 from sllm_jax.common.errors import SllmError
+from sllm_jax.convert import check_clone
 from sllm_jax.convert.dtypes import FLOATS
 from sllm_jax.convert.sources import read_pickle, read_safetensors
 
@@ -196,3 +201,24 @@ def test_entries_of_a_header_that_nothing_has_checked_are_one_sentence(tmp_path)
         (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         with pytest.raises(SllmError, match=r"^[^\n]{,400}$"):
             [tensor.read() for tensor in read_safetensors(tmp_path / "a.safetensors")]
+
+
+def test_a_convert_folder_of_another_clone_is_refused(tmp_path):
+    package = Path(sllm_jax.__file__).parent
+    for path in package.rglob("*.py"):
+        if "bundled" not in path.parts:
+            copied = tmp_path / "clone/sllm_jax" / path.relative_to(package)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
+    found = subprocess.run(
+        [sys.executable, "-c", "import sllm_jax.convert"], cwd=tmp_path / "clone", capture_output=True, text=True
+    )
+    said = f"sllm_jax is that of {tmp_path / 'clone'}, but sllm_jax.convert that of {ROOT}; run pip install -e ."
+    assert said in found.stderr
+
+
+def test_the_convert_folder_of_a_clone_and_of_a_wheel_are_taken(tmp_path):
+    check_clone(tmp_path / "sllm_jax", tmp_path / "convert")
+    check_clone(tmp_path / "sllm_jax", tmp_path / "sllm_jax/convert")
+    with pytest.raises(SllmError, match="in the clone you use"):
+        check_clone(tmp_path / "sllm_jax", tmp_path / "other/convert")
