@@ -39,7 +39,7 @@ def check_clone(package: Path, convert: Path) -> None:
     if convert not in (package / "convert", package.parent / "convert"):
         raise SllmError(
             f"sllm_jax is that of {package.parent}, but sllm_jax.convert that of {convert.parent}; "
-            f"run pip install -e . in the clone you use"
+            "install the clone that you use (editable), or start Python outside of the other one"
         )
 
 

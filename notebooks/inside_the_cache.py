@@ -36,7 +36,7 @@ import sllm_jax
 from sllm_jax.common.result_table import Table
 from sllm_jax.core import kv_state
 from sllm_jax.core.attention import plan, query_rotations
-from sllm_jax.core.decode import extend, init_carry, prefill
+from sllm_jax.core.decode import extend, extend_program, init_carry, prefill
 from sllm_jax.evaluate import ring_picture
 from sllm_jax.models.position import rotate
 from sllm_jax.text.tokenizer import encode
@@ -108,14 +108,14 @@ ring_picture.rotations(state)
 
 # %%
 planned = plan(state, 1, jnp.int32(1))
-numbers, way = query_rotations(state, planned)
+rotations, choice = query_rotations(state, planned)
 angles = kv_state.angle_table(model.config.rope, state.start_size, state.recent_size)
 query = jax.random.normal(jax.random.key(0), (1, model.config.head_dim))
 
 order = kv_state.cache_order(state)
 keys = state.k[0][0].T[order]  # [9, D], of layer 0 and head 0, rotated by their slots
 ours = jnp.stack(
-    [rotate(query, angles(numbers[way[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
+    [rotate(query, angles(rotations[choice[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
 )
 
 unrotated = kv_state.keys_and_values(state, jnp.arange(state.cache_size), model.config.rope)[0][0][0]  # [9, D]
@@ -170,11 +170,10 @@ Table(("chunk", "same tokens visible", "keys differ by at most", "logits differ 
 
 # %%
 carry = prefill(model, carry, long)
-before = extend._cache_size()
+before = extend_program._cache_size()
 carry = prefill(model, carry, np.tile(long, 67))
-print(
-    f"{extend._cache_size() - before} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}"
-)
+compiled = extend_program._cache_size() - before
+print(f"{compiled} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}")
 
 # %% [markdown]
 # Where to read on: `sllm_jax/core/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),

@@ -61,7 +61,7 @@ def first_cell(notebook, tmp_path, monkeypatch):
 
 
 def test_in_a_clone_it_installs_the_clone(first_cell, tmp_path):
-    (tmp_path / "clone/sllm_jax").mkdir(parents=True)
+    (tmp_path / "clone/sllm_jax/common").mkdir(parents=True)
     (tmp_path / "clone/sllm_jax/common/version.py").touch()
     found = first_cell(tmp_path / "clone/notebooks")
     assert found == [(["install", "--quiet", "-e", str(tmp_path / "clone"), "matplotlib", "pillow"], True)]

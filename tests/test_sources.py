@@ -213,12 +213,12 @@ def test_a_convert_folder_of_another_clone_is_refused(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", "import sllm_jax.convert"], cwd=tmp_path / "clone", capture_output=True, text=True
     )
-    said = f"sllm_jax is that of {tmp_path / 'clone'}, but sllm_jax.convert that of {ROOT}; run pip install -e ."
+    said = f"sllm_jax is that of {tmp_path / 'clone'}, but sllm_jax.convert that of {ROOT}; install the clone"
     assert said in found.stderr
 
 
 def test_the_convert_folder_of_a_clone_and_of_a_wheel_are_taken(tmp_path):
     check_clone(tmp_path / "sllm_jax", tmp_path / "convert")
     check_clone(tmp_path / "sllm_jax", tmp_path / "sllm_jax/convert")
-    with pytest.raises(SllmError, match="in the clone you use"):
+    with pytest.raises(SllmError, match="install the clone that you use"):
         check_clone(tmp_path / "sllm_jax", tmp_path / "other/convert")

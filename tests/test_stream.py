@@ -220,7 +220,7 @@ def test_it_stops_at_the_end_of_text_and_goes_on_after_more_is_fed(new_stream, l
     first.feed(PROMPT)
     text_of(first.generate(20, ignore_eos=True, temperature=1.0))
     end = visible(first)[-10]
-    model = type(model)(model, model.hf_config, {"eos_token_id": end})
+    model = replace(model, generation_config={"eos_token_id": end})
     stream = Stream(model, tokenizer, 2, 60, seed=5)
     stream.feed(PROMPT)
     text_of(stream.generate(20, temperature=1.0))
@@ -271,7 +271,7 @@ def test_chat_is_one_stream_that_is_never_reset(new_stream):
 
 def test_defaults_come_from_the_generation_config(loaded, new_stream):
     model, tokenizer = loaded
-    sampled = type(model)(model, model.hf_config, {"do_sample": True, "temperature": 0.9})
+    sampled = replace(model, generation_config={"do_sample": True, "temperature": 0.9})
     by_default = text_of(Stream(sampled, tokenizer, 2, 60).generate(20, ignore_eos=True))
     assert by_default == text_of(new_stream().generate(20, ignore_eos=True, temperature=0.9))
     greedy = text_of(Stream(sampled, tokenizer, 2, 60).generate(20, ignore_eos=True, temperature=0.0))
@@ -280,9 +280,9 @@ def test_defaults_come_from_the_generation_config(loaded, new_stream):
 
 def test_end_of_text_tokens_of_all_sources(loaded):
     model, tokenizer = loaded
-    with_ids = type(model)(model, {"eos_token_id": 7}, {"eos_token_id": [8, 9]})
+    with_ids = replace(model, hf_config={"eos_token_id": 7}, generation_config={"eos_token_id": [8, 9]})
     assert eos_ids(with_ids, tokenizer) == [2, 8, 9]
-    assert eos_ids(type(model)(model, {"eos_token_id": 7}), tokenizer) == [2, 7]
+    assert eos_ids(replace(model, hf_config={"eos_token_id": 7}, generation_config={}), tokenizer) == [2, 7]
 
 
 def test_sizes_fit_the_trained_context(loaded):

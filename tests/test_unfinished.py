@@ -31,7 +31,7 @@ def count(event, arguments):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), int(sys.argv[2]))
-signal.signal(signal.SIGTERM, __import__('sllm_jax.common.signals').signals.leave)
+signal.signal(signal.SIGTERM, __import__('sllm_jax.common.signals', fromlist=['leave']).leave)
 sys.addaudithook(count)
 """
 
