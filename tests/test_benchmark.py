@@ -232,7 +232,7 @@ def test_bad_input_is_one_sentence(run, model, tmp_path):
 
     refuses("--against llama.cpp is not supported; give recompute or hf", "--against", "llama.cpp")
     refuses("streams must be 1 or more; got 0", "--streams", 0)
-    refuses("--streams and --until-full both say how many", "--streams", 2, "--until-full")
+    refuses("--streams and --until-full exclude each other", "--streams", 2, "--until-full")
     refuses("rounds must be 1 or more; got 0", "--rounds", 0)
     refuses("has no none.json; give the folder", "--config", tmp_path / "none.json")
 

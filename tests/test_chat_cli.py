@@ -133,7 +133,7 @@ def test_help_lists_all_commands(conversation, capsys):
 def test_an_unknown_command_lists_those_there_are_and_is_not_sent(conversation, capsys, line):
     assert respond(conversation, line)
     out, err = capsys.readouterr()
-    assert f"there is no command {line.split()[0]}; there are {', '.join(COMMANDS)}" in err
+    assert f"there is no command {line.split()[0]}; expected {', '.join(COMMANDS)}" in err
     assert (out, conversation.stream.tokens_seen) == ("", 0)
 
 

@@ -91,7 +91,7 @@ def test_dense_mode_says_where_it_ends(run, model):
     code, _, err = run("generate", "--model", model, "--mode", "dense", "--ignore-eos")
     assert code == 0
     assert "128 tokens seen" in err
-    assert "dense attention ends at the trained context of 128 tokens; --mode streaming goes on" in err
+    assert "dense attention ends at the trained context of 128 tokens; --mode streaming has no limit" in err
 
 
 @pytest.mark.filterwarnings("default")

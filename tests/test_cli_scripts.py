@@ -143,7 +143,7 @@ def test_no_other_option_has_another_name():
 
 
 def test_two_prompts_are_refused(run, model):
-    assert_refused(run("generate", "--model", model, "a", "--prompt", "b"), "there are two prompts")
+    assert_refused(run("generate", "--model", model, "a", "--prompt", "b"), "got both PROMPT and --prompt")
 
 
 @pytest.mark.parametrize(("words", "completed"), [("gen", ["generate"]), ("chat --model ", bundled_names())])

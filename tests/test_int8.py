@@ -140,7 +140,7 @@ def test_what_is_missing_or_misshapen_is_named_once(tmp_path):
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path, run):
     refused = run("convert", "bundled:llama", tmp_path / "out", "--weights", "int8", "--to", "huggingface")
-    assert_refused(refused, "--weights int8 is for --to orbax")
+    assert_refused(refused, "--weights int8 needs --to orbax")
     assert_refused(run("generate", "--weights", "int3"), "weights must be int8 or left out; got 'int3'")
 
 

@@ -66,7 +66,7 @@ def test_dense_past_the_trained_context_is_labelled(run, model, tmp_path):
     arguments = ("--model", model, "--mode", "dense", "--tokens", tmp_path / "tokens.npy")
     _, _, err = run("perplexity", *arguments, "--nll-out", tmp_path / "nll.npy")
     nll = np.load(tmp_path / "nll.npy")
-    assert err.splitlines()[0] == "dense attention over 199 tokens goes past the trained context of 128"
+    assert err.splitlines()[0] == "dense attention over 199 tokens exceeds the trained context of 128"
     within, past = (f"{np.exp(part.mean()):.6g}" for part in (nll[:128], nll[128:]))
     assert err.splitlines()[1] == f"within the trained context of 128 tokens: perplexity {within}; past it: {past}"
 

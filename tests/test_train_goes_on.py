@@ -41,7 +41,7 @@ def test_ctrl_c_between_two_rows_loses_no_measure(whole, run, tmp_path, monkeypa
         return state, measured
 
     monkeypatch.setattr(runs, "train_step", until_ctrl_c)
-    assert run(*arguments) == (130, "", "stopped after step 13 of 24; --resume goes on\n")
+    assert run(*arguments) == (130, "", "stopped after step 13 of 24; --resume continues\n")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000013"]
 
     code, out, err = run(*arguments, "--resume")

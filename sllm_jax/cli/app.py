@@ -1,4 +1,4 @@
-"""The commands and what they have in common."""
+"""The commands and their common options."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sllm_jax.cli.reproduce import reproduce
 from sllm_jax.cli.train import train
 from sllm_jax.common.version import __version__
 
-ALIASES = {"max-new-tokens": "max-tokens", "temp": "temperature"}  # names that other programs have
+ALIASES = {"max-new-tokens": "max-tokens", "temp": "temperature"}  # names in other programs
 EXIT_CODES = """\
-Exit codes: 0 done; 1 the reader of the output has left; 2 bad input, said in a sentence; 130 Ctrl-C; 143 SIGTERM."""
+Exit codes: 0 success; 1 output pipe closed; 2 bad input, explained in one sentence; 130 Ctrl-C; 143 SIGTERM."""
 
 
 def option_name(typed: str) -> str:
-    """The name of an option as we spell it."""
+    """The canonical name of an option."""
     name = typed.replace("_", "-")
     return ALIASES.get(name, name)
 
@@ -51,16 +51,16 @@ def _show_version(wanted: bool) -> bool:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     program_cache: Annotated[
-        bool, typer.Option(help="Keep compiled programs in ~/.cache/sllm-jax: the next start is then faster.")
+        bool, typer.Option(help="Cache compiled programs in ~/.cache/sllm-jax to speed up the next start.")
     ] = True,
 ) -> None:
     """Endless text from language models: StreamingLLM (attention sinks) in JAX.
 
-    `sllm-jax COMMAND --help` explains a command. Other spellings of options are understood: --start_size is
-    --start-size, and so on; --max-new-tokens is --max-tokens; --temp is --temperature.
+    `sllm-jax COMMAND --help` explains a command. Options have alternative spellings: underscores work too (--start_size
+    is --start-size), --max-new-tokens is --max-tokens, --temp is --temperature.
     """
     if program_cache:
         keep_programs()

@@ -1,4 +1,4 @@
-"""`benchmark`: how fast a model runs here, and how near that is to what the memory allows."""
+"""`benchmark`: the speed of a model on this machine, compared with the memory bandwidth limit."""
 
 from __future__ import annotations
 
@@ -21,19 +21,17 @@ if TYPE_CHECKING:
     from sllm_jax.benchmark.run import BenchmarkSettings
     from sllm_jax.core.model import Model
 
-_PANEL = "What is measured"
+_PANEL = "Measurements"
 
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """The model that is measured: a checkpoint, or random weights of a config. It needs no tokenizer."""
+    """The model to measure: a checkpoint, or random weights of a config. It needs no tokenizer."""
 
     model: o.ModelName = DEFAULT_MODEL
     config: Annotated[
         Path | None,
-        Option(
-            help="Time random weights of this config.json instead: no checkpoint is needed.", rich_help_panel=o.MODEL
-        ),
+        Option(help="Measure random weights of this config.json; needs no checkpoint.", rich_help_panel=o.MODEL),
     ] = None
     revision: o.Revision = None
     dtype: o.Dtype = None
@@ -41,11 +39,11 @@ class BenchmarkModel:
 
     @property
     def name(self) -> str:
-        """What the figures are of."""
+        """The name of the model in the results."""
         return str(self.config or self.model)
 
     def load(self, seed: int) -> Model:
-        """The model, with a progress bar; `seed` makes random weights. Raises `SllmError`."""
+        """Load the model, with a progress bar; `seed` is that of random weights. Raises `SllmError`."""
         if self.config is None:
             return o.ModelGroup(self.model, self.revision, dtype=self.dtype, weights=self.weights).load()[0]
         from sllm_jax.benchmark.random_weights import random_model
@@ -64,37 +62,37 @@ def benchmark(
     cache: o.CacheSizes,
     streams: Annotated[
         list[int] | None,
-        Option(help="Streams side by side; may be given several times.", show_default="1", rich_help_panel=_PANEL),
+        Option(help="Batch size (number of streams); repeatable.", show_default="1", rich_help_panel=_PANEL),
     ] = None,
     until_full: Annotated[
-        bool, Option(help="1, 2, 4, ... streams, for as long as there is memory.", rich_help_panel=_PANEL)
+        bool, Option(help="Measure 1, 2, 4, ... streams until memory is full.", rich_help_panel=_PANEL)
     ] = False,
-    rounds: Annotated[int, Option(help="Calls of each kind that are timed.", rich_help_panel=_PANEL)] = 7,
+    rounds: Annotated[int, Option(help="Timed calls of each kind.", rich_help_panel=_PANEL)] = 7,
     against: Annotated[
         list[str] | None,
         Option(
-            help="Time others too, in turns with ours. hf: PyTorch transformers on the same weights (static cache, "
-            "compiled, as many keys). recompute: the sliding window with re-computation. May be given several times; "
-            "each ends with a line like `ratio hf/ours X`.",
+            help="Also time this alternative, in alternation with ours. hf: PyTorch transformers on the same weights "
+            "(static cache, compiled, as many keys). recompute: sliding window with re-computation. Repeatable; each "
+            "one adds a line like `ratio hf/ours X`.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
-    out: Annotated[Path | None, Option(help="Write all figures to this JSON file.")] = None,
+    out: Annotated[Path | None, Option(help="Write all results to this JSON file.")] = None,
     as_json: o.Json = False,
     profile: Annotated[
         Path | None,
         Option(help="Write a trace of decoding to this folder, for TensorBoard, XProf or ui.perfetto.dev."),
     ] = None,
-    seed: Annotated[int, Option(help="Of random weights and tokens.")] = 0,
+    seed: Annotated[int, Option(help="Seed of random weights and tokens.")] = 0,
 ) -> None:
     """Measure speed, memory and start-up on this machine.
 
-    Decoding is timed with a full cache. At best a step reads every weight and every cached key and value once.
-    The fractions say how near it comes to that at the speed of reading and of copying memory that is measured in turns
-    with it. A CPU can have channels of their own for writing: there reading is the limit.
+    Decoding is timed with a full cache. At best, a step reads every weight and every cached key and value once. The
+    fractions compare its bandwidth with that of memory reads and copies, measured in alternation with it. On a CPU with
+    separate channels for writing, reads are the limit.
     """
     if until_full and streams:
-        raise SllmError("--streams and --until-full both say how many streams there are; give one of them")
+        raise SllmError("--streams and --until-full exclude each other; give one of them")
     import jax
 
     from sllm_jax.benchmark.against import check_against, compare
@@ -113,12 +111,12 @@ def benchmark(
         check_writable(out)
     if profile:
         made_folder(Path(os.path.expanduser(profile)))
-    jax.config.update("jax_enable_compilation_cache", False)  # what is cold is to be cold
+    jax.config.update("jax_enable_compilation_cache", False)  # measure cold compilation
     begin = time.perf_counter()
     model = source.load(seed)
     load_seconds = time.perf_counter() - begin
     if "hf" in (against or ()) and is_quantized(model.params):
-        raise SllmError("--against hf takes the same weights in PyTorch, as floats; leave out --weights int8")
+        raise SllmError("--against hf needs float weights; leave out --weights int8")
     start_size, recent_size = fit_sizes(model.config, cache.start_size, cache.recent_size)
     settings = replace(settings, start_size=start_size, recent_size=recent_size)
     with progress("measuring") as bar:
@@ -130,7 +128,7 @@ def benchmark(
     if profile:
         _profile(model, settings, profile)
     if against:
-        note("compiling what it is timed against")
+        note("compiling the comparisons")
         found["against"] = compare(model, settings, against)
     if out:
         with new_file(out) as file:
@@ -139,12 +137,12 @@ def benchmark(
         print(json.dumps(found))
         return
     for name, theirs in found.get("against", {}).items():
-        print(f"\nours {theirs['ours_ms_per_step']:.4g} ms a token, {name} {theirs['their_ms_per_step']:.4g} ms")
+        print(f"\nours {theirs['ours_ms_per_step']:.4g} ms per token, {name} {theirs['their_ms_per_step']:.4g} ms")
         print(f"ratio {name}/ours {theirs['ratio_to_ours']:.3g}")
 
 
 def _profile(model: Model, settings: BenchmarkSettings, folder: Path) -> None:
-    """A trace of one call."""
+    """Write a profiler trace of one call."""
     import jax
 
     from sllm_jax.benchmark.programs import streaming_program

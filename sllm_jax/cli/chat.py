@@ -1,4 +1,4 @@
-"""`chat`: answers on standard output as they are made, everything else on standard error."""
+"""`chat`: answers are streamed to standard output, everything else goes to standard error."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ def chat(
     source: o.ModelGroup,
     system: Annotated[
         str | None,
-        Option(
-            help="What the model is told before the first message.", show_default="an opening, if the model has one"
-        ),
+        Option(help="System text, read before the first message.", show_default="an opening, if the model has one"),
     ] = None,
     prompts: Annotated[
         Path | None,
-        Option(help='Ask the messages of this JSONL file, {"turns": [...]} on each line, as in MT-Bench.'),
+        Option(help='Read messages from this JSONL file, {"turns": [...]} on each line, as in MT-Bench.'),
     ] = None,
-    max_tokens: Annotated[int, Option(help="Write at most this many tokens an answer.")] = 1000,
+    max_tokens: Annotated[int, Option(help="Maximum number of tokens per answer.")] = 1000,
     stop: o.Stop = None,
     control_tokens: o.ControlTokens = False,
     cache: o.CacheGroup,
     sampling: o.SamplingGroup,
 ) -> None:
-    """Chat without end: one stream that is never reset, however many messages.
+    """Chat without end, in one stream that is never reset.
 
-    Uses the tokenizer's chat template, or "USER: ... ASSISTANT:" if it has none. On a terminal messages can be edited,
-    Alt-Enter begins a new line, and /help lists the commands; what you type is not kept on disk. Ctrl-C ends an answer;
-    Ctrl-D, or Ctrl-C on an empty line, ends the chat. Without a terminal each line of standard input is a message.
+    Uses the tokenizer's chat template, or "USER: ... ASSISTANT:" if it has none. On a terminal, messages can be edited,
+    Alt-Enter starts a new line, and /help lists the commands. Your input is not stored on disk. Ctrl-C stops an answer.
+    Ctrl-D, or Ctrl-C on an empty line, ends the chat. Without a terminal, each line of standard input is a message.
     """
     from sllm_jax.cli.conversation import Conversation, answer_all, talk
     from sllm_jax.cli.messages import at_terminal, from_prompts, piped, typed

@@ -1,4 +1,4 @@
-"""What people see besides the text: notes, warnings and progress, all on standard error."""
+"""Notes, warnings and progress, on standard error."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-FIRST_LINE, NEXT_LINE = 10.0, 30.0  # seconds until the first progress line, and between two
+FIRST_LINE, NEXT_LINE = 10.0, 30.0  # seconds before the first progress line, and between later ones
 
 
 def note(text: str) -> None:
-    """One line on standard error, if anybody can read it."""
-    with suppress(OSError):  # a terminal that has closed
+    """Print a line on standard error; does nothing if it is closed."""
+    with suppress(OSError):  # closed terminal
         print(text, file=sys.stderr, flush=True)
 
 
 def label(text: str, end: str = " ") -> None:
-    """A label before a text that follows, bold on a terminal."""
+    """Print the label of a text, in bold on a terminal."""
     Console(stderr=True).print(f"[bold]{text}[/bold]", end=end, highlight=False)
 
 
 def print_warnings() -> None:
-    """Show a warning as one line, without the place in the code that gave it."""
+    """Show warnings as one line, without their location in the code."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category is UserWarning:
@@ -38,31 +38,31 @@ def print_warnings() -> None:
 
 
 class Bar:
-    """Progress as a bar on a terminal."""
+    """A progress bar on a terminal."""
 
     def __init__(self, progress: Progress, label: str) -> None:
-        """`label` stands before the bar."""
+        """`label` is shown before the bar."""
         self._progress = progress
         self._task = progress.add_task(label, total=None, info="")
 
     def __call__(self, done: int, total: int, info: str = "") -> None:
-        """Show that `done` of `total` are done; `info` stands behind the bar."""
+        """Show that `done` of `total` are done, with `info` after the bar."""
         self._progress.update(self._task, completed=done, total=total, info=info)
 
 
 class Lines:
-    """Progress as a line now and then, for logs: the first after 10 s of work, the next ones every 30 s."""
+    """Progress lines for logs: the first after 10 s, then one every 30 s."""
 
     def __init__(
         self, label: str, tell: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`tell` gets each line; `clock` counts seconds."""
+        """`tell` is called with each line; `clock` returns seconds."""
         self._label, self._tell, self._clock = label, tell, clock
         self._due = clock() + FIRST_LINE
-        self._first: tuple[float, int] | None = None  # time and amount of the first report
+        self._first: tuple[float, int] | None = None  # time and `done` of the first call
 
     def __call__(self, done: int, total: int, info: str = "") -> None:
-        """Report `done` of `total`, 0 if unknown, if a line is due."""
+        """Print a line if one is due; `total` is 0 if unknown."""
         now = self._clock()
         if self._first is None:
             self._first = now, done
@@ -73,7 +73,7 @@ class Lines:
         self._tell(f"{self._label}: {', '.join([amount, *([info] if info else []), *self._pace(now, done, total)])}")
 
     def _pace(self, now: float, done: int, total: int) -> list[str]:
-        """Rate and time left, as far as they are known."""
+        """Rate and remaining time, if known."""
         assert self._first is not None
         since, before = self._first
         if done <= before:
@@ -85,7 +85,7 @@ class Lines:
 
 @contextmanager
 def progress(label: str) -> Iterator[Bar | Lines]:
-    """A bar that vanishes when its work is done; lines where standard error is not a terminal."""
+    """A bar that disappears at the end; lines if standard error is not a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines(label)

@@ -1,4 +1,4 @@
-"""A chat on one stream, and the commands that people type in it."""
+"""A chat on one stream, and its interactive commands."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/help": "list these commands",
-    "/reset": "begin again with an empty stream and the same seed",
-    "/system TEXT": "begin again, and tell the model TEXT before the first message",
+    "/reset": "start over with an empty stream and the same seed",
+    "/system TEXT": "start over with TEXT as the system text",
     "/stats": "show tokens, speed, cache and model",
-    "/exit": "end the chat, as Ctrl-D does",
+    "/exit": "end the chat, like Ctrl-D",
 }
-NOTES = "A message that begins with a slash is written with two: //etc. Alt-Enter begins a new line."
+NOTES = "To send a message that begins with a slash, double it: //etc. Alt-Enter starts a new line."
 
 
 class Conversation:
-    """A stream, what it is told first, and how it answers."""
+    """A stream, its system text, and the options of its answers."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Conversation:
         stop: Sequence[str],
         chosen: SamplingOptions,
     ) -> None:
-        """`model` is its name; `begin` makes an empty stream."""
+        """`model` is a name for display; `begin` returns an empty stream."""
         self._model, self._begin, self.system = model, begin, system
         self._max_tokens, self._stop, self._chosen = max_tokens, stop, chosen
         self.reset()
 
     def reset(self) -> None:
-        """Begin again with an empty stream."""
+        """Start over with an empty stream."""
         self.stream = self._begin()
         self.speed = Speed(self.stream)
 
@@ -68,7 +68,7 @@ class Conversation:
 
 
 def answer_all(conversation: Conversation, messages: Iterable[str]) -> None:
-    """Answer listed or piped messages, until there are no more or the stream is full; Ctrl-C ends the process."""
+    """Answer messages from a file or pipe until the last one, or until the stream is full; Ctrl-C ends the process."""
     for message in _awaited(messages):
         conversation.answer(message)
         if conversation.stream.full:
@@ -76,7 +76,7 @@ def answer_all(conversation: Conversation, messages: Iterable[str]) -> None:
 
 
 def talk(conversation: Conversation, messages: Iterable[str]) -> None:
-    """Answer what somebody types, commands included. Ctrl-C ends an answer; an error does not end the chat."""
+    """Answer typed messages and commands. Ctrl-C stops an answer; errors do not end the chat."""
     for message in _awaited(messages):
         with suppress(KeyboardInterrupt):
             if message.strip() and not respond(conversation, message.strip()):
@@ -86,7 +86,7 @@ def talk(conversation: Conversation, messages: Iterable[str]) -> None:
 
 
 def _awaited(messages: Iterable[str]) -> Iterator[str]:
-    """The messages; while one is waited for, a signal ends the waiting."""
+    """The messages; a signal interrupts waiting for the next one."""
     iterator = iter(messages)
     while True:
         with handled_by(raise_stopped):
@@ -97,7 +97,7 @@ def _awaited(messages: Iterable[str]) -> Iterator[str]:
 
 
 def respond(conversation: Conversation, message: str) -> bool:
-    """Answer a message or do a command; whether the chat goes on."""
+    """Answer a message or run a command; returns whether the chat continues."""
     try:
         if not message.startswith("/"):
             conversation.answer(message)
@@ -118,22 +118,22 @@ def _do(conversation: Conversation, line: str) -> bool:
         note("\n".join([*(f"{name:14}{what}" for name, what in COMMANDS.items()), NOTES]))
     elif command == "/reset":
         conversation.reset()
-        note("a new stream: empty, with the same seed, so the same messages get the same answers")
+        note("started over with the same seed: the same messages get the same answers")
     elif command == "/system" and text:
         conversation.reset()
         conversation.system = text
-        note("a new stream that begins with this system text")
+        note("started over with this system text")
     elif command == "/system":
         note(conversation.system or "there is no system text; /system TEXT sets one")
     elif command == "/stats":
         note(f"{summary(conversation.stream, conversation.speed)}\n{conversation.about()}")
     else:
-        note(f"there is no command {command}; there are {', '.join(COMMANDS)}, and //... sends a message with a slash")
+        note(f"there is no command {command}; expected {', '.join(COMMANDS)}, or //... for a message with a slash")
     return True
 
 
 def _without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
-    """The answer without the white space before it."""
+    """The answer without leading white space."""
     begun = False
     for piece in pieces:
         shown = piece if begun else piece.lstrip()

@@ -1,4 +1,4 @@
-"""`convert`: from Hugging Face to a checkpoint of our own, and back."""
+"""`convert`: Hugging Face checkpoints to Orbax, and back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from sllm_jax.common.errors import SllmError
 def convert(
     source: o.Source,
     out: o.Out,
-    to: Annotated[str, Option(help="orbax: our own checkpoint. huggingface: safetensors for transformers.")] = "orbax",
+    to: Annotated[
+        str, Option(help="orbax: checkpoint of this package. huggingface: safetensors for transformers.")
+    ] = "orbax",
     revision: o.Revision = None,
-    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.", show_default="as they are")] = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.", show_default="unchanged")] = None,
     weights: o.Weights = None,
 ) -> None:
-    """Convert a checkpoint; config and tokenizer come along.
+    """Convert a checkpoint, with its config and tokenizer.
 
     Converting is optional: every command loads Hugging Face names and folders directly.
     """
@@ -37,7 +39,7 @@ def convert(
     if to not in writers:
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
     if check_weights(weights) and to != "orbax":
-        raise SllmError(f"--weights {weights} is for --to orbax; Hugging Face checkpoints hold floats here")
+        raise SllmError(f"--weights {weights} needs --to orbax; Hugging Face checkpoints are written as floats")
     folder = hub.resolve(source, revision)
     with progress("converting") as bar:
         writers[to](folder, out, dtype, bar)

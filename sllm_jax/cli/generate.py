@@ -1,4 +1,4 @@
-"""`generate`: text on standard output as it is made, everything else on standard error."""
+"""`generate`: text is streamed to standard output, everything else goes to standard error."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def generate(
     ] = None,
     *,
     source: o.ModelGroup,
-    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt as an option.")] = None,
+    prompt: Annotated[str | None, Option("--prompt", "-p", help="Same as PROMPT.")] = None,
     max_tokens: Annotated[
-        int | None, Option(help="Write at most this many tokens.", show_default="until the end of text, or Ctrl-C")
+        int | None, Option(help="Maximum number of new tokens.", show_default="until the end of text or Ctrl-C")
     ] = None,
     stop: o.Stop = None,
-    ignore_eos: Annotated[bool, Option("--ignore-eos", help="Write on past the end-of-text token.")] = False,
+    ignore_eos: Annotated[bool, Option("--ignore-eos", help="Continue past end-of-text tokens.")] = False,
     control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
     cache: o.CacheGroup,
     sampling: o.SamplingGroup,
 ) -> None:
-    """Write text, without end if you like.
+    """Generate text, optionally without end.
 
-    Stops at the end of text (unless --ignore-eos), after --max-tokens, or with Ctrl-C. Memory and speed do not change
-    however long it runs: the model sees the first START_SIZE and the last RECENT_SIZE tokens, and nothing that was
-    evicted. Without a prompt, bundled models continue an opening of their own; others start from nothing.
+    Stops at the end of text (unless --ignore-eos), after --max-tokens, or on Ctrl-C. Memory and speed stay constant:
+    the model sees the first START_SIZE and the last RECENT_SIZE tokens, and nothing that was evicted. Without a prompt,
+    bundled models continue their own opening; other models start from an empty text.
     """
     from sllm_jax.streams.stream import Stream, check_end
 
@@ -79,27 +79,27 @@ def generate(
 
 
 class Written:
-    """What a stream has written: the text, its token ids, and how long it took."""
+    """The output of a stream: text, token ids, and seconds."""
 
     def __init__(self, stream: Stream) -> None:
-        """Of a stream that has written nothing yet."""
+        """`stream` has not generated anything yet."""
         self._stream = stream
         self._text, self._ids = "", list[int]()
         self._read = 0
         self._seconds = 0.0
 
     def watch(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Yield the pieces of a text unchanged and keep them."""
+        """Yield the pieces of a text unchanged and record them."""
         begin = time.perf_counter()
         for piece in pieces:
             self._text += piece
             self._keep_ids()
             self._seconds = time.perf_counter() - begin
             yield piece
-        self._keep_ids()  # fewer, if a stop text was taken back
+        self._keep_ids()  # fewer if a stop text was removed
 
     def as_json(self) -> dict[str, object]:
-        """The fields of `--json`; `end_reason` is null if the text was interrupted."""
+        """The fields of `--json`; `end_reason` is null after an interruption."""
         return {
             "text": self._text,
             "ids": self._ids,
@@ -116,10 +116,10 @@ class Written:
 
 def _prompt(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None:
-        raise SllmError("there are two prompts, PROMPT and --prompt; give one of them")
+        raise SllmError("got both PROMPT and --prompt; give one of them")
     prompt = option if argument is None else argument
     if prompt == stdin.DASH:
         prompt = stdin.read()
     if prompt == "":
-        raise SllmError("the prompt is empty; give some text, or leave the prompt out")
+        raise SllmError("the prompt is empty; give some text, or no prompt")
     return prompt

@@ -1,4 +1,4 @@
-"""Where the messages of a chat come from: typed at a terminal, piped in, or listed in a file."""
+"""Sources of chat messages: a terminal, a pipe, or a file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def at_terminal() -> bool:
-    """Whether somebody types and sees what is typed."""
+    """Whether input and output are a terminal."""
     ends = (sys.stdout, sys.stderr)
     return sys.stdin is not None and sys.stdin.isatty() and any(end is not None and end.isatty() for end in ends)
 
 
 def typed() -> Iterator[str]:
-    """Messages from a line editor with a history, until Ctrl-D, or Ctrl-C on an empty line."""
+    """Messages from a line editor with history, until Ctrl-D, or Ctrl-C on an empty line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import HTML
     from prompt_toolkit.output import create_output
@@ -44,15 +44,15 @@ def typed() -> Iterator[str]:
 
 
 def piped() -> Iterator[str]:
-    """The lines of standard input, shown as they come. A line that is not UTF-8 is skipped with a note.
+    """The lines of standard input, shown as they arrive. A line that is not UTF-8 is skipped with a note.
 
-    Raises `SllmError` at once if standard input is closed, and at its end if there was no message.
+    Raises `SllmError` immediately if standard input is closed, and at its end if there was no message.
     """
     return _messages(stdin.lines())
 
 
 def from_prompts(conversations: Iterable[Iterable[str]]) -> Iterator[str]:
-    """The messages of all conversations, shown as they come."""
+    """The messages of all conversations, each shown before its answer."""
     for turns in conversations:
         for message in turns:
             _show(message)
@@ -65,7 +65,7 @@ def _messages(lines: Iterator[bytes]) -> Iterator[str]:
         try:
             message = stdin.text_of(line)
         except SllmError as error:
-            note(f"line {number} is skipped: {error}; the next line, please")
+            note(f"skipped line {number}: {error}")
             continue
         if message.strip():
             count += 1
@@ -81,7 +81,7 @@ def _show(message: str) -> None:
 
 
 def _keys() -> KeyBindings:
-    """Enter sends, Alt-Enter begins a new line, Ctrl-C discards what was typed or ends the chat."""
+    """Enter sends, Alt-Enter starts a new line, Ctrl-C discards the input or ends the chat."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def models(as_json: o.Json = False) -> None:
-    """List the supported models, with the options of each.
+    """List the supported models and their options.
 
-    MODEL_TYPE and the options are keys of a model's config.json. Any other option that may change what a model computes
-    is refused by name. In a pipe, columns are separated by tabs.
+    MODEL_TYPE and the options are keys of config.json. Any other option that may change what the model computes is
+    refused with an error that names it. In a pipe, columns are separated by tabs.
     """
     from sllm_jax.convert.families import published
     from sllm_jax.loading.bundle import bundled_names
@@ -38,7 +38,7 @@ def models(as_json: o.Json = False) -> None:
 
 
 def _print(models: Mapping[str, Published], lists: Mapping[str, Sequence[str]]) -> None:
-    """Print a table on a terminal, tab-separated rows elsewhere; then one line for each list."""
+    """Print a table on a terminal, else tab-separated rows; then a line for each list."""
     from rich.console import Console
     from rich.table import Column, Table
 

@@ -1,4 +1,4 @@
-"""Option groups: dataclasses whose fields are command line options, for what several commands share."""
+"""Option groups: dataclasses whose fields are command line options, shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Show typer each dataclass parameter of `command` as the options that are its fields.
+    """Replace each dataclass parameter of `command` by one option per field.
 
-    The options take the place of the parameter. `command` is called with the dataclasses, made of what typer passes.
+    Typer sees the options. `command` is called with dataclasses built from their values.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
@@ -35,13 +35,13 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def changed_options(*groups: Any) -> dict[str, Any]:
-    """The options of these groups whose values are not the defaults, by field name."""
+    """The options of these groups that differ from their defaults, by field name."""
     values = [(one, getattr(group, one.name)) for group in groups for one in fields(group)]
     return {one.name: value for one, value in values if value != one.default}
 
 
 def _options_of(group: type) -> list[Parameter]:
-    """One keyword parameter for each field; a field without a default is required."""
+    """One keyword parameter per field; fields without a default are required."""
     hints = get_type_hints(group, include_extras=True)
     return [
         Parameter(

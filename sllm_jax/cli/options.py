@@ -1,4 +1,4 @@
-"""The options that several commands have: types, help texts, and groups of those that go together."""
+"""Options shared by several commands: types, help texts, and groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ModelName = Annotated[
         "--model",
         "-m",
         autocompletion=bundled_names,
-        help=f"A model that comes with the package ({', '.join(bundled_names())}), a Hugging Face name (such as "
+        help=f"A bundled model ({', '.join(bundled_names())}), a Hugging Face name (such as "
         "lmsys/vicuna-7b-v1.5), a Hugging Face folder, or a converted checkpoint.",
         rich_help_panel=MODEL,
     ),
@@ -32,7 +32,7 @@ Revision = Annotated[str | None, Option(help="Branch, tag or commit of a Hugging
 Dtype = Annotated[
     str | None,
     Option(
-        help="float32, bfloat16 or float16, of weights and cache.",
+        help="Dtype of weights and cache: float32, bfloat16 or float16.",
         show_default="float32 on a CPU, bfloat16 on a GPU or TPU",
         rich_help_panel=MODEL,
     ),
@@ -40,19 +40,19 @@ Dtype = Annotated[
 Weights = Annotated[
     str | None,
     Option(
-        help="int8: weights of linear layers in a quarter of the memory of float32.",
-        show_default="as they are",
+        help="int8: store the weights of linear layers in a quarter of the memory of float32.",
+        show_default="unchanged",
         rich_help_panel=MODEL,
     ),
 ]
 
 StartSize = Annotated[
-    int, Option(help="Attention sinks: the first tokens of the stream, never evicted.", rich_help_panel=CACHE)
+    int, Option(help="Number of attention sinks: first tokens of the stream, never evicted.", rich_help_panel=CACHE)
 ]
 RecentSize = Annotated[
     int | None,
     Option(
-        help="Most recent tokens kept besides the sinks.",
+        help="Window: number of most recent tokens kept besides the sinks.",
         show_default="2000, or what fits the trained context",
         rich_help_panel=CACHE,
     ),
@@ -61,11 +61,11 @@ ControlTokens = Annotated[
     bool,
     Option(
         "--control-tokens",
-        help="Let text that spells a control token, such as <|im_end|>, stand for that token; else it is plain text.",
+        help="Encode the spelling of a control token, such as <|im_end|>, as that token instead of as plain text.",
     ),
 ]
-Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output and nothing else.")]
-Stop = Annotated[list[str] | None, Option(help="End where this text appears (may be given several times).")]
+Json = Annotated[bool, Option("--json", help="Print only a JSON object on standard output.")]
+Stop = Annotated[list[str] | None, Option(help="Stop where this text appears; repeatable.")]
 Source = Annotated[
     str, Argument(help="A bundled model, a Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")
 ]
@@ -74,13 +74,13 @@ Out = Annotated[Path, Argument(help="The folder to write; it must not exist yet.
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """Which model, and how it is loaded."""
+    """The model and how to load it."""
 
     model: ModelName = DEFAULT_MODEL
     revision: Revision = None
     tokenizer: Annotated[
         str | None,
-        Option(help="Take the tokenizer from this name, folder or file instead of the model's.", rich_help_panel=MODEL),
+        Option(help="Load the tokenizer from this name, folder or file instead.", rich_help_panel=MODEL),
     ] = None
     dtype: Dtype = None
     weights: Weights = None
@@ -95,13 +95,13 @@ class ModelGroup:
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """The size of a cache. The fields are named as in `Stream`."""
+    """The sizes of a cache, named as in `Stream`."""
 
     start_size: StartSize = 4
     recent_size: RecentSize = None
 
     def check(self) -> None:
-        """Raises `SllmError` for sizes that no cache can have."""
+        """Raises `SllmError` for invalid sizes."""
         from sllm_jax.streams.kv_cache import check_sizes
 
         check_sizes(self.start_size, self.recent_size or 0)
@@ -109,19 +109,20 @@ class CacheSizes:
 
 @dataclass(frozen=True)
 class CacheGroup:
-    """The cache of a stream: what it keeps, and how much. The fields are named as in `Stream`."""
+    """The mode and sizes of a stream's cache, named as in `Stream`."""
 
     mode: Annotated[
         str,
         Option(
-            help="streaming: without end. dense: keep everything, up to the trained context.", rich_help_panel=CACHE
+            help="streaming: keep sinks and window. dense: keep everything, up to the trained context.",
+            rich_help_panel=CACHE,
         ),
     ] = "streaming"
     start_size: StartSize = 4
     recent_size: RecentSize = None
 
     def check(self) -> None:
-        """Raises `SllmError` for a mode or sizes that no stream can have."""
+        """Raises `SllmError` for an invalid mode or invalid sizes."""
         from sllm_jax.streams.kv_cache import check_sizes
         from sllm_jax.streams.stream import check_stream_mode
 
@@ -131,18 +132,20 @@ class CacheGroup:
 
 @dataclass(frozen=True)
 class SamplingGroup:
-    """How tokens are chosen; None is the model's own value."""
+    """Sampling options; None is the model's default."""
 
     temperature: Annotated[
         float | None,
         Option(
-            help="Above 1 livelier, below 1 safer, 0 is greedy.", show_default="the model's", rich_help_panel=SAMPLING
+            help="Softmax temperature; higher is more random, 0 is greedy.",
+            show_default="the model's",
+            rich_help_panel=SAMPLING,
         ),
     ] = None
     top_k: Annotated[
         int | None,
         Option(
-            help="Choose among the K most probable tokens; 0: all.",
+            help="Sample from the K most probable tokens; 0: all.",
             show_default="the model's",
             rich_help_panel=SAMPLING,
         ),
@@ -150,7 +153,7 @@ class SamplingGroup:
     top_p: Annotated[
         float | None,
         Option(
-            help="Choose among the fewest tokens whose probabilities add up to P; 1: all.",
+            help="Sample from the fewest tokens whose probabilities sum to at least P; 1: all.",
             show_default="the model's",
             rich_help_panel=SAMPLING,
         ),
@@ -158,7 +161,7 @@ class SamplingGroup:
     min_p: Annotated[
         float | None,
         Option(
-            help="Choose among tokens at least P times as probable as the most probable one; 0: all.",
+            help="Sample from tokens at least P times as probable as the most probable one; 0: all.",
             show_default="the model's",
             rich_help_panel=SAMPLING,
         ),
@@ -166,15 +169,18 @@ class SamplingGroup:
     repetition_penalty: Annotated[
         float | None,
         Option(
-            help="Above 1: make tokens less probable that are still in the cache.",
+            help="Penalty on tokens in the cache; above 1 makes them less probable.",
             show_default="the model's",
             rich_help_panel=SAMPLING,
         ),
     ] = None
     greedy: Annotated[
-        bool, Option("--greedy", help="Always the most probable token: --temperature 0.", rich_help_panel=SAMPLING)
+        bool,
+        Option(
+            "--greedy", help="Always choose the most probable token; same as --temperature 0.", rich_help_panel=SAMPLING
+        ),
     ] = False
-    seed: Annotated[int, Option(help="The same seed writes the same text.", rich_help_panel=SAMPLING)] = 0
+    seed: Annotated[int, Option(help="Random seed; the same seed gives the same text.", rich_help_panel=SAMPLING)] = 0
 
     def chosen(self) -> SamplingOptions:
         """The keyword arguments of `Stream.generate` and `Stream.chat`."""
@@ -187,7 +193,7 @@ class SamplingGroup:
         }
 
     def check(self) -> None:
-        """Raises `SllmError` for a value out of its range; the seed is checked by `Stream`."""
+        """Raises `SllmError` for values out of range; `Stream` checks the seed."""
         from sllm_jax.core.sampling import sampling_for
 
         sampling_for({}, **self.chosen())

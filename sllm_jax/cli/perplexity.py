@@ -1,4 +1,4 @@
-"""`perplexity`: how well a model predicts texts, with the cache it streams with."""
+"""`perplexity`: perplexity of texts of any length, with a streaming cache or one of its baselines."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ SAVED_EVERY = 60  # seconds
 
 @dataclass(frozen=True)
 class PerplexityCache(o.CacheGroup):
-    """The cache that texts are read with, or what they are read with instead."""
+    """The mode and cache sizes of an evaluation."""
 
     mode: Annotated[
         str,
         Option(
-            help="streaming: sinks and window. window: no sinks. dense: everything. recompute: a fresh forward pass "
-            "over the last cache_size + 1 tokens for each token, with the sink token that a model was trained with.",
+            help="streaming: keep sinks and window. window: no sinks. dense: keep everything. recompute: for each "
+            "token a fresh forward pass over the last cache_size + 1 tokens, including the sink token of a model "
+            "trained with one.",
             rich_help_panel=o.CACHE,
         ),
     ] = "streaming"
 
     def check(self) -> None:
-        """Raises `SllmError` for a mode or sizes that cannot be."""
+        """Raises `SllmError` for an invalid mode or invalid sizes."""
         from sllm_jax.evaluate.perplexity import check_evaluation_mode
         from sllm_jax.streams.kv_cache import check_sizes
 
@@ -52,7 +53,7 @@ class PerplexityCache(o.CacheGroup):
         check_sizes(self.start_size, self.recent_size or 0)
 
     def sizes_for(self, config: ModelConfig) -> tuple[int, int]:
-        """`start_size` and `recent_size` in this mode: no sinks in a window, and dense is the trained context."""
+        """`start_size` and `recent_size` in this mode: `window` has no sinks, `dense` fills the trained context."""
         from sllm_jax.streams.stream import fit_sizes
 
         if self.mode == "dense":
@@ -66,20 +67,20 @@ def perplexity(
     source: o.ModelGroup,
     text: Annotated[
         list[Path] | None,
-        Option(help='The text to predict, UTF-8; "-" is standard input; given several times, texts side by side.'),
+        Option(help='UTF-8 text file to evaluate; "-" reads standard input. Repeatable: texts are read in a batch.'),
     ] = None,
     tokens: Annotated[
         list[Path] | None,
-        Option(help="Integer token ids in a .npy file instead, used as they are; needs no tokenizer."),
+        Option(help="Token ids in a .npy file, used unchanged; needs no tokenizer."),
     ] = None,
     cache: PerplexityCache,
-    chunk_size: Annotated[int, Option(help="Tokens read at a time; never changes the result.")] = 256,
+    chunk_size: Annotated[int, Option(help="Tokens per chunk; does not change the result.")] = 256,
     max_tokens: Annotated[
-        int | None, Option(help="Predict this many tokens of each text at most.", show_default="the whole text")
+        int | None, Option(help="Maximum number of tokens to predict in each text.", show_default="the whole text")
     ] = None,
     nll_out: Annotated[
         Path | None,
-        Option(help="Write -log p(token i+1 | tokens up to i), float32, to this .npy file; of texts in their order."),
+        Option(help="Write -log p(token i+1 | tokens up to i) of all texts in order, float32, to this .npy file."),
     ] = None,
     curve_out: Annotated[
         Path | None, Option(help="Write the running log perplexity along each text to this CSV file.")
@@ -87,17 +88,17 @@ def perplexity(
     resume: Annotated[
         Path | None,
         Option(
-            help="Keep what is done in this folder, every minute and on Ctrl-C or SIGTERM, and go on from it if it is "
-            "there; one process at a time. It is removed at the end."
+            help="Save checkpoints in this folder, every minute and on Ctrl-C or SIGTERM, and resume from them. One "
+            "process at a time. The folder is removed at the end."
         ),
     ] = None,
     control_tokens: o.ControlTokens = False,
     as_json: o.Json = False,
-    seed: Annotated[int, Option(help="Accepted everywhere; nothing is random here.", hidden=True)] = 0,
+    seed: Annotated[int, Option(help="Accepted for consistency; has no effect.", hidden=True)] = 0,
 ) -> None:
-    """Measure perplexity over texts of any length; in every mode but dense memory does not grow with them.
+    """Measure perplexity over texts of any length, in constant memory (except in dense mode).
 
-    The last line of standard output is `perplexity X over N tokens`; standard error has bits per byte of texts.
+    The last line of standard output is `perplexity X over N tokens`. Bits per byte go to standard error.
     """
     if bool(text) == bool(tokens):
         raise SllmError("give either --text FILE or --tokens FILE.npy")
@@ -145,7 +146,7 @@ def perplexity(
 
 
 def _check_outside(folder: Path, outs: Mapping[str, Path | None]) -> None:
-    """Raises `SllmError` for a result in the folder that is removed at the end."""
+    """Raises `SllmError` for an output file in the folder that is removed at the end."""
     for option, out in outs.items():
         if out is not None and out.expanduser().resolve().is_relative_to(folder.expanduser().resolve()):
             raise SllmError(
@@ -154,7 +155,7 @@ def _check_outside(folder: Path, outs: Mapping[str, Path | None]) -> None:
 
 
 class Input(NamedTuple):
-    """One of the texts: its file, token ids [T], and the bytes of UTF-8 of those that are predicted, if it is one."""
+    """An input: its file, token ids [T], and for a text the number of UTF-8 bytes that are predicted."""
 
     name: str
     ids: np.ndarray
@@ -167,14 +168,14 @@ def _of_tokens(path: Path, max_tokens: int | None) -> Input:
 
 
 def read_token_ids(path: Path) -> np.ndarray:
-    """The array in a .npy file, mapped unless it comes from a pipe; raises `SllmError` if there is none of numbers."""
+    """The array in a .npy file, memory-mapped unless it is a pipe. Raises `SllmError` unless it is numeric."""
     from sllm_jax.common.npy import read_array
 
     return read_array(path, "write one with numpy.save")
 
 
 def _check_text(path: Path) -> None:
-    """Raises `SllmError` for what is seen at once to be no text; a pipe can be read only once, and later."""
+    """Raises `SllmError` if the first block of a file is not text. A pipe is not checked: it can be read only once."""
     from sllm_jax.text.long_text import file_blocks
 
     if is_file(check_source(path)):
@@ -187,7 +188,7 @@ def _of_text(
     from sllm_jax.text.long_text import tokenize_file
 
     if tokenizer is None:
-        raise SllmError("--text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
+        raise SllmError("--text needs a tokenizer, and this model has none; name one (--tokenizer)")
     limit = None if max_tokens is None else max_tokens + 1
     with progress("tokenizing") as bar, deferred_signals(raise_stopped) as check:
 
@@ -201,11 +202,11 @@ def _of_text(
 def _note_past_context(mode: str, inputs: list[Input], context: int) -> None:
     longest = max(len(one.ids) for one in inputs) - 1
     if mode == "dense" and longest > context:
-        note(f"dense attention over {longest} tokens goes past the trained context of {context}")
+        note(f"dense attention over {longest} tokens exceeds the trained context of {context}")
 
 
 def _do(evaluation: Evaluation, saves: bool) -> None:
-    """All that is left, with a progress bar; a checkpoint every minute and on Ctrl-C, if it `saves`."""
+    """Do the remaining work, with a progress bar. If `saves`, write a checkpoint every minute and on Ctrl-C."""
     import numpy as np
 
     before, begun = evaluation.done, time.perf_counter()
@@ -240,7 +241,7 @@ def _write(evaluation: Evaluation, inputs: list[Input], nll_file: BinaryIO | Non
 
 
 class Figures(NamedTuple):
-    """What was measured on one text: mean nats a token, over how many tokens, and bits per byte if it is a text."""
+    """The results of one input: mean nats per token, number of tokens, and for a text bits per byte."""
 
     name: str
     nats: float
@@ -249,7 +250,7 @@ class Figures(NamedTuple):
 
     @classmethod
     def of(cls, evaluation: Evaluation, number: int, one: Input) -> Figures:
-        """Those of input `number`."""
+        """The results of input `number`."""
         from sllm_jax.evaluate.perplexity import bits_per_byte
 
         nats, count = float(evaluation.mean(number)), len(one.ids) - 1
@@ -271,7 +272,7 @@ def total(figures: Sequence[Figures]) -> dict[str, float]:
 
 
 def _tell(evaluation: Evaluation, figures: Sequence[Figures]) -> None:
-    """The figures of each text, if there are several, and of all."""
+    """Print the results of each text, if there are several, and of all together."""
     import numpy as np
 
     for one in figures:

@@ -1,9 +1,9 @@
-"""Compiled programs are kept on disk, so that the next start need not compile them again.
+"""Cache compiled programs on disk, so that later starts need not compile them again.
 
-JAX keeps them where `JAX_COMPILATION_CACHE_DIR` says, but writes each in place: a process that is killed meanwhile
-leaves half of one, and so does a full disk. It would be met, and passed over, at every start from then on. So each
-process marks the folder. A mark of a process that is gone says that it was killed; what was written since it began is
-removed. A process that could not write a program removes at its end what was written since it began.
+JAX writes each program in place, into the folder `JAX_COMPILATION_CACHE_DIR`. A killed process or a full disk leaves an
+incomplete file, which every later start would read and skip. Each process therefore puts a lock file into the folder.
+An abandoned lock file shows that its process was killed; everything written since that process started is removed. A
+process whose own writes failed removes, when it ends, everything written since it started.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from uuid import uuid4
 from sllm_jax.common.signals import before_leaving
 from sllm_jax.common.unfinished import Mark, abandoned
 
-WORTH_KEEPING = "0.1"  # seconds of compiling
-MOST_BYTES = 2**30  # of programs for one kind of processor
-WRITING = 10  # seconds that writing a program may take
+WORTH_KEEPING = "0.1"  # minimum compilation time, in seconds
+MOST_BYTES = 2**30  # size limit, per kind of processor
+WRITING = 10  # time limit for writing a program, in seconds
 _FAILED = "Error writing persistent compilation cache entry"
-_OWN_CHOICE = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # variables by which people decide
+_OWN_CHOICE = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_ENABLE_COMPILATION_CACHE",
+)  # set by users who configure JAX's cache themselves
 
 
 def keep_programs() -> None:
-    """Let JAX keep compiled programs; it is not imported yet. Does nothing where no folder can be written."""
+    """Enable JAX's compilation cache; call before JAX is imported. Does nothing if the folder cannot be written."""
     if "jax" in sys.modules or any(name in os.environ for name in _OWN_CHOICE):
         return
     try:
@@ -40,7 +43,7 @@ def keep_programs() -> None:
         _remove_half_written(folder)
         _remove_oldest(folder)
         mark = Mark(folder / f"{uuid4().hex}.running")
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", WORTH_KEEPING)
@@ -50,7 +53,7 @@ def keep_programs() -> None:
 
 
 def _folder() -> Path:
-    """In the user's cache folder, one for each kind of processor: programs of another may not run here."""
+    """A folder in the user's cache, one per kind of processor: programs compiled for another may not run."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "sllm-jax" / "programs" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
 
@@ -64,7 +67,7 @@ def _processor() -> str:
 
 
 def _hear_of_failures() -> list[str]:
-    """Keep JAX's warnings about this cache from people; those of writes that failed are in the list."""
+    """Hide JAX's warnings about its cache; the returned list collects those of failed writes."""
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     warnings.filterwarnings("always", _FAILED)
     show, failures = warnings.showwarning, []
@@ -80,7 +83,7 @@ def _hear_of_failures() -> list[str]:
 
 
 def _end(mark: Mark, failures: list[str]) -> None:
-    """The process ends as it should."""
+    """Clean up after a normal end of the process."""
     if failures:
         with suppress(OSError):
             _remove_since(mark.path.parent, mark.path.stat().st_mtime)
@@ -88,13 +91,13 @@ def _end(mark: Mark, failures: list[str]) -> None:
 
 
 def _leave(mark: Mark, failures: list[str]) -> None:
-    """The process ends in the middle of its work: only what is written just now may be half written."""
+    """Clean up after a signal: only files of the last `WRITING` seconds may be incomplete."""
     if not failures:
         os.utime(mark.path, (time.time() - WRITING, time.time() - WRITING))
 
 
 def _remove_half_written(folder: Path) -> None:
-    """What was written since the beginning of a process that was killed; much of it whole, but that cannot be told."""
+    """Remove what was written since a killed process started; complete files cannot be told from incomplete ones."""
     began = dict(_by_time(folder, "*.running"))
     for mark in abandoned(began):
         _remove_since(folder, began[mark])
@@ -107,7 +110,7 @@ def _remove_since(folder: Path, began: float) -> None:
 
 
 def _remove_oldest(folder: Path) -> None:
-    """Until no more than `MOST_BYTES` are left."""
+    """Remove the oldest programs until at most `MOST_BYTES` are left."""
     left = 0
     for entry, _ in reversed(_by_time(folder, "*-cache")):
         with suppress(FileNotFoundError):
@@ -117,7 +120,7 @@ def _remove_oldest(folder: Path) -> None:
 
 
 def _by_time(folder: Path, pattern: str) -> list[tuple[Path, float]]:
-    """Files and when they were written, the oldest first; another process may remove them meanwhile."""
+    """Files and their modification times, oldest first; other processes may remove files meanwhile."""
     found = []
     for path in folder.glob(pattern):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""`reproduce`: one of the paper's experiments on a model and a text of one's own, or all of them."""
+"""`reproduce`: the paper's experiments on any model and text."""
 
 from __future__ import annotations
 
@@ -22,71 +22,71 @@ if TYPE_CHECKING:
 
 ALL = "all"
 _PANEL = "Experiments"
-_EVERYWHERE = (*(one.name for one in fields(o.ModelGroup)), "format")  # options that every experiment uses
+_EVERYWHERE = (*(one.name for one in fields(o.ModelGroup)), "format")  # options of every experiment
 
 
 @dataclass(frozen=True)
 class ExperimentGroup:
-    """What an experiment is made on, besides the model, and how large it is."""
+    """The text and the sizes of an experiment."""
 
     text: Annotated[
         Path | None,
         Option(
-            help='A text that the model was not trained on, UTF-8; "-" is standard input. streameval, streamqa and '
-            "fig10 need none."
+            help='UTF-8 text that the model was not trained on; "-" reads standard input. Not needed by streameval, '
+            "streamqa and fig10."
         ),
     ] = None
     max_tokens: Annotated[
-        int | None, Option(help="Use this many tokens of the text at most.", show_default="the whole text")
+        int | None, Option(help="Maximum number of tokens of the text.", show_default="the whole text")
     ] = None
     recompute_every: Annotated[
         int | None,
         Option(
-            help="fig3, table1: re-compute one token in so many.",
-            show_default="about 2000 in all",
+            help="fig3, table1: evaluate re-computation on every Nth token.",
+            show_default="about 2000 tokens in all",
             rich_help_panel=_PANEL,
         ),
     ] = None
     dense_tokens: Annotated[
         int | None,
         Option(
-            help="fig3: read this many tokens with dense attention.",
+            help="fig3: number of tokens for dense attention.",
             show_default="4 trained contexts",
             rich_help_panel=_PANEL,
         ),
     ] = None
     lines: Annotated[
-        int | None, Option(help="streameval: lines of the stream.", show_default="500", rich_help_panel=_PANEL)
+        int | None, Option(help="streameval: number of lines.", show_default="500", rich_help_panel=_PANEL)
     ] = None
     questions: Annotated[
         list[Path] | None,
         Option(
-            help="streamqa: a file of questions, JSON or JSON lines, as Hugging Face (allenai/ai2_arc), ARC itself or "
-            "LLM-Adapters have them; may be given several times.",
+            help="streamqa: file of questions, JSON or JSON lines, in the format of Hugging Face (allenai/ai2_arc), "
+            "ARC or LLM-Adapters; repeatable.",
             rich_help_panel=_PANEL,
         ),
     ] = None
     max_questions: Annotated[
         int | None,
-        Option(help="streamqa: use this many of each file at most.", show_default="all", rich_help_panel=_PANEL),
+        Option(help="streamqa: maximum number of questions per file.", show_default="all", rich_help_panel=_PANEL),
     ] = None
     qa_format: Annotated[
         str,
-        Option(help="streamqa: few-shot, for any model, or chat, for one that was tuned to.", rich_help_panel=_PANEL),
+        Option(help="streamqa: few-shot for any model, chat for chat models.", rich_help_panel=_PANEL),
     ] = "few-shot"
     cache_size: Annotated[
         list[int] | None,
         Option(
-            help="fig10: tokens that a cache keeps, sinks and window; may be given several times.",
+            help="fig10: total cache size in tokens, sinks and window; repeatable.",
             show_default="256 to 4096",
             rich_help_panel=_PANEL,
         ),
     ] = None
-    seed: Annotated[int, Option(help="Of the values in streameval; nothing else is random.")] = 0
-    format: Annotated[str, Option(help="Of the plots: png, svg or pdf.")] = "png"
+    seed: Annotated[int, Option(help="Seed of the values in streameval; nothing else is random.")] = 0
+    format: Annotated[str, Option(help="Format of the plots: png, svg or pdf.")] = "png"
 
     def options(self, sizes: o.CacheSizes) -> ExperimentOptions:
-        """The same for the library, with the questions read from their files. Raises `SllmError`."""
+        """The options for the library, with the questions read from their files. Raises `SllmError`."""
         from sllm_jax.reproduce.arc import read_files
         from sllm_jax.reproduce.experiment_inputs import ExperimentOptions
 
@@ -114,22 +114,22 @@ def reproduce(
             "table1: sinks, line breaks in their place, none, re-computation. table2: number of sinks. "
             "table6: size of the cache. stability: millions of tokens, with memory and speed. "
             "streameval: questions about earlier lines of an endless stream. "
-            "streamqa: ARC questions in one stream. fig10: speed against re-computation. all: a page of them all.",
+            "streamqa: ARC questions in one stream. fig10: speed against re-computation. all: a report page of all.",
             metavar="EXPERIMENT",
         ),
     ],
     *,
-    out: Annotated[Path, Option(help="The folder to write; it must not exist yet, but `all` goes on in one of its.")],
+    out: Annotated[Path, Option(help="The folder to write; it must not exist, except to continue `all`.")],
     source: o.ModelGroup,
     cache: o.CacheSizes,
     given: ExperimentGroup,
 ) -> None:
-    """Reproduce an experiment of the paper, or all.
+    """Reproduce one or all of the paper's experiments.
 
-    Writes a new folder with the figures (EXPERIMENT.csv), the plot (.png, if matplotlib is installed) and the table
-    with its settings (.md), and prints the table. `all` writes such a folder for each experiment and a page (README.md)
-    of them; interrupted, the same command goes on with what is missing. Options, text and questions are checked for all
-    experiments before the first one is made.
+    Writes a new folder with the measurements (EXPERIMENT.csv), the plot (.png, if matplotlib is installed) and the
+    table with its settings (.md), and prints the table. `all` writes a folder for each experiment and a report page
+    (README.md); after an interruption, the same command continues. Options, text and questions are checked for all
+    experiments before the first one starts.
     """
     from sllm_jax.common.errors import SllmError
     from sllm_jax.common.files import check_absent, work_folder
@@ -172,7 +172,7 @@ def reproduce(
 
 
 def _command(changed: Mapping[str, object], name: str, experiment: Experiment, out: Path) -> str:
-    """The command that makes this experiment alone, with those of the changed options that it uses."""
+    """The command that runs this experiment alone, with the changed options that it uses."""
     words = ["sllm-jax", "reproduce", name]
     for option in (*_EVERYWHERE, *experiment.options):
         value = changed.get(option, [])

@@ -1,4 +1,4 @@
-"""Standard input: as one text, line by line, and as a file."""
+"""Standard input as one text, line by line, or as a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DASH = "-"  # stands for standard input
 
 
 def lines() -> Iterator[bytes]:
-    """Its lines as they arrive, without line breaks.
+    """The lines as they arrive, without line breaks.
 
-    Raises `SllmError` at once if it is closed, and for a line of more than `MAX_WHOLE` bytes.
+    Raises `SllmError` immediately if standard input is closed, and for a line of more than `MAX_WHOLE` bytes.
     """
     _check_open()
     arriving = iter(lambda: sys.stdin.buffer.readline(MAX_WHOLE + 1), b"")
@@ -23,14 +23,14 @@ def lines() -> Iterator[bytes]:
 
 
 def read() -> str:
-    """All of it, without the last line break; raises `SllmError` for more than `MAX_WHOLE` bytes."""
+    """The whole text without its last line break. Raises `SllmError` for more than `MAX_WHOLE` bytes."""
     _check_open()
     content = _bounded(sys.stdin.buffer.read(MAX_WHOLE + 1))
     return text_of(content.replace(b"\r\n", b"\n").removesuffix(b"\n"))
 
 
 def text_of(line: bytes) -> str:
-    """Bytes as text; raises `SllmError` if they are not UTF-8."""
+    """Decode a line. Raises `SllmError` if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -38,7 +38,7 @@ def text_of(line: bytes) -> str:
 
 
 def as_file(path: Path) -> Path:
-    """The path itself, or a path that reads standard input if it is `-`. Raises `SllmError` if that is closed."""
+    """The path itself, or for `-` the path of standard input. Raises `SllmError` if that is closed."""
     if str(path) != DASH:
         return path
     _check_open()
@@ -47,7 +47,7 @@ def as_file(path: Path) -> Path:
 
 def _bounded(content: bytes) -> bytes:
     if len(content) > MAX_WHOLE:
-        raise SllmError(f"standard input has more than {MAX_WHOLE} bytes for one text; give less")
+        raise SllmError(f"standard input has more than {MAX_WHOLE} bytes; give a shorter text")
     return content
 
 

@@ -1,4 +1,4 @@
-"""`train`: a model from text."""
+"""`train`: train a model on text."""
 
 from __future__ import annotations
 
@@ -24,43 +24,47 @@ RUN, LEARNING, COMPUTING = "Run", "Learning", "Computing"
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """The settings of a run, named as in `sllm_jax.train.settings.TrainingSettings`."""
+    """The settings of a training run, named as in `sllm_jax.train.settings.TrainingSettings`."""
 
-    steps: Annotated[int, Option(help="Steps in all.", rich_help_panel=LEARNING)] = 1000
-    batch_size: Annotated[int, Option(help="Samples a step, of one context each.", rich_help_panel=LEARNING)] = 16
+    steps: Annotated[int, Option(help="Number of training steps.", rich_help_panel=LEARNING)] = 1000
+    batch_size: Annotated[int, Option(help="Samples per step, one context each.", rich_help_panel=LEARNING)] = 16
     sink: Annotated[
         str,
         Option(
-            help="none: ordinary. zero: a logit fixed at 0 in every softmax (softmax-off-by-one). "
-            "learnable: a token of its own before every sample (paper, section 3.3).",
+            help="none: ordinary training. zero: a logit fixed at 0 in every softmax (softmax-off-by-one). "
+            "learnable: a dedicated token before every sample (paper, section 3.3).",
             rich_help_panel=LEARNING,
         ),
     ] = "none"
-    learning_rate: Annotated[float, Option(help="At its highest.", rich_help_panel=LEARNING)] = 3e-3
-    final_learning_rate: Annotated[float, Option(help="At the end of the cosine.", rich_help_panel=LEARNING)] = 0.0
-    warmup_steps: Annotated[int, Option(help="Steps of rising learning rate.", rich_help_panel=LEARNING)] = 100
-    weight_decay: Annotated[float, Option(help="AdamW's, of matrices.", rich_help_panel=LEARNING)] = 0.1
-    clip_norm: Annotated[float, Option(help="Longest gradient.", rich_help_panel=LEARNING)] = 1.0
+    learning_rate: Annotated[float, Option(help="Peak learning rate.", rich_help_panel=LEARNING)] = 3e-3
+    final_learning_rate: Annotated[
+        float, Option(help="Learning rate at the end of the cosine decay.", rich_help_panel=LEARNING)
+    ] = 0.0
+    warmup_steps: Annotated[int, Option(help="Steps of linear warm-up.", rich_help_panel=LEARNING)] = 100
+    weight_decay: Annotated[
+        float, Option(help="Weight decay of AdamW, applied to matrices only.", rich_help_panel=LEARNING)
+    ] = 0.1
+    clip_norm: Annotated[float, Option(help="Maximum global norm of the gradient.", rich_help_panel=LEARNING)] = 1.0
     hold_back: Annotated[
         int,
         Option(
-            help="Whole documents kept for evaluation, taken evenly from the texts; of a single one its last tenth.",
+            help="Number of documents held back for evaluation, evenly spaced; of a single document its last tenth.",
             rich_help_panel=LEARNING,
         ),
     ] = 1
-    seed: Annotated[
-        int, Option(help="Of parameters and order; the same seed, the same model.", rich_help_panel=LEARNING)
-    ] = 0
+    seed: Annotated[int, Option(help="Seed of initialization and sample order.", rich_help_panel=LEARNING)] = 0
     dtype: Annotated[
         str,
-        Option(help="float32 or bfloat16, of the computation; parameters stay float32.", rich_help_panel=COMPUTING),
+        Option(
+            help="Dtype of the computation: float32 or bfloat16. Parameters stay float32.", rich_help_panel=COMPUTING
+        ),
     ] = "float32"
     accumulate: Annotated[
-        int, Option(help="Parts a batch is computed in, to save memory.", rich_help_panel=COMPUTING)
+        int, Option(help="Gradient accumulation: number of parts of a batch.", rich_help_panel=COMPUTING)
     ] = 1
     remat: Annotated[
         bool,
-        Option("--remat", help="Compute layers again in the backward pass, to save memory.", rich_help_panel=COMPUTING),
+        Option("--remat", help="Recompute activations in the backward pass to save memory.", rich_help_panel=COMPUTING),
     ] = False
 
 
@@ -68,28 +72,28 @@ class TrainingGroup:
 def train(
     texts: Annotated[
         list[Path],
-        Argument(help="Text files, UTF-8 (.xz as well); a form feed stands between documents.", metavar="TEXT"),
+        Argument(help="UTF-8 text files, optionally .xz; form feeds separate documents.", metavar="TEXT"),
     ],
     *,
     config: Annotated[
         Path,
         Option(
-            help="config.json of a supported family, with the context (max_position_embeddings, for MPT max_seq_len)."
+            help="config.json of a supported family, including the context (max_position_embeddings; MPT: max_seq_len)."
         ),
     ],
-    out: Annotated[Path, Option(help="The folder of the run; the model will be in OUT/model.", metavar="OUT")],
-    resume: Annotated[bool, Option("--resume", help="Go on with the run in OUT, from its last checkpoint.")] = False,
+    out: Annotated[Path, Option(help="The folder of the run; the trained model is OUT/model.", metavar="OUT")],
+    resume: Annotated[bool, Option("--resume", help="Resume the run in OUT from its last checkpoint.")] = False,
     training: TrainingGroup,
     save_every: Annotated[int, Option(help="Steps between evaluations and checkpoints.", rich_help_panel=RUN)] = 200,
     plot_format: Annotated[
-        str, Option("--format", help="Of the plot of the loss: png, svg or pdf.", rich_help_panel=RUN)
+        str, Option("--format", help="Format of the loss plot: png, svg or pdf.", rich_help_panel=RUN)
     ] = "png",
 ) -> None:
     """Train a model and its tokenizer on text; needs the extra `train`.
 
-    OUT gets checkpoints, metrics.csv, loss.png (if matplotlib is installed), held_back.txt and at the end OUT/model,
-    which --model takes and `sllm-jax convert --to huggingface` exports. Ctrl-C and SIGTERM save and stop; --resume
-    goes on exactly.
+    Writes checkpoints, metrics.csv, loss.png (if matplotlib is installed) and held_back.txt to OUT, and at the end the
+    model to OUT/model. --model accepts it, and `sllm-jax convert --to huggingface` exports it. Ctrl-C and SIGTERM save
+    and stop; a run resumed with --resume ends with bitwise equal parameters.
     """
     from sllm_jax.common.files import load_json, work_folder
     from sllm_jax.common.inputs import is_there
@@ -101,7 +105,7 @@ def train(
     from sllm_jax.train.run import METRICS, MODEL, TrainingRun
     from sllm_jax.train.settings import TrainingSettings
 
-    out = Path(os.path.expanduser(out))  # which the shell leaves undone in --out=~/run
+    out = Path(os.path.expanduser(out))  # the shell does not expand --out=~/run
     settings = TrainingSettings(config=load_json(config), **asdict(training))
     if save_every < 1:
         raise SllmError(f"save-every must be 1 or more; got {save_every}")
@@ -109,7 +113,7 @@ def train(
         check_same(out, texts, settings)
     else:
         if is_there(out):
-            raise SllmError(f"{out} exists already; add --resume to go on with the run in it, or name a new folder")
+            raise SllmError(f"{out} exists already; add --resume to continue the run in it, or name a new folder")
         with progress("reading") as bar:
             prepare(out, texts, settings, bar)
     if not can_plot():
@@ -124,7 +128,7 @@ def train(
                         check()
             except STOPPED:
                 run.save()
-                note(f"stopped after step {run.step} of {settings.steps}; --resume goes on")
+                note(f"stopped after step {run.step} of {settings.steps}; --resume continues")
                 raise
     if not run.rows:
         note(f"{out / METRICS} has no measures; it was removed or emptied after the last step")
@@ -134,7 +138,7 @@ def train(
 
 
 def _measures(rows: list[Row]) -> str:
-    """The last measures, for the bar."""
+    """The last measures, for the progress bar."""
     if not rows:
         return ""
     held = [f", held back {row.held_back_bits_per_byte:.3f} bits per byte" for row in rows if row.held_back_nll]

@@ -1,4 +1,4 @@
-"""How `generate` and `chat` show a text, and what they say of it at its end."""
+"""Output of `generate` and `chat`: the text, and a summary at its end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Speed:
-    """Tokens per second, without the time to the first piece of each text (compilation and reading)."""
+    """Tokens per second, excluding the time to the first piece of each text (compilation and prompt)."""
 
     def __init__(self, stream: Stream) -> None:
-        """Counts all texts of this stream."""
+        """Measure all texts of this stream."""
         self._stream = stream
         self._tokens, self._seconds = 0, 0.0
 
@@ -34,13 +34,13 @@ class Speed:
             yield piece
 
     def __str__(self) -> str:
-        """The number of tokens written, and the rate if enough was timed."""
+        """The number of tokens written, and the rate if it is known."""
         rate = f", {self._tokens / self._seconds:.1f} tokens/s" if self._tokens else ""
         return f"{self._stream.tokens_written} tokens{rate}"
 
 
 def show(pieces: Iterable[str], check: Callable[[], None]) -> None:
-    """Print pieces as they come, and a line break at the end."""
+    """Print pieces as they arrive, and a line break at the end."""
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -52,7 +52,7 @@ def show(pieces: Iterable[str], check: Callable[[], None]) -> None:
 
 
 def both(first: Progress, second: Progress) -> Progress:
-    """Report progress to two listeners."""
+    """A progress callback that calls both."""
 
     def tell(done: int, total: int) -> None:
         first(done, total)
@@ -67,8 +67,8 @@ def summary(stream: Stream, speed: Speed) -> str:
 
 
 def note_end(stream: Stream, speed: Speed) -> None:
-    """The summary, and the reason if a dense stream is full."""
+    """Print the summary, and a note if a dense stream is full."""
     note(summary(stream, speed))
     if stream.full:
         context = stream.model.config.max_position_embeddings
-        note(f"dense attention ends at the trained context of {context} tokens; --mode streaming goes on")
+        note(f"dense attention ends at the trained context of {context} tokens; --mode streaming has no limit")
