@@ -38,8 +38,8 @@ def check_clone(package: Path, convert: Path) -> None:
     """
     if convert not in (package / "convert", package.parent / "convert"):
         raise SllmError(
-            f"sllm_jax is that of {package.parent}, but sllm_jax.convert that of {convert.parent}; "
-            "install the clone that you use (editable), or start Python outside of the other one"
+            f"sllm_jax is imported from {package.parent}, but sllm_jax.convert from {convert.parent}; "
+            "install the clone that you use (editable), or start Python outside the other clone"
         )
 
 
@@ -96,9 +96,11 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
         else:
             hf_config, module, params = _read_folder(source, dtype, progress)
         if is_quantized(params):
-            raise SllmError("int8 weights cannot go to Hugging Face; take the checkpoint that they were made from")
+            raise SllmError("int8 weights cannot be exported to Hugging Face; export the original checkpoint")
         if module.config.attention_sink == "zero":
-            raise SllmError("a model with attention_sink 'zero' cannot go to Hugging Face, which has no such softmax")
+            raise SllmError(
+                "a model with attention_sink 'zero' cannot be exported: Hugging Face does not support its softmax"
+            )
         write_safetensors(folder, params, _table(module), module)
         _write_companions(folder, source, module.config.with_current_names(hf_config), params)
 
@@ -116,15 +118,15 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
     check_plausible(module.config, folder)
     if module.config.tie_word_embeddings and (bare := bare_architecture(hf_config)):
         warnings.warn(
-            f"{folder}: config.json is of a {bare:.80}, saved without a head; the embedding serves as its head "
-            "(tie_word_embeddings), but the text of an embedder makes no sense",
+            f"{folder}: config.json names a {bare:.80}, which has no head; the embedding is used as its head "
+            "(tie_word_embeddings), but an embedding model generates meaningless text",
             stacklevel=3,
         )
     ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
     if ties and not is_tied(sources.tensors(folder), _table(module)):
         warnings.warn(
-            f"{folder}: config.json ties the head to the embedding, but the checkpoint has two matrices that differ; "
-            "both are used (tie_word_embeddings is false in the config of this model)",
+            f"{folder}: config.json ties the head to the embedding, but the checkpoint has two different matrices; "
+            "both are used (tie_word_embeddings is set to false)",
             stacklevel=3,
         )
         hf_config = hf_config | {"tie_word_embeddings": False}

@@ -22,7 +22,7 @@ from sllm_jax.core.model import parameter_shapes
 
 _SHOWN = 10  # problems of one checkpoint
 _LINE = 300  # characters of one problem
-_BLOCK = 1 << 22  # elements looked at together
+_BLOCK = 1 << 22  # elements compared at a time
 _ALIGNMENT = 64  # bytes; JAX on a CPU uses an aligned array in place and copies any other
 
 
@@ -93,7 +93,7 @@ class _Assembly:
         self.seen: dict[str, Shape] = {}
         self.maker: dict[str, str] = {}  # path of a parameter -> name of the tensor that it came from
         self.params: dict[str, Any] = {}
-        self.embedding: Tensor | None = None  # the one that the head may be tied to
+        self.embedding: Tensor | None = None  # the embedding that the head may be tied to
         self.head: Tensor | None = None  # a tied head
         self.problems: list[tuple[str, str]] = []  # the kind and the message of each
 
@@ -185,8 +185,8 @@ class _Assembly:
     def _make(self, tensor: Tensor, rule: Rule) -> None:
         for target, view in zip(rule.targets, rule.transform.forward(tensor.read(), self.config), strict=True):
             if view.shape != self.shapes[target]:
-                made = f"the transform {rule.transform.name!r} makes {view.shape} of it for {target}"
-                self._problem("misshapen", f"tensor {tensor.name}: {made}, which is {self.shapes[target]}")
+                made = f"the transform {rule.transform.name!r} gives {view.shape} for {target}"
+                self._problem("misshapen", f"tensor {tensor.name}: {made}, expected {self.shapes[target]}")
                 continue
             for path, array in self._arrays(tensor, target, view).items():
                 self.maker[path] = tensor.name

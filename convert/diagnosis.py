@@ -16,7 +16,7 @@ _SIGNS: dict[str, str] = {
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|weight_scale(_inv)?|weight_packed)$": "quantized weights; give a "
     "float32, float16 or bfloat16 checkpoint",
     r"\.experts\.|\.block_sparse_moe\.": "a mixture of experts, which is not supported",
-    r"^(score|classifier|v_head|value_head|reward_head)\.": "a reward model or classifier, which writes no text; "
+    r"^(score|classifier|v_head|value_head|reward_head)\.": "a reward model or classifier, which generates no text; "
     "give the language model that it was made from",
     r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|language_model)\.": "a model of text and images, "
     "which is not supported",
@@ -37,7 +37,7 @@ def looks_like(
         if any(re.search(sign, name) for name in unknown):
             return what
     if prefix := stray_prefix(unknown, lambda name: (its := own(name)) is not None and its not in found):
-        return f"a checkpoint with {prefix!r:.80} before the names of its tensors; save them without it"
+        return f"a checkpoint whose tensor names begin with {prefix!r:.80}; save it without this prefix"
     if len(unknown) == len(found):
         return f"another architecture than the {config.model_type!r} of config.json"
     layers = 1 + max((int(number[1]) for name in found if (number := _LAYER.search(name))), default=-1)
@@ -49,7 +49,7 @@ def looks_like(
     if shape not in (None, embedding):
         return f"a model with an embedding of {shape} (tokens, size); config.json says {embedding}"
     if shape and table.tied.source not in found and not config.tie_word_embeddings:
-        return "a model without its head, such as an embedder; give a checkpoint that was saved with it"
+        return "a model without its head, such as an embedding model; give a checkpoint with a head"
     return None
 
 
@@ -57,5 +57,5 @@ def summary(problems: Mapping[str, int], what: str | None) -> str:
     """One line: the number of problems of each kind, and what the checkpoint looks like."""
     count = sum(problems.values())
     kinds = ", ".join(f"{number} {kind}" for kind, number in problems.items())
-    tensors = f"{count} tensor{'s' if count > 1 else ''} not as config.json says ({kinds})"
+    tensors = f"{count} tensor{'s do' if count > 1 else ' does'} not match config.json ({kinds})"
     return tensors if what is None else f"{tensors}; this looks like {what}"

@@ -20,7 +20,7 @@ GPT_NEOX = Table(
     ),
     drops=(
         Drop(f"{_LAYER}.attention.bias", "the causal mask"),
-        Drop(f"{_LAYER}.attention.masked_bias", "what masked scores were set to"),
+        Drop(f"{_LAYER}.attention.masked_bias", "the value of masked scores"),
         Drop(f"{_LAYER}.attention.rotary_emb.inv_freq", "frequencies follow from the config"),
         Drop("gpt_neox.rotary_emb.inv_freq", "frequencies follow from the config"),
         Drop("embed_out.weight", "tied to the embedding", copy_of="gpt_neox.embed_in.weight"),

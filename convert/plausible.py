@@ -19,9 +19,9 @@ def check_plausible(config: ModelConfig, folder: Path) -> None:
     asked, held = fewest_parameters(config), most_parameters(folder)
     if asked > max(_SMALL, _SLACK * held):
         raise SllmError(
-            f"{folder}: config.json asks for a model of more than {asked:.1e} parameters "
+            f"{folder}: config.json describes a model of more than {asked:.1e} parameters "
             f"(vocab_size {config.vocab_size}, hidden_size {config.hidden_size}, {config.num_hidden_layers} layers), "
-            f"but the weights hold at most {held:.1e}; fetch config.json and weights of one checkpoint"
+            f"but the weights hold at most {held:.1e}; use config.json and weights of the same checkpoint"
         )
 
 

@@ -63,7 +63,7 @@ def shards(index: Path) -> list[Path]:
         raise SllmError(f"{index} names files outside its folder: {', '.join(name[:80] for name in outside[:10])}")
     if absent := [name for name in names if not is_file(index.parent / name)]:
         listed = ", ".join(name[:80] for name in absent[:10])
-        raise SllmError(f"{index} names files that are absent: {listed}; download the checkpoint again")
+        raise SllmError(f"{index} names missing files: {listed}; download the checkpoint again")
     return [index.parent / name for name in names]
 
 
@@ -97,7 +97,7 @@ def _view(name: str, data: np.ndarray, dtype: str, shape: Shape) -> np.ndarray:
 
 
 def read_pickle(path: Path) -> Iterator[Tensor]:
-    """The tensors of one PyTorch file; raises `SllmError` if it is corrupt, holds more, or PyTorch is not installed."""
+    """The tensors of one PyTorch file. Raises `SllmError` if it holds anything else, or PyTorch is not installed."""
     state = _tensors_of(_unpickle(path), path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise SllmError(f"{path} must hold tensors by name; got {type(state).__name__}")
@@ -117,7 +117,7 @@ def _tensors_of(state: Any, path: Path) -> Any:
     if not isinstance(state, dict) or _has_tensors(state):
         return state
     if parts := [repr(name)[:80] for name, part in state.items() if isinstance(part, dict) and _has_tensors(part)]:
-        raise SllmError(f"{path} keeps its tensors under {', '.join(parts[:5])}; save that of the model alone")
+        raise SllmError(f"{path} has several groups of tensors ({', '.join(parts[:5])}); save only the model's")
     return state
 
 
@@ -129,7 +129,7 @@ def _unpickle(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise SllmError(f"reading {path} takes PyTorch; {how_to_install('torch')}") from None
+        raise SllmError(f"reading {path} needs PyTorch; {how_to_install('torch')}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # PyTorch warns of unusual pickles
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

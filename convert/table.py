@@ -82,7 +82,7 @@ class Drop:
     copy_of: str | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether it applies to the tensor of that name."""
+        """Whether the drop applies to the tensor `name`."""
         return re.fullmatch(re.escape(self.source).replace(r"\{i\}", r"\d+"), name) is not None
 
 

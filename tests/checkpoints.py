@@ -112,7 +112,7 @@ def problems(folder, dtype="float32"):
         load(folder, dtype)
     headline, *lines = str(error.value).split("\n")
     if lines:
-        number = re.match(r"(\d+) tensors? not as config\.json says \((\d+ [a-z]+(, )?)+\)", headline)
+        number = re.match(r"(\d+) tensors? do(?:es)? not match config\.json \((\d+ [a-z]+(, )?)+\)", headline)
         assert number is not None
         assert int(number[1]) == len(lines)
     return lines or [headline.partition("; this looks like ")[0]]

@@ -49,21 +49,21 @@ def test_labels_are_letters():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no questions; expected the Hugging Face form"),
+        ("", "has no questions; expected the Hugging Face format"),
         ("[]", "has no questions"),
         ("[1", "is neither a JSON list nor JSON lines"),
-        ([7], r"question 1 has another form: .*; got int"),
+        ([7], r"question 1 has another format: .*; got int"),
         (
             [FORMS["original"], {"prompt": "?"}],
-            r"question 2 has another form: .*; got the fields prompt .KeyError: 'qu",
+            r"question 2 has another format: .*; got the fields prompt .KeyError: 'qu",
         ),
-        ([FORMS["hugging face"] | {"answerKey": "C"}], "question 1 has another form"),
+        ([FORMS["hugging face"] | {"answerKey": "C"}], "question 1 has another format"),
         ([FORMS["hugging face"] | {"choices": {"text": ["a", "b"], "label": ["A"]}}], "1 labels, 2 options"),
         ([FORMS["hugging face"] | {"choices": {"text": ["a"], "label": ["B"]}}], "must have 2 to 8 options; got 1"),
-        ([FORMS["adapters"] | {"instruction": "Why?"}], "no 'Answer1: ...' behind the question"),
-        ([FORMS["adapters"] | {"answer": "answer3"}], "another form"),
-        ([FORMS["hugging face"] | {"choices": {"text": [1, 2], "label": ["A", "B"]}}], "question 1 has another form"),
-        ([FORMS["original"] | {"question": {"stem": None, "choices": OBJECTS}}], "question 1 has another form"),
+        ([FORMS["adapters"] | {"instruction": "Why?"}], "no 'Answer1: ...' after the question"),
+        ([FORMS["adapters"] | {"answer": "answer3"}], "another format"),
+        ([FORMS["hugging face"] | {"choices": {"text": [1, 2], "label": ["A", "B"]}}], "question 1 has another format"),
+        ([FORMS["original"] | {"question": {"stem": None, "choices": OBJECTS}}], "question 1 has another format"),
     ],
 )
 def test_other_files_are_refused(written, content, message):
@@ -91,7 +91,7 @@ def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(SllmError, match=r"none.json cannot be read .No such file"):
         read_questions(tmp_path / "none.json")
     (tmp_path / "arc.parquet").write_bytes(b"PAR1\xff\xfe")
-    with pytest.raises(SllmError, match=r"not UTF-8 text .*; of a Parquet file make JSON lines \(Dataset.to_json\)"):
+    with pytest.raises(SllmError, match=r"not UTF-8 text .*; convert Parquet files to JSON lines \(Dataset.to_json\)"):
         read_questions(tmp_path / "arc.parquet")
 
 

@@ -112,7 +112,7 @@ def test_too_many_streams_are_one_sentence(tiny, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr(running, "streaming_program", fails)
-    with pytest.raises(SllmError, match="no memory for 7 streams; give fewer, or a smaller recent_size"):
+    with pytest.raises(SllmError, match="not enough memory for 7 streams; give fewer, or a smaller recent_size"):
         list(running._numbers_of_streams(tiny, BenchmarkSettings(4, 50, (7,))))
 
 

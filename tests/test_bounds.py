@@ -99,7 +99,7 @@ def test_a_negative_number_of_layers(value):
 @pytest.mark.usefixtures("nothing_built")
 def test_a_config_of_far_more_parameters_than_the_weights_have(folder, changes):
     change_config(folder, **changes)
-    with pytest.raises(SllmError, match=r"asks for a model of more than [^\n]* but the weights hold at most [^\n]*$"):
+    with pytest.raises(SllmError, match=r"describes a model of more than [^\n]* but the weights hold at most [^\n]*$"):
         sllm_jax.load(folder, "float32")
 
 

@@ -74,7 +74,10 @@ def test_the_default_is_there():
 def test_an_unknown_name_is_told_those_there_are(wrong):
     with pytest.raises(SllmError) as refusal:
         hub.resolve(wrong)
-    assert str(refusal.value) == f"there is no model {wrong!r} in this package; there is {', '.join(bundled_names())}"
+    assert (
+        str(refusal.value)
+        == f"there is no model {wrong!r} in this package; expected one of {', '.join(bundled_names())}"
+    )
 
 
 def test_every_folder_is_whole(name):

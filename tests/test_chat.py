@@ -112,7 +112,7 @@ def test_a_broken_template(plain):
     with pytest.raises(SllmError, match="the chat template refuses a conversation of user: Expected"):
         render_turn(plain, "Hello")
     plain.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(SllmError, match="the chat template leaves earlier answers out"):
+    with pytest.raises(SllmError, match="the chat template omits earlier answers"):
         render_turn(plain, "Hello", first=False, last_ids=[5])
 
 
@@ -237,7 +237,7 @@ def test_prompts_of_all_forms(tmp_path):
     [
         (b'{"text": "a"}\n{"turns": ["a"]', r"prompts\.jsonl, line 2 is not JSON"),
         (b"[" * 100_000, r"prompts\.jsonl, line 1 is not JSON .*; give a JSON object on each line"),
-        (b"", r"prompts\.jsonl has no prompts; expected a JSON object a line"),
+        (b"", r"prompts\.jsonl has no prompts; expected a JSON object per line"),
         (b"\n \n", "has no prompts"),
         (b'{"turns": []}', r'line 1 must be an object with "turns", a list of texts'),
         (b'{"turns": "a"}', "line 1 must be an object"),

@@ -67,7 +67,9 @@ def test_tied_in_the_config_but_two_matrices_loads_untied_with_a_warning(tied, t
     checkpoints.rewrite(tied, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING] * 2}))
     if pickled:
         checkpoints.to_pickle(tied)
-    with pytest.warns(UserWarning, match="ties the head to the embedding, but the checkpoint has two matrices"):
+    with pytest.warns(
+        UserWarning, match="ties the head to the embedding, but the checkpoint has two different matrices"
+    ):
         model, _ = sllm_jax.load(tied, "float32")
     assert not model.config.tie_word_embeddings
     np.testing.assert_array_equal(
@@ -186,8 +188,8 @@ def test_a_reward_model_that_its_config_does_not_tell_is_refused(tied, says):
     change_config(tied, architectures=[says] if says != "nothing" else None)
     checkpoints.rewrite(tied, lambda tensors: tensors.update({"score.weight": torch.ones(1, 24)}))
     assert refusal(tied) == (
-        "unknown tensor score.weight of shape (1, 24); this looks like a reward model or classifier, which writes no "
-        "text; give the language model that it was made from"
+        "unknown tensor score.weight of shape (1, 24); this looks like a reward model or classifier, which generates "
+        "no text; give the language model that it was made from"
     )
 
 
@@ -197,7 +199,7 @@ def test_a_bare_model_without_a_head_is_one_sentence(folder, architecture):
     checkpoints.rewrite(folder, lambda tensors: tensors.pop(HEAD))
     assert refusal(folder) == (
         "missing tensor lm_head.weight of shape (101, 24); this looks like a model without its head, such as an "
-        "embedder; give a checkpoint that was saved with it"
+        "embedding model; give a checkpoint with a head"
     )
 
 
@@ -209,7 +211,7 @@ def test_a_tied_bare_model_loads_with_a_warning(tied, architectures, architectur
     expected = load(tied)
     checkpoints.rewrite(tied, lambda tensors: [tensors.update({name[6:]: tensors.pop(name)}) for name in [*tensors]])
     change_config(tied, architectures=architectures)
-    with pytest.warns(UserWarning, match=f"is of a {architecture}, saved without a head"):
+    with pytest.warns(UserWarning, match=f"names a {architecture}, which has no head"):
         model, _ = sllm_jax.load(tied, "float32")
     assert_same(model.params, expected)
 
@@ -225,12 +227,12 @@ def test_a_tied_model_with_its_head_loads_without_a_warning(tied, architectures)
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        (["model.Q4_K_M.gguf"], "but GGUF files, the format of llama.cpp"),
+        (["model.Q4_K_M.gguf"], "but GGUF files, which are not supported"),
         (
             ["adapter_config.json", "adapter_model.safetensors"],
             "but a PEFT adapter (merge it into its base model first",
         ),
-        (["consolidated.00.pth", "params.json"], "but the weights in the format of their publisher"),
+        (["consolidated.00.pth", "params.json"], "but weights in the original format"),
         (["tf_model.h5"], "but TensorFlow weights"),
     ],
 )

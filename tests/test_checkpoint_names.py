@@ -118,13 +118,13 @@ def test_an_unknown_prefix_is_named(folder, prefix):
 
     checkpoints.rewrite(folder, rename)
     summary, *lines = refusal(folder).split("\n")
-    assert f"this looks like a checkpoint with {prefix.partition('.')[0] + '.'!r} before the names" in summary
+    assert f"this looks like a checkpoint whose tensor names begin with {prefix.partition('.')[0] + '.'!r}" in summary
     assert len(lines) == 11
 
 
 def test_a_prefix_of_the_head_alone_is_named(folder):
     checkpoints.rewrite(folder, lambda tensors: tensors.update({f"base_model.{HEAD}": tensors.pop(HEAD)}))
-    assert "a checkpoint with 'base_model.' before the names" in refusal(folder)
+    assert "a checkpoint whose tensor names begin with 'base_model.'" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["mtp.norm.weight", "draft.layers.0.input_layernorm.weight"])
@@ -164,7 +164,7 @@ def test_another_nesting_is_named(folder, keys):
     nested = {"model": {"weights": state}} if keys[0] == "model" else dict.fromkeys(keys, state)
     torch.save(nested | {"epoch": 3}, path)
     found = "'weights'" if keys[0] == "model" else ", ".join(map(repr, keys))
-    assert refusal(folder) == f"{path} keeps its tensors under {found}; save that of the model alone"
+    assert refusal(folder) == f"{path} has several groups of tensors ({found}); save only the model's"
 
 
 def test_a_tensor_under_two_names_is_a_duplicate(folder):

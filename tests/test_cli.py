@@ -97,7 +97,7 @@ def test_dense_mode_says_where_it_ends(run, model):
 @pytest.mark.filterwarnings("default")
 def test_a_cache_beyond_the_trained_context_is_warned_of(run, model):
     _, _, err = run("generate", "--model", model, "--max-tokens", 1, "--recent-size", 200)
-    assert "warning: a step attends to 205 tokens, and the model was trained on 128" in err
+    assert "warning: a step attends to 205 tokens, but the model was trained on 128" in err
 
 
 def test_chat_reads_messages_from_standard_input(run, model):

@@ -87,13 +87,13 @@ def test_a_finished_one_has_nothing_left_to_do(tiny, texts, tmp_path):
 )
 def test_another_evaluation_is_not_gone_on_with(tiny, texts, tmp_path, change, named):
     evaluation(tmp_path, tiny, texts)
-    with pytest.raises(SllmError, match=rf"holds another evaluation \(not the same: {named}\); resume with the same"):
+    with pytest.raises(SllmError, match=rf"holds another evaluation \(different: {named}\); resume with the same"):
         evaluation(tmp_path, tiny, **({"texts": texts} | change))
 
 
 def test_floats_are_not_gone_on_with_as_int8(tiny, texts, tmp_path):
     evaluation(tmp_path, tiny, texts)
-    with pytest.raises(SllmError, match=r"\(not the same: weights\)"):
+    with pytest.raises(SllmError, match=r"\(different: weights\)"):
         evaluation(tmp_path, quantized(tiny), texts)
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_folder_is_refused(tiny, texts, tmp_path):
     next(first.steps())
     first.save()
     (tmp_path / "nll.npy").write_bytes(b"")
-    with pytest.raises(SllmError, match=r"nll.npy is not a .npy file of numbers \(EOF.*\); remove .* to begin anew"):
+    with pytest.raises(SllmError, match=r"nll.npy is not a .npy file of numbers \(EOF.*\); remove .* to start over"):
         evaluation(tmp_path, tiny, texts)
 
 

@@ -191,7 +191,7 @@ def test_a_shard_that_is_no_file(tmp_path, name):
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     if len(name) < 100 and "\0" not in name:
         os.mkfifo(tmp_path / name)
-    assert "names files that are absent" in refused(sources.shards, index)
+    assert "names missing files" in refused(sources.shards, index)
 
 
 def test_a_pipe_in_a_converted_checkpoint(tmp_path):

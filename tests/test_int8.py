@@ -121,7 +121,7 @@ def test_a_model_in_memory_becomes_what_loading_makes_of_it(tmp_path, tiny):
 def test_what_cannot_be_is_refused(tmp_path, tiny):
     with pytest.raises(SllmError, match=r"weights must be int8 or left out; got 'int4'"):
         loading.load(weights="int4")
-    with pytest.raises(SllmError, match="int8 weights cannot go to Hugging Face"):
+    with pytest.raises(SllmError, match="int8 weights cannot be exported to Hugging Face"):
         convert.to_huggingface(quantized(tiny), tmp_path / "out", dtype="bfloat16")
     model = llama()
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("inf")

@@ -128,13 +128,13 @@ def test_missing_folder(tmp_path):
 
 
 def test_a_file_instead_of_a_folder(folder):
-    with pytest.raises(SllmError, match=r"model\.safetensors is a file; give the folder that holds the model$"):
+    with pytest.raises(SllmError, match=r"model\.safetensors is a file; give the folder of the model$"):
         loading.load(folder / "model.safetensors")
 
 
 def test_no_config(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(SllmError, match=r"hf has no config\.json; give the folder of a whole checkpoint$"):
+    with pytest.raises(SllmError, match=r"hf has no config\.json; give the folder of a complete checkpoint$"):
         loading.load(folder)
 
 

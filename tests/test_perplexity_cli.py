@@ -93,7 +93,7 @@ def test_an_interrupted_perplexity_is_gone_on_with(run, model, tmp_path, monkeyp
     assert run("perplexity", *arguments, *resume)[0] == 130
     assert run("perplexity", *arguments, *resume)[0] == 143
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["checkpoints", "nll.npy", "settings.json"]
-    assert_refused(run("perplexity", *arguments, *resume, "--mode", "window"), "holds another evaluation (not the same")
+    assert_refused(run("perplexity", *arguments, *resume, "--mode", "window"), "holds another evaluation (different")
     monkeypatch.setattr(Evaluation, "steps", steps)
     begun = count_steps(monkeypatch)
     assert run("perplexity", *arguments, *resume)[0] == 0
@@ -109,7 +109,7 @@ def test_only_its_own_is_removed_from_the_folder_it_resumes_in(run, model, tmp_p
     kept.mkdir()
     (kept / name).write_text("mine")
     arguments = ("perplexity", "--model", model, "--tokens", tmp_path / "tokens.npy", "--resume", kept)
-    assert_refused(run(*arguments), "holds other things than an evaluation; name a new folder")
+    assert_refused(run(*arguments), "holds something other than an evaluation; name a new folder")
     assert (kept / name).read_text() == "mine"
     (kept / name).unlink()
     assert run(*arguments)[0] == 0

@@ -78,7 +78,7 @@ def test_three_files_and_the_table(run, model, text, questions, small_caches, tm
     assert ("--text" in command) == EXPERIMENTS[name].needs("text")
     assert ("--lines 22" in command) == (name == "streameval")
     if name == "fig3":
-        assert "| streaming | 4 + 123 tokens kept; a step attends to one more, its own |" in table
+        assert "| streaming | 4 + 123 tokens kept; a step also attends to its own token |" in table
         assert "| recompute | a fresh pass over the last 128 tokens; one token in 1, " in table
     assert (out / f"{name}.png").read_bytes().startswith(PNG)
 
@@ -179,7 +179,7 @@ def test_all_is_a_page_of_each_with_the_command_that_makes_it(run, model, text, 
     code, printed, err = run(*arguments)
     names = [name for name in EXPERIMENTS if name != "streamqa"]  # no questions were given
     assert (code, printed) == (0, "")
-    assert err.splitlines() == [*(f"made {name}" for name in names), f"wrote {out}"]
+    assert err.splitlines() == [*(f"finished {name}" for name in names), f"wrote {out}"]
     page = (out / "README.md").read_text()
     assert re.findall(r"^## (\w+): ", page, re.MULTILINE) == names
     commands = re.findall(r"```bash\n(.*)\n```", page)
@@ -198,7 +198,7 @@ def test_all_goes_on_with_what_is_missing(run, model, text, small_caches, tmp_pa
     assert run(*arguments, "--max-tokens", 300)[0] == 0
     shutil.rmtree(out / "table2")
     (out / "README.md").unlink()
-    assert run(*arguments, "--max-tokens", 300)[2] == f"made table2\nwrote {out}\n"
+    assert run(*arguments, "--max-tokens", 300)[2] == f"finished table2\nwrote {out}\n"
     assert (out / "README.md").is_file()
     assert_refused(run(*arguments, "--max-tokens", 290), "fig2 was made by another command; name a new folder")
 
@@ -232,7 +232,7 @@ def test_all_touches_no_folder_of_somebody_else(run, model, text, tmp_path, name
     out.mkdir()
     (out / name).write_text("precious")
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out)
-    assert_refused(run(*arguments), f"holds other things than a report ({name}); name a new folder")
+    assert_refused(run(*arguments), f"holds something other than a report ({name}); name a new folder")
     assert (out / name).read_text() == "precious"
     assert_refused(run(*arguments[:-1], text / "out"), "could not be written: Not a directory")
 
@@ -246,7 +246,7 @@ def test_what_does_not_fit_the_device_is_said(run, model, text, small_caches, tm
     arguments = ("reproduce", "all", "--model", model, "--text", text, "--out", out, "--lines", 22)
     code, _, err = run(*arguments, "--max-tokens", 300)
     assert (code, "fig10 failed on the device (RESOURCE_EXHAUSTED: Out of memory);" in err) == (2, True)
-    assert "Not made: fig10 failed on the device" in (out / "README.md").read_text()
+    assert "Failed: fig10 failed on the device" in (out / "README.md").read_text()
 
 
 def test_whole_maps_of_attention_are_drawn(loaded):

@@ -135,7 +135,7 @@ def test_a_wrong_digit_of_a_finished_run_is_no_figure(run, trained, tmp_path):
     assert run(*again)[:2] == (0, printed)
     path, figure = tmp_path / "run/metrics.csv", printed.split()[2]
     path.write_text(path.read_text().replace(f",{figure[:3]}", f",{figure[:2]}0"))
-    assert_refused(run(*again), "metrics.csv is damaged: it does not hold the measures that were saved; remove it")
+    assert_refused(run(*again), "metrics.csv is damaged: it differs from what was saved; remove it")
     path.unlink()
     code, out, err = run(*again)
     assert (code, out) == (0, "")
@@ -169,7 +169,7 @@ def test_a_pipe_in_the_place_of_the_page_is_refused(run, model, tmp_path):
     (tmp_path / "all").mkdir()
     os.mkfifo(tmp_path / "all/README.md")
     arguments = ["reproduce", "all", "--model", model, "--text", tmp_path / "text.txt", "--out", tmp_path / "all"]
-    assert_refused(run(*arguments), "holds other things than a report (README.md); name a new folder")
+    assert_refused(run(*arguments), "holds something other than a report (README.md); name a new folder")
 
 
 # Two processes.
@@ -197,7 +197,7 @@ def held(tmp_path):
 
 def test_a_folder_is_worked_in_by_one_process_at_a_time(held, tmp_path):
     with (
-        pytest.raises(SllmError, match=r"another process works in .*held; wait for its end, or name another folder"),
+        pytest.raises(SllmError, match=r"another process is using .*held; wait until it ends, or name another folder"),
         work_folder(tmp_path / "held"),
     ):
         pytest.fail("not reached")
@@ -235,7 +235,7 @@ def test_commands_work_in_no_folder_of_another_process(run, model, interrupted, 
         place = shutil.copytree(folder, tmp_path / "places" / folder.name)
         before = sorted(place.rglob("*"))
         with FileLock(place / ".lock"):
-            assert_refused(run(*arguments, *option, place), f"another process works in {place}; wait for its end")
+            assert_refused(run(*arguments, *option, place), f"another process is using {place}; wait until it ends")
         (place / ".lock").unlink(missing_ok=True)
         assert sorted(place.rglob("*")) == before
 

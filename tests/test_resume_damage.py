@@ -73,7 +73,7 @@ NLL_DAMAGE = {
 @pytest.mark.parametrize("damage", NLL_DAMAGE)
 def test_a_damaged_nll_is_never_a_number(saved, tiny, damage):
     rewrite(saved, NLL_DAMAGE[damage])
-    with pytest.raises(SllmError, match=r"nll\.npy .*; remove .*resume to begin anew") as error:
+    with pytest.raises(SllmError, match=r"nll\.npy .*; remove .*resume to start over") as error:
         begin(saved, tiny)
     assert "\n" not in str(error.value)
 
@@ -82,13 +82,13 @@ def test_a_damaged_nll_is_never_a_number(saved, tiny, damage):
 def test_an_nll_that_was_cut_is_never_a_number(saved, tiny, size):
     content = (saved / "nll.npy").read_bytes()
     (saved / "nll.npy").write_bytes(content[:size])
-    with pytest.raises(SllmError, match=r"remove .* to begin anew"):
+    with pytest.raises(SllmError, match=r"remove .* to start over"):
         begin(saved, tiny)
 
 
 def test_an_nll_that_is_gone_is_never_a_number(saved, tiny):
     (saved / "nll.npy").unlink()
-    with pytest.raises(SllmError, match=r"remove .* to begin anew"):
+    with pytest.raises(SllmError, match=r"remove .* to start over"):
         begin(saved, tiny)
 
 
@@ -125,7 +125,7 @@ def test_a_saved_state_with_impossible_numbers_is_refused(saved, tiny, field, va
     shutil.rmtree(step)
     tree = one._tree(one._reading)
     checkpoint.save(saved / "checkpoints", 7, (tree[0], wrong, tree[2]))
-    with pytest.raises(SllmError, match="holds impossible numbers; remove it to begin anew"):
+    with pytest.raises(SllmError, match="holds invalid numbers; remove it to start over"):
         begin(saved, tiny)
 
 
@@ -141,7 +141,7 @@ def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
     tree = one._tree(one._reading)
     shutil.rmtree(saved / "checkpoints")
     checkpoint.save(saved / "checkpoints", 7, (np.array(done, np.int32), *tree[1:]))
-    with pytest.raises(SllmError, match="holds impossible numbers"):
+    with pytest.raises(SllmError, match="holds invalid numbers"):
         begin(saved, tiny)
 
 
@@ -161,7 +161,7 @@ def test_a_fortran_ordered_nll_is_the_same_row(saved, tiny, right):
 def test_a_fortran_ordered_nll_of_two_dimensions_is_refused(saved, tiny, shape):
     nll = np.load(saved / "nll.npy")
     (saved / "nll.npy").write_bytes(npy({"fortran_order": True, "shape": shape}, nll))
-    with pytest.raises(SllmError, match=r"nll\.npy is damaged: it holds float32 of shape .*; remove .* to begin anew"):
+    with pytest.raises(SllmError, match=r"nll\.npy is damaged: it holds float32 of shape .*; remove .* to start over"):
         begin(saved, tiny)
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_file_or_no_folder_where_one_should_be_is_refused(saved, tiny
 
 def test_a_pipe_in_a_checkpoint_is_damage(saved, tiny):
     put(next(saved.glob("checkpoints/*/params/manifest.ocdbt")), "pipe")
-    with pytest.raises(SllmError, match="is damaged, or not of this run"):
+    with pytest.raises(SllmError, match="is damaged or belongs to another run"):
         begin(saved, tiny)
 
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_was_cut_is_not_talked_about_by_libraries(saved, tiny,
     if name == "_CHECKPOINT_METADATA":  # says nothing about the arrays
         np.testing.assert_array_equal(finished(saved, tiny), right)
     else:
-        with pytest.raises(SllmError, match="is damaged, or not of this run"):
+        with pytest.raises(SllmError, match="is damaged or belongs to another run"):
             begin(saved, tiny)
     assert [record.message for record in caplog.records if record.name == "absl"] == []
 
@@ -244,7 +244,7 @@ def test_two_at_once_end_in_an_error_or_the_right_numbers(tiny, right, tmp_path,
         next(both[number].steps())
         both[number].save()
     if refused:
-        with pytest.raises(SllmError, match=r"nll\.npy is damaged: .*; remove .* to begin anew"):
+        with pytest.raises(SllmError, match=r"nll\.npy is damaged: .*; remove .* to start over"):
             begin(tmp_path / "one", tiny)
     else:
         np.testing.assert_array_equal(finished(tmp_path / "one", tiny), right)
@@ -318,7 +318,7 @@ def test_the_end_removes_the_checkpoints_first(saved, tiny, monkeypatch):
 
 def test_an_nll_of_somebody_else_is_left_alone(tiny, tmp_path):
     np.save(tmp_path / "nll.npy", np.ones(3))
-    with pytest.raises(SllmError, match="holds other things than an evaluation; name a new folder"):
+    with pytest.raises(SllmError, match="holds something other than an evaluation; name a new folder"):
         begin(tmp_path, tiny)
     assert np.load(tmp_path / "nll.npy").tolist() == [1, 1, 1]
 
@@ -335,7 +335,7 @@ def test_a_checkpoint_with_another_array_is_refused(tmp_path, change):
     name = sorted(arrays)[change]
     damaged = arrays | {name: arrays[name] + np.ones_like(arrays[name])}
     orbax.save(tmp_path / "00000001", damaged)
-    with pytest.raises(SllmError, match="00000001 is damaged, or not of this run; remove it"):
+    with pytest.raises(SllmError, match="00000001 is damaged or belongs to another run; remove it"):
         checkpoint.restore(tmp_path, state)
 
 
@@ -355,7 +355,7 @@ def test_a_checkpoint_is_compared_before_it_is_read(tmp_path, monkeypatch, chang
     noted = [replace(one, read=lambda one=one: read.append(one.name) or one.read()) for one in found]
     with monkeypatch.context() as patch:
         patch.setattr(orbax, "tensors", lambda _: iter(noted))
-        with pytest.raises(SllmError, match="00000001 is damaged, or not of this run; remove it"):
+        with pytest.raises(SllmError, match="00000001 is damaged or belongs to another run; remove it"):
             checkpoint.restore(tmp_path, state)
     assert read == []
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, state)["a"], state["a"])

@@ -90,7 +90,7 @@ def test_written_in_another_dtype(tmp_path, folder, write):
 def test_what_exists_is_not_overwritten(tmp_path, folder, write):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(SllmError, match=r"out exists already; name a folder that does not$"):
+    with pytest.raises(SllmError, match=r"out exists already; name a new folder$"):
         write(folder, out)
     assert not list(out.iterdir())
 

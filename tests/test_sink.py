@@ -158,10 +158,10 @@ def test_the_sink_is_recorded_and_honoured_by_loading_and_converting(trained, tm
 
 def test_zero_cannot_go_to_hugging_face(run, trained, zero, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(SllmError, match="cannot go to Hugging Face, which has no such softmax"):
+    with pytest.raises(SllmError, match="cannot be exported: Hugging Face does not support its softmax"):
         to_huggingface(zero, out)
     refused = run("convert", trained("zero"), out, "--to", "huggingface")
-    assert_refused(refused, "a model with attention_sink 'zero' cannot go to Hugging Face")
+    assert_refused(refused, "a model with attention_sink 'zero' cannot be exported")
     assert len(refused[2].splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

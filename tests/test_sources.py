@@ -103,7 +103,7 @@ def test_a_shard_that_is_absent(tmp_path):
     checkpoints.save_llama(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(SllmError, match=rf"index\.json names files that are absent: {shard.name}; download"):
+    with pytest.raises(SllmError, match=rf"index\.json names missing files: {shard.name}; download"):
         load(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_a_pickle_of_something_else(folder):
 def test_a_pickle_without_pytorch(folder, monkeypatch):
     checkpoints.to_pickle(folder)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(SllmError, match=r"takes PyTorch; run pip install -e '\.\[torch\]' in /"):
+    with pytest.raises(SllmError, match=r"needs PyTorch; run pip install -e '\.\[torch\]' in /"):
         load(folder)
 
 
@@ -213,7 +213,7 @@ def test_a_convert_folder_of_another_clone_is_refused(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", "import sllm_jax.convert"], cwd=tmp_path / "clone", capture_output=True, text=True
     )
-    said = f"sllm_jax is that of {tmp_path / 'clone'}, but sllm_jax.convert that of {ROOT}; install the clone"
+    said = f"sllm_jax is imported from {tmp_path / 'clone'}, but sllm_jax.convert from {ROOT}; install the clone"
     assert said in found.stderr
 
 

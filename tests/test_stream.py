@@ -288,7 +288,7 @@ def test_end_of_text_tokens_of_all_sources(loaded):
 def test_sizes_fit_the_trained_context(loaded):
     config = loaded[0].config
     assert fit_sizes(config, 4, None) == (4, 123)
-    with pytest.warns(UserWarning, match="a step attends to 129 tokens, and the model was trained on 128"):
+    with pytest.warns(UserWarning, match="a step attends to 129 tokens, but the model was trained on 128"):
         assert fit_sizes(config, 4, 124) == (4, 124)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -298,7 +298,7 @@ def test_sizes_fit_the_trained_context(loaded):
 def test_sizes_fit_the_models_own_sliding_window(loaded):
     config = replace(loaded[0].config, sliding_window=50)
     assert fit_sizes(config, 4, None) == (4, 49)
-    with pytest.warns(UserWarning, match="last 50 tokens; a recent_size above 49 takes memory and shows it nothing"):
+    with pytest.warns(UserWarning, match="last 50 tokens, its sliding window; a recent_size above 49 takes memory and"):
         assert fit_sizes(config, 4, 60) == (4, 60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -308,7 +308,7 @@ def test_sizes_fit_the_models_own_sliding_window(loaded):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda make: make().feed(""), "the text to read is empty"),
+        (lambda make: make().feed(""), "the text is empty"),
         (lambda make: make().generate(0), "max-tokens must be 1 or more; got 0"),
         (lambda make: make().generate(1, [""]), "a stop text is empty"),
         (lambda make: make().generate(1, top_p=2.0), "top_p must be above 0"),

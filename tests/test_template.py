@@ -119,7 +119,7 @@ def test_a_process_that_was_killed_is_started_again(tokenizer):
     render(tokenizer, MESSAGES, True)
     template._running[0].kill()
     template._running[0].wait()
-    with pytest.raises(SllmError, match="takes more memory than there is"):
+    with pytest.raises(SllmError, match="exceeds the memory limit"):
         render(tokenizer, MESSAGES, True)
     assert render(tokenizer, MESSAGES, True) == "go on"
     stop()

@@ -205,13 +205,13 @@ def saved_of(state):
 def test_a_damaged_checkpoint_and_one_of_another_model_are_refused(whole, tmp_path):
     assert int(checkpoint.restore(whole.folder / CHECKPOINTS, saved_of(whole.state))[0].step) == 12
     settings = settings_of(config=CONFIG | {"intermediate_size": 20})
-    with pytest.raises(SllmError, match="damaged, or not of this run; remove it"):
+    with pytest.raises(SllmError, match="damaged or belongs to another run; remove it"):
         checkpoint.restore(whole.folder / CHECKPOINTS, saved_of(init_train_state(module_of(settings), settings)))
     shutil.copytree(whole.folder / CHECKPOINTS, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 10_000:
             path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(SllmError, match="00000012 is damaged, or not of this run; remove it"):
+    with pytest.raises(SllmError, match="00000012 is damaged or belongs to another run; remove it"):
         checkpoint.restore(tmp_path / "checkpoints", saved_of(whole.state))
 
 
@@ -272,14 +272,14 @@ def test_measures_that_are_not_those_that_were_saved_are_refused(tmp_path, damag
     path = tmp_path / "metrics.csv"
     metrics.write_rows(path, ROWS)
     path.write_text(BROKEN[damage](path.read_text()))
-    with pytest.raises(SllmError, match=r"metrics\.csv (cannot be read|is damaged).*; remove it to go on without"):
+    with pytest.raises(SllmError, match=r"metrics\.csv (cannot be read|is damaged).*; remove it to continue without"):
         metrics.read_rows(path, 20, metrics.digest(ROWS))
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_measures_that_are_no_file_are_refused(tmp_path, make):
     make(tmp_path / "metrics.csv")
-    with pytest.raises(SllmError, match=r"metrics\.csv is not a file; remove it to go on without"):
+    with pytest.raises(SllmError, match=r"metrics\.csv is not a file; remove it to continue without"):
         metrics.read_rows(tmp_path / "metrics.csv", 20, metrics.digest(ROWS))
 
 

@@ -203,7 +203,7 @@ def test_a_file_in_the_way_of_checkpoints_and_a_damaged_checkpoint_are_refused(t
     for path in checkpoint.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert_refused(train("--resume"), "00000003 is damaged, or not of this run; remove it")
+    assert_refused(train("--resume"), "00000003 is damaged or belongs to another run; remove it")
     (place.out / "checkpoints").rename(place.folder / "elsewhere")
     (place.out / "checkpoints").write_text("")
     assert_refused(train("--resume"), "checkpoints", "could not be written")
@@ -216,13 +216,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, place):
 
 def test_a_run_in_the_way_and_a_run_that_is_another_are_refused(train, place, whole):
     place.out.mkdir()
-    assert_refused(train(), "exists already; add --resume to go on with the run in it")
+    assert_refused(train(), "exists already; add --resume to continue the run in it")
     assert_refused(train("--resume"), "there is no run in", "leave out --resume")
     place.folder = whole[0].folder
     text = place.folder / "other.txt"
     text.write_text("Something else.")
     before = (place.out / "settings.json").read_bytes()
-    assert_refused(train("--resume", text=text), "the text is another one")
+    assert_refused(train("--resume", text=text), "the text is different")
     assert_refused(train("--resume", steps=40), "steps: was 30, is 40")
     assert_refused(train("--resume", sink="zero", seed=3), "sink: was 'none', is 'zero'; seed: was 0, is 3")
     place.config(rope_theta=500.0, hidden_size=12)
@@ -264,7 +264,7 @@ def test_too_little_for_a_sample_is_refused(train, place):
     documents = (place.folder / "text.txt").read_text().split("\f")
     (place.folder / "text.txt").write_text("\f".join([*documents[:3], "the cat", *documents[3:]]))  # to be held back
     assert_refused(train(hold_back=1), "the text is too small: a sample takes 17 tokens")
-    assert_refused(train(hold_back=6), "6 documents cannot be held back of 6")
+    assert_refused(train(hold_back=6), "cannot hold back 6 of 6 documents")
     assert {path.name for path in place.folder.iterdir()} == {"text.txt", "config.json"}
 
 

@@ -90,7 +90,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, damage):
     DAMAGE[damage](copied(whole, tmp_path) / name)
-    with pytest.raises(SllmError, match=r"damaged, or not of this run|missing or damaged") as error:
+    with pytest.raises(SllmError, match=r"damaged or belongs to another run|missing or damaged") as error:
         TrainingRun(tmp_path / "run", whole.settings)
     assert "\n" not in str(error.value)
 
@@ -100,7 +100,7 @@ def test_settings_without_digests_are_refused(whole, tmp_path, files):
     path = copied(whole, tmp_path) / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
     with pytest.raises(
-        SllmError, match=r"settings\.json is damaged, or of an earlier version: it has no digests; begin"
+        SllmError, match=r"settings\.json is damaged or from an earlier version: it has no digests; start"
     ):
         TrainingRun(tmp_path / "run", whole.settings)
 
@@ -108,7 +108,7 @@ def test_settings_without_digests_are_refused(whole, tmp_path, files):
 def test_measures_of_another_checkpoint_are_refused(whole, tmp_path):
     path = copied(whole, tmp_path) / "metrics.csv"
     path.write_text(path.read_text().replace(f"{whole.rows[-1].held_back_nll}", "0.5"))
-    with pytest.raises(SllmError, match=r"metrics\.csv is damaged: .*; remove it to go on without"):
+    with pytest.raises(SllmError, match=r"metrics\.csv is damaged: .*; remove it to continue without"):
         TrainingRun(tmp_path / "run", whole.settings)
     path.unlink()
     assert TrainingRun(tmp_path / "run", whole.settings).rows == []

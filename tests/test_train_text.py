@@ -45,7 +45,7 @@ def test_whole_documents_are_held_back_evenly(total, count, expected):
 def test_held_back_and_learned_are_all_there_is(total, count):
     texts = [f"text {i}" for i in range(total)]
     if count >= total:
-        with pytest.raises(SllmError, match=f"{count} documents cannot be held back of {total}"):
+        with pytest.raises(SllmError, match=f"cannot hold back {count} of {total} documents"):
             hold_back(texts, count)
         return
     learned, held = hold_back(texts, count)

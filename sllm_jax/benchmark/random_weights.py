@@ -28,7 +28,7 @@ def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, s
     module = module_for(hf_config, dtype)
     shapes = parameter_shapes(module)
     needed = bytes_of(shapes) // (jnp.dtype(dtype).itemsize if int8 else 1)
-    check_free(needed, "a model of this config", "give one of a smaller model, or another dtype")
+    check_free(needed, "a model of this config", "use a smaller model or another dtype")
     params: dict[str, Array] = {}
     for i, (path, leaf) in enumerate(flatten_dict(shapes, sep="/").items()):
         key, scale = jax.random.fold_in(jax.random.key(seed), i), scale_of(path)

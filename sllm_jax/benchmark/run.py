@@ -103,7 +103,7 @@ def _numbers_of_streams(model: Model, settings: BenchmarkSettings) -> Iterator[t
         except jax.errors.JaxRuntimeError as error:
             if settings.streams is None and streams > 1:
                 return
-            raise SllmError(f"no memory for {streams} streams; give fewer, or a smaller recent_size") from error
+            raise SllmError(f"not enough memory for {streams} streams; give fewer, or a smaller recent_size") from error
         yield streams, program
         one = bytes_of(jax.eval_shape(lambda: init_carry(model, *sizes)))  # the state that is repeated for all streams
         needed = one + 2 * max(program.memory - bytes_of(model.params), 0)  # estimate for twice as many streams

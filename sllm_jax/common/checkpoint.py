@@ -49,7 +49,7 @@ def restore(folder: Path, initial: Any) -> Any:
     found = _read(saved[-1], expected | {_DIGEST: ((sha256().digest_size,), "uint8")})
     digest = found.pop(_DIGEST, None)
     if digest is None or not np.array_equal(digest, _digest(found)):
-        raise SllmError(f"{saved[-1]} is damaged, or not of this run; remove it to start from the beginning")
+        raise SllmError(f"{saved[-1]} is damaged or belongs to another run; remove it to start over")
     return jax.tree.unflatten(tree, jax.device_put([found[name] for name in expected]))
 
 

@@ -21,9 +21,9 @@ MAX_JSON = 2**26  # bytes; the largest published checkpoint index has about 2**2
 MAX_DEPTH = 100
 CHAT_TEMPLATES = "additional_chat_templates"  # folder of further templates beside `chat_template.jinja`
 _OTHER_FORMATS = {  # keyed by a file name pattern
-    "*.gguf": "GGUF files, the format of llama.cpp, which is not read yet (give the original checkpoint)",
+    "*.gguf": "GGUF files, which are not supported (give the original checkpoint)",
     "adapter_config.json": "a PEFT adapter (merge it into its base model first: merge_and_unload)",
-    "consolidated.*": "the weights in the format of their publisher (give the Hugging Face version of the checkpoint)",
+    "consolidated.*": "weights in the original format (give the Hugging Face version of the checkpoint)",
     "*.msgpack": "Flax weights (give the safetensors version of the checkpoint)",
     "*.h5": "TensorFlow weights (give the safetensors version of the checkpoint)",
     "*.onnx": "an ONNX model (give the safetensors version of the checkpoint)",
@@ -49,7 +49,7 @@ def load_json(path: Path, remedy: str = "fetch the file again") -> dict[str, Any
     bytes or is nested deeper than `MAX_DEPTH`.
     """
     if not is_there(path):
-        raise SllmError(f"{shown(path.parent)} has no {path.name:.80}; give the folder of a whole checkpoint")
+        raise SllmError(f"{shown(path.parent)} has no {path.name:.80}; give the folder of a complete checkpoint")
     check_file(path, MAX_JSON)
     with foreign(str(path), remedy, "is not JSON"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -80,7 +80,7 @@ def load_config(folder: Path) -> dict[str, Any]:
     if not is_there(folder / "config.json"):
         names = [path.name for path in folder.iterdir()] if is_folder(folder) else []
         raise SllmError(
-            f"{shown(folder)} has no config.json{other_format(names)}; give the folder of a whole checkpoint"
+            f"{shown(folder)} has no config.json{other_format(names)}; give the folder of a complete checkpoint"
         )
     return load_json(folder / "config.json")
 
@@ -123,7 +123,7 @@ def check_absent(path: Path) -> None:
     """Raises `SllmError` if no new folder can be created at `path`: it exists already, or the name is too long."""
     path = Path(os.path.expanduser(path))
     if is_there(path):
-        raise SllmError(f"{path} exists already; name a folder that does not")
+        raise SllmError(f"{path} exists already; name a new folder")
     _check_name(path)
 
 
@@ -211,7 +211,7 @@ def work_folder(path: Path) -> Iterator[Path]:
         try:
             stack.enter_context(alone_in(path))
         except BlockingIOError as error:
-            raise SllmError(f"another process works in {path}; wait for its end, or name another folder") from error
+            raise SllmError(f"another process is using {path}; wait until it ends, or name another folder") from error
         except OSError as error:
             raise SllmError(f"{path} could not be written: {reason(error)}") from error
         yield path

@@ -36,6 +36,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):
-        return "it takes more memory than there is"
+        return "not enough memory"
     message = str(error).strip().partition("\n")[0] or type(error).__name__
     return message if len(message) <= MAX_REASON else f"{message[:MAX_REASON]} ..."

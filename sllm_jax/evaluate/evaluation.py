@@ -150,13 +150,13 @@ class Evaluation:
         _check_kinds(folder)
         if not _is_whole(folder / _SETTINGS):
             if any(path.name not in _OWN for path in folder.glob("[!.]*")) or _has_nll_alone(folder):
-                raise SllmError(f"{folder} holds other things than an evaluation; name a new folder")
+                raise SllmError(f"{folder} holds something other than an evaluation; name a new folder")
             _discard(folder / _CHECKPOINTS)  # checkpoints of an unknown evaluation
             _write_settings(folder / _SETTINGS, record)
-        written = load_json(folder / _SETTINGS, f"remove {folder} to begin anew")
+        written = load_json(folder / _SETTINGS, f"remove {folder} to start over")
         if different := [name for name in record if written.get(name) != record[name]]:
             raise SllmError(
-                f"{folder} holds another evaluation (not the same: {', '.join(different)}); "
+                f"{folder} holds another evaluation (different: {', '.join(different)}); "
                 "resume with the same settings, or name a new folder"
             )
         tree = checkpoint.restore(folder / _CHECKPOINTS, begun_tree := self._tree(begun))
@@ -168,14 +168,16 @@ class Evaluation:
         self.nll = _map_nll(folder / _NLL, self.total)
         self._digest_until(done)
         if not np.array_equal(self._digests_so_far(), digests):
-            raise SllmError(f"{folder / _NLL} is damaged: it is not what was saved; remove {folder} to begin anew")
+            raise SllmError(
+                f"{folder / _NLL} is damaged: it differs from what was saved; remove {folder} to start over"
+            )
         return self.nll, Reading([], done, state)
 
     def _check(self, begun: Reading, done: Sequence[int], state: KVState | None) -> None:
         """Raises `SllmError` for values that no evaluation of these texts can have saved."""
         fit = all(0 <= count < len(ids) for count, ids in zip(done, self.texts, strict=True))
         if not fit or (state is not None and not is_possible(state, self.model.config.vocab_size)):
-            raise SllmError(f"{self._folder} holds impossible numbers; remove it to begin anew")
+            raise SllmError(f"{self._folder} holds invalid numbers; remove it to start over")
 
     def _digest_until(self, done: Sequence[int]) -> None:
         """Update the digests with the nll since the last call."""
@@ -230,7 +232,7 @@ def _write_settings(path: Path, record: Mapping[str, Any]) -> None:
 
 def _map_nll(path: Path, count: int) -> np.memmap:
     """The nll file, float32 [count], memory-mapped. Raises `SllmError` if it holds anything else."""
-    remedy = f"remove {path.parent} to begin anew"
+    remedy = f"remove {path.parent} to start over"
     nll = map_array(path, remedy, "r+")
     if nll.shape != (count,) or nll.dtype != np.dtype("<f4"):
         raise SllmError(f"{path} is damaged: it holds {nll.dtype} of shape {nll.shape}; {remedy}")

@@ -75,7 +75,7 @@ def token_nll_batch(
     Raises `SllmError` as `token_nll` does, and at the first nll that is not finite.
     """
     if not texts:
-        raise SllmError("there is no text to predict; give one")
+        raise SllmError("there is no text to evaluate; give one")
     texts = [check_token_ids(ids, model.config.vocab_size) for ids in texts]
     check_sizes(start_size, recent_size)
     check_chunk_size(chunk_size)

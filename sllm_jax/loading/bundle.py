@@ -19,5 +19,5 @@ def bundled_names() -> list[str]:
 def bundled_folder(name: str) -> Path:
     """The folder of a bundled model; raises `SllmError` for an unknown name."""
     if name not in (names := bundled_names()):
-        raise SllmError(f"there is no model {name!r} in this package; there is {', '.join(names)}")
+        raise SllmError(f"there is no model {name!r} in this package; expected one of {', '.join(names)}")
     return FOLDER / name.removeprefix(PREFIX)

@@ -45,7 +45,7 @@ def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokeni
         return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
     if name and is_there(folder):
         raise SllmError(
-            f"{name:.200} is {'a file' if is_file(folder) else 'no folder'}; give the folder that holds the model"
+            f"{name:.200} is {'a file' if is_file(folder) else 'not a folder'}; give the folder of the model"
         )
     if isinstance(name_or_folder, Path) or _is_path(name):
         raise SllmError(f"folder {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
@@ -83,7 +83,7 @@ def _path_of_page(address: str) -> str | None:
 def _snapshot(folder: Path, revision: str | None) -> Path:
     """The snapshot folder of a model in the hub's cache; raises `SllmError` if the revision is not cached."""
     ref, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
-    with foreign(shown(ref), "give a revision", "is no reference"):
+    with foreign(shown(ref), "give a revision", "is not a reference"):
         commit = check_file(ref).read_text(encoding="utf-8").strip() if is_there(ref) else revision
     found = sorted(path for path in snapshots.glob("*") if is_folder(path))
     chosen = [path for path in found if path.name == commit] or (found if commit is None else [])
@@ -127,7 +127,7 @@ def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]],
         files = choose(file.rfilename for file in listed)
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except SllmError as error:
-        raise SllmError(f"{name} on Hugging Face is not a model to load: {error}") from None
+        raise SllmError(f"{name} on Hugging Face cannot be loaded: {error}") from None
     except Exception as error:  # the hub's HTTP library and its errors differ between releases
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise SllmError(f"{name} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}") from error

@@ -21,7 +21,7 @@ from sllm_jax.loading import hub
 from sllm_jax.loading.bundle import DEFAULT_MODEL
 from sllm_jax.text.tokenizer import load_tokenizer
 
-SLOW_INT8 = "int8 weights save memory, but a CPU writes text no faster with them and reads it more slowly"
+SLOW_INT8 = "int8 weights save memory, but on a CPU decoding is no faster with them and prefill is slower"
 __all__ = ["default_dtype", "load", "load_config"]
 
 

@@ -16,7 +16,7 @@ from sllm_jax.common.inputs import read_whole
 
 LABELS = "ABCDEFGH"
 FORMS = (
-    'expected the Hugging Face form ("question", "choices", "answerKey") or that of LLM-Adapters ("instruction" with '
+    'expected the Hugging Face format ("question", "choices", "answerKey") or that of LLM-Adapters ("instruction" with '
     '"Answer1: ...", "answer")'
 )
 _ADAPTERS_OPTION = re.compile(r"Answer(\d+): ")
@@ -52,7 +52,9 @@ def read_questions(path: Path) -> list[ArcQuestion]:
 
     Supported formats: Hugging Face's `allenai/ai2_arc`, the original JSON lines of ARC, and LLM-Adapters.
     """
-    with foreign(f"the questions {path}", "of a Parquet file make JSON lines (Dataset.to_json)", "are not UTF-8 text"):
+    with foreign(
+        f"the questions {path}", "convert Parquet files to JSON lines (Dataset.to_json)", "are not UTF-8 text"
+    ):
         content = read_whole(path).decode("utf-8-sig")
     records = _records(content, path)
     if not records:
@@ -61,7 +63,7 @@ def read_questions(path: Path) -> list[ArcQuestion]:
 
 
 def _records(content: str, path: Path) -> Sequence[Any]:
-    with foreign(str(path), "give one of the two", "is neither a JSON list nor JSON lines"):
+    with foreign(str(path), "give either", "is neither a JSON list nor JSON lines"):
         lines = [content] if content.lstrip().startswith("[") else content.split("\n")
         found = [json.loads(line) for line in lines if line.strip()]
     check_depth(found, str(path))
@@ -75,7 +77,7 @@ def _question(record: Any, where: str) -> ArcQuestion:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         got = f"the fields {', '.join(map(str, record)):.200}" if isinstance(record, dict) else type(record).__name__
         raise SllmError(
-            f"{where} has another form: {FORMS}; got {got} ({type(error).__name__}: {error!s:.200})"
+            f"{where} has another format: {FORMS}; got {got} ({type(error).__name__}: {error!s:.200})"
         ) from error
     if not 2 <= len(options) <= len(LABELS):
         raise SllmError(f"{where} must have 2 to {len(LABELS)} options; got {len(options)}")
@@ -99,7 +101,7 @@ def _from_hugging_face(record: Any) -> tuple[str, list[str], int]:
 def _from_adapters(record: Any) -> tuple[str, list[str], int]:
     asked, found, offered = record["instruction"].strip().partition("\nAnswer1: ")
     if not found:
-        raise ValueError("no 'Answer1: ...' behind the question")
+        raise ValueError("no 'Answer1: ...' after the question")
     before, _, after = asked.partition("the question: ")
     offered, _, _ = offered.partition("\nAnswer format:")
     _, *parts = _ADAPTERS_OPTION.split(f"Answer1: {offered}")

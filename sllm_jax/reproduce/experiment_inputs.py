@@ -65,7 +65,7 @@ class ExperimentInputs:
     def __post_init__(self) -> None:
         """Raises `SllmError` if there is no tokenizer."""
         if self.tokenizer is None:
-            raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
+            raise SllmError("text needs a tokenizer, and this model has none; name one (--tokenizer)")
 
     @property
     def context(self) -> int:

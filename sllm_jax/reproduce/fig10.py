@@ -46,17 +46,17 @@ def _run(inputs: ExperimentInputs, caches: list[int], progress: Progress) -> Rep
         ]
         fast, slow = np.median(seconds_per_step(programs, ROUNDS), axis=0).tolist()
         rows.append((cache, 1e3 * fast, 1e3 * slow, slow / fast, *(program.memory / 2**20 for program in programs)))
-    columns = ("cache (tokens)", "streaming (ms a token)", "re-computation (ms a token)", "speed-up")
+    columns = ("cache (tokens)", "streaming (ms per token)", "re-computation (ms per token)", "speed-up")
     table = Table((*columns, "streaming (MB)", "re-computation (MB)"), rows)
     return Report(
         title="fig10: streaming against sliding-window re-computation",
         tables=[table, paper.FIG10],
         settings=inputs.settings()
         | {
-            "streaming": f"{start_size} sinks and a window, full; a step attends to one token more than the cache",
-            "re-computation": "for each token a fresh forward pass over as many tokens as a step of streaming sees",
-            "time": f"median of {ROUNDS} calls each, in turns, after a first one that is not counted; greedy, batch 1",
-            "memory": "arguments, results and temporary buffers of the compiled program, parameters included",
+            "streaming": f"{start_size} sinks and a window, full; a step attends to one more token than the cache",
+            "re-computation": "for each token a fresh forward pass over as many tokens as a streaming step attends to",
+            "time": f"median of {ROUNDS} alternating calls each, after a warm-up call; greedy, batch size 1",
+            "memory": "arguments, results and temporary buffers of the compiled program, including parameters",
             "paper": paper.SOURCE,
         },
         figures=table,

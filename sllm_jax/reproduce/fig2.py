@@ -39,12 +39,12 @@ def _run(inputs: ExperimentInputs, windows: np.ndarray, progress: Progress) -> R
     on_first, difference = mass.sum(-1), logits[..., 0] - logits[..., FIRST]  # [L, H]
     uniform = uniform_mass(length) * FIRST
     settings = inputs.settings() | {
-        "windows": f"{len(windows)} of {length} tokens, each read from nothing with dense causal attention",
+        "windows": f"{len(windows)} of {length} tokens, each read independently with dense causal attention",
         "start tokens of each window": ", ".join(map(str, inputs.start_tokens())) or "none",
         "queries": f"positions {first_query(length)} to {length - 1} of each window (the second half)",
         "mass": "probability after the softmax, mean over queries and windows",
-        "logit": f"scaled score before the softmax; the rest: mean over the positions from {FIRST} that a query sees",
-        "uniform": f"mean over the queries, at positions t, of {FIRST} / (t + 1)",
+        "logit": f"scaled score before the softmax; the rest: mean over the visible positions from {FIRST} on",
+        "uniform": f"mean of {FIRST} / (t + 1) over the query positions t",
     }
     return Report(
         title="fig2: attention on the first positions",

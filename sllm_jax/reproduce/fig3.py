@@ -63,11 +63,11 @@ def _run(inputs: ExperimentInputs, ids: np.ndarray, passes: dict[str, Evaluation
     start_size, recent_size = passes["streaming"].start_size, passes["streaming"].recent_size
     settings = inputs.settings() | {
         "predicted": f"{count} tokens",
-        "streaming": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
+        "streaming": f"{start_size} + {recent_size} tokens kept; a step also attends to its own token",
         "window": f"0 + {start_size + recent_size} tokens kept, no sinks",
         "recompute": f"{fresh_pass(inputs, start_size + recent_size)}; one token in {passes['recompute'].stride}, "
-        "so compare it on the same tokens, and its curve is streaming's plus their mean difference on these",
-        "dense": f"everything kept; the first {passes['dense'].tokens} tokens only",
+        "so compare it on the same tokens; its curve is that of streaming plus their mean difference on these",
+        "dense": f"everything kept; only the first {passes['dense'].tokens} tokens",
         "past the trained context": f"tokens with more than {context} tokens before them",
     }
     return Report(

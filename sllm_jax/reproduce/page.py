@@ -28,7 +28,7 @@ def check_folder(folder: Path, experiments: Iterable[str]) -> None:
     another = is_there(page) and not (is_file(page) and page.read_bytes().startswith(_TITLE.encode()))
     if others or another:
         found = ", ".join(sorted(others)) or PAGE
-        raise SllmError(f"{folder} holds other things than a report ({found}); name a new folder")
+        raise SllmError(f"{folder} holds something other than a report ({found}); name a new folder")
 
 
 def is_made(folder: Path, name: str, command: str) -> bool:
@@ -46,7 +46,7 @@ def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Ma
     parts = [f"{_TITLE} {model}"]
     for name, command in commands.items():
         if name in failed:
-            parts.append(f"## {name}\n\nNot made: {failed[name]}.")
+            parts.append(f"## {name}\n\nFailed: {failed[name]}.")
             continue
         report = _text_of(folder / name / f"{name}.md")
         heading, _, body = report.partition("\n")
@@ -59,7 +59,7 @@ def write_page(folder: Path, model: str, commands: Mapping[str, str], failed: Ma
 
 
 def _text_of(report: Path) -> str:
-    remedy = f"remove {report.parent} to make it anew"
+    remedy = f"remove {report.parent} to run it again"
     if not is_file(report):
         raise SllmError(f"{report} is missing, or is not a file; {remedy}")
     with foreign(str(report), remedy, "is damaged"):

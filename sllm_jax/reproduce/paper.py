@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sllm_jax.common.result_table import Table
 
-SOURCE = "the paper's own figures (arXiv 2309.17453); other models, another text"
+SOURCE = "figures of the paper (arXiv 2309.17453), for other models and another text"
 
 TABLE1 = Table(
     ("Llama-2-13B, the paper's Table 1", "perplexity"),

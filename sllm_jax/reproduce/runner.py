@@ -42,7 +42,7 @@ def run_experiment(
             found = work(progress)
         except JaxRuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise SllmError(f"{name} failed on the device ({reason}); a smaller cache or model takes less") from error
+            raise SllmError(f"{name} failed on the device ({reason}); use a smaller cache or model") from error
         report = replace(found, settings=_settings(found, experiment, command))
         report.write(folder, name, plot_format)
     return report
@@ -77,10 +77,10 @@ def run_all(
     for name, experiment in missing.items():
         try:
             run_experiment(name, planned.pop(name), experiment, out / name, commands[name], plot_format, watch)
-            tell(f"made {name}")
+            tell(f"finished {name}")
         except SllmError as error:
             failed[name] = str(error)
             tell(f"{name}: {error}")
     write_page(out, inputs.names["model"], commands, failed)
     if failed:
-        raise SllmError(f"{', '.join(failed)} could not be made; {out / PAGE} says why, and has the others")
+        raise SllmError(f"{', '.join(failed)} failed; {out / PAGE} has the reasons and the other experiments")

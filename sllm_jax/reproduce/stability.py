@@ -53,8 +53,8 @@ def _run(inputs: ExperimentInputs, ids: np.ndarray, progress: Progress) -> Repor
         settings=inputs.settings()
         | {
             "predicted": f"{count} tokens in one stream, {CHUNK_SIZE} at a time",
-            "cache": f"{start_size} + {recent_size} tokens kept; a step attends to one more, its own",
-            "memory": "resident memory of the whole process, and what its arrays take on an accelerator",
+            "cache": f"{start_size} + {recent_size} tokens kept; a step also attends to its own token",
+            "memory": "resident memory of the process, and memory of its arrays on an accelerator",
         },
         figures=Table(_COLUMNS, rows),
         draw=lambda figure: _draw(figure, rows),

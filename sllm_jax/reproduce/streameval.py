@@ -136,7 +136,7 @@ def _run(inputs: ExperimentInputs, lines: int, sizes: tuple[int, int], progress:
         | {
             "stream": f"{lines} lines, {stream.tokens_seen} tokens, seed {options.seed}",
             "cache": f"{options.start_size} + {stream.cache_size - options.start_size} tokens kept",
-            "questions": f"every {EVERY} lines, one for each distance; greedy, {ANSWER_TOKENS} tokens at most",
+            "questions": f"every {EVERY} lines, one for each distance; greedy, at most {ANSWER_TOKENS} tokens",
             "paper": paper.SOURCE,
             "right": "the first number in the answer is the value",
         },

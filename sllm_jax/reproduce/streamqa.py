@@ -144,11 +144,11 @@ def _run(
         | {
             "questions": ", ".join(f"{name}: {len(questions) - form.examples}" for name, questions in files.items()),
             "format": form.name + (f", {form.examples} worked example first" if form.examples else ""),
-            "one-shot": f"each question on a stream of its own, {modes[0].recent_size} tokens at most, nothing evicted",
-            "on the stream": "questions and right answers, one after another",
-            "exact": f"% whose greedy reply ({REPLY_TOKENS} tokens) begins with the right letter",
-            "likely": "% whose right letter is the most probable of those offered",
-            "chance": "% right by guessing among the options",
+            "one-shot": f"one stream per question, at most {modes[0].recent_size} tokens, nothing evicted",
+            "on the stream": "questions and correct answers in alternation",
+            "exact": f"% whose greedy reply ({REPLY_TOKENS} tokens) begins with the correct letter",
+            "likely": "% whose correct letter is the most probable option",
+            "chance": "% correct by guessing among the options",
             "paper": paper.SOURCE,
         },
         figures=_every_outcome(found),
@@ -181,9 +181,7 @@ def _check_tokens(inputs: ExperimentInputs, form: QAFormat, questions: Sequence[
     """Raises `SllmError` if an answer has no tokens, or a token id is outside the vocabulary."""
     answers = [form.answer(label) for label in LABELS]
     if not all(map(len, answers)):
-        raise SllmError(
-            "streamqa needs a token for the letter of an answer, and the tokenizer has none behind a prompt"
-        )
+        raise SllmError("streamqa needs a token for the letter of an answer, and the tokenizer has none after a prompt")
     later = [form.prompt(question, answers[0].tolist()) for question in questions]
     check_token_ids(np.concatenate([form.prompt(questions[0], []), *later, *answers]), inputs.model.config.vocab_size)
 

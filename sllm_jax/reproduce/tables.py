@@ -64,11 +64,11 @@ def _table1(
     rows = [(name, int(np.isfinite(x).sum()), perplexity_of(x), perplexity_of(x[sampled])) for name, x in nll.items()]
     columns = ("cache", "tokens evaluated", "perplexity", "perplexity on the re-computed tokens")
     return Report(
-        title="table1: the first tokens, line breaks in their place, and none",
+        title="table1: the first tokens, line breaks instead, and none",
         tables=[Table(columns, rows), paper.TABLE1],
         settings=_settings(inputs, text)
         | {
-            "line breaks": f"{start_size} line-break tokens stand before the text, in the place of its start tokens",
+            "line breaks": f"the text begins with {start_size} line-break tokens instead of its start tokens",
             "re-computation": f"{fresh_pass(inputs, sum(inputs.sizes))}, "
             f"for one token in {passes['re-computation'].stride}",
         },
@@ -122,7 +122,7 @@ def _compare(
 def _settings(inputs: ExperimentInputs, text: np.ndarray) -> dict[str, str]:
     return inputs.settings() | {
         "predicted": f"{len(text) - 1} tokens, the same for every cache",
-        "cache": "tokens kept, sinks + recent; a step attends to one more, its own",
+        "cache": "tokens kept, sinks + recent; a step also attends to its own token",
         "paper": paper.SOURCE,
     }
 

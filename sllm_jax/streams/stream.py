@@ -59,7 +59,7 @@ class Stream:
         Raises `SllmError` for invalid arguments. Warns of options in `generation_config.json` that are not supported.
         """
         if tokenizer is None:
-            raise SllmError("text needs a tokenizer, and this model has none beside it; name one (--tokenizer)")
+            raise SllmError("text needs a tokenizer, and this model has none; name one (--tokenizer)")
         check_stream_mode(mode)
         if not 0 <= seed < 2**32:
             raise SllmError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
@@ -67,7 +67,7 @@ class Stream:
             raise SllmError(f"steps must be 1 or more; got {steps}")
         if ignored := unsupported(model.generation_config):
             named = ", ".join(f"{name}={value!r}"[:60] for name, value in ignored.items())
-            warnings.warn(f"{named} in generation_config.json is not supported and has no effect here", stacklevel=2)
+            warnings.warn(f"{named} in generation_config.json is not supported and is ignored", stacklevel=2)
         if mode == "dense":
             start_size, recent_size = 0, model.config.max_position_embeddings - 1
         self.model, self.tokenizer, self.mode = model, tokenizer, mode
@@ -110,7 +110,7 @@ class Stream:
         encoded, or does not fit a dense stream.
         """
         if not text:
-            raise SllmError("the text to read is empty; give some, or write without a prompt")
+            raise SllmError("the text is empty; give some text, or generate without a prompt")
         ids = encode(self.tokenizer, text, self.tokens_seen == 0, self._control_tokens)
         self._read(ids, progress)
         self._unshown = ""
@@ -233,8 +233,8 @@ class Stream:
         context = self.model.config.max_position_embeddings
         if self.mode == "dense" and self.tokens_seen + len(ids) > context:
             raise SllmError(
-                f"dense attention ends at the trained context of {context} tokens, and this text would make it "
-                f"{self.tokens_seen + len(ids)}; shorten it, or stream"
+                f"dense attention ends at the trained context of {context} tokens, and this text would end at "
+                f"{self.tokens_seen + len(ids)}; shorten it, or use mode streaming"
             )
         done = 0
         for chunk, count in decode.chunks(ids):
@@ -313,10 +313,12 @@ def _stops(tokenizer: Any, given: Sequence[str], own: Sequence[str]) -> tuple[li
     never = [text for text in (*given, *own) if text.strip() not in control and any(name in text for name in control)]
     if refused := [text for text in never if text in given]:
         raise SllmError(
-            f"the stop text {refused[0]!r} has a control token in it, which has no text; give the token alone"
+            f"the stop text {refused[0]!r} contains a control token, which has no text; give the token alone"
         )
     if never:
-        warnings.warn(f"stop_strings {never} in generation_config.json can never appear: control tokens", stacklevel=4)
+        warnings.warn(
+            f"stop_strings {never} in generation_config.json contain control tokens and never appear", stacklevel=4
+        )
     both = [text for text in (*given, *own) if text not in never]
     ids = [control[text.strip()] for text in both if text.strip() in control]
     return ids, [text for text in both if text.strip() not in control]
@@ -357,14 +359,14 @@ def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> 
         raise SllmError("a cache of 0 tokens keeps nothing; give a larger start_size or recent_size")
     if start_size + recent_size + 1 > context:
         warnings.warn(
-            f"a step attends to {start_size + recent_size + 1} tokens, and the model was trained on {context}; "
+            f"a step attends to {start_size + recent_size + 1} tokens, but the model was trained on {context}; "
             "a smaller cache gives better text",
             stacklevel=3,
         )
     elif window and recent_size + 1 > window:
         warnings.warn(
-            f"the model sees the sinks and, with its sliding window, the last {window} tokens; a recent_size above "
-            f"{window - 1} takes memory and shows it nothing more",
+            f"the model attends to the sinks and to the last {window} tokens, its sliding window; a recent_size above "
+            f"{window - 1} takes memory and adds no visible token",
             stacklevel=3,
         )
     return start_size, recent_size

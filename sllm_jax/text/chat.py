@@ -111,7 +111,7 @@ def read_prompts(path: Path) -> list[list[str]]:
         lines = read_whole(path).decode("utf-8-sig").split("\n")
     conversations = [_conversation(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
     if not conversations:
-        raise SllmError(f'{path} has no prompts; expected a JSON object a line, such as {{"turns": ["...", "..."]}}')
+        raise SllmError(f'{path} has no prompts; expected a JSON object per line, such as {{"turns": ["...", "..."]}}')
     return conversations
 
 
@@ -145,7 +145,7 @@ def _template_turn(
         return render(tokenizer, [*_head(system), {"role": "user", "content": message}], prompt=True)
     _, found, turn = render(tokenizer, _second_turn(message, system), prompt=True).partition(_ANSWER)
     if not found:
-        raise SllmError("the chat template leaves earlier answers out; a stream cannot be continued with it")
+        raise SllmError("the chat template omits earlier answers; a stream cannot be continued with it")
     return _without_closing(tokenizer, turn, last_ids)
 
 
@@ -171,8 +171,8 @@ def _parts(frame: str, texts: dict[str, str], turn: str) -> list[Part]:
         if "".join(part.text for part in parts) == turn:
             return parts
     raise SllmError(
-        "the message spells a control token, and the chat template rewrites messages, so that the two cannot be told "
-        "apart; leave the spelling out, or let it stand for the token (--control-tokens)"
+        "the message spells a control token, and the chat template rewrites messages, so the spelling cannot be kept "
+        "as plain text; remove it, or encode it as the token (--control-tokens)"
     )
 
 

@@ -35,7 +35,7 @@ class Detokenizer:
         if backend is None:
             raise SllmError(
                 f"a {type(tokenizer).__name__} cannot be decoded token by token; expected a fast tokenizer of "
-                "transformers, such as sllm_jax.load_tokenizer returns"
+                "transformers, such as sllm_jax.load returns"
             )
         self._backend = backend
         self._special = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)

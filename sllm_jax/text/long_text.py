@@ -71,7 +71,7 @@ def file_blocks(path: Path, size: int = BLOCK_SIZE) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise SllmError(f"{path} is not UTF-8 text: {error}") from error
     if empty:
-        raise SllmError(f"{path} is empty; give a text with something to predict")
+        raise SllmError(f"{path} is empty; give a text with at least two tokens")
 
 
 def text_blocks(text: str, size: int = BLOCK_SIZE) -> Iterator[str]:

@@ -61,9 +61,7 @@ def _ask(line: bytes) -> dict[str, Any]:
         raise SllmError(f"the chat template takes more than {SECONDS} s; use another tokenizer (--tokenizer)") from None
     except (OSError, EOFError, ValueError):
         stop()
-        raise SllmError(
-            "the chat template takes more memory than there is; use another tokenizer (--tokenizer)"
-        ) from None
+        raise SllmError("the chat template exceeds the memory limit; use another tokenizer (--tokenizer)") from None
     except BaseException:  # a late answer must not be taken for the next one
         stop()
         raise

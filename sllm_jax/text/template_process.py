@@ -24,7 +24,9 @@ def main() -> None:
         signal.alarm(SECONDS)
         try:
             text = render_jinja_template(**json.loads(line))[0][0]  # first conversation, without its mask
-            answer = {"text": text} if len(text) <= MAX_CHARACTERS else {"error": f"it writes {len(text)} characters"}
+            answer = (
+                {"text": text} if len(text) <= MAX_CHARACTERS else {"error": f"its output has {len(text)} characters"}
+            )
         except MemoryError:
             answer = {"error": "it takes too much memory"}
         except BaseException as error:  # a template may raise anything

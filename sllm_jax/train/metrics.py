@@ -43,14 +43,14 @@ def read_rows(path: Path, until: int, saved: np.ndarray) -> list[Row]:
     """
     if not is_there(path):
         return []
-    remedy = "remove it to go on without the earlier measures"
+    remedy = "remove it to continue without the earlier measures"
     if not is_file(path):
         raise SllmError(f"{path} is not a file; {remedy}")
     with foreign(str(path), remedy), path.open(encoding="utf-8", newline="") as file:
         rows = [Row(**{name: _number(name, value) for name, value in row.items()}) for row in csv.DictReader(file)]
     rows = [row for row in rows if row.step <= until]
     if rows and not np.array_equal(digest(rows), saved):
-        raise SllmError(f"{path} is damaged: it does not hold the measures that were saved; {remedy}")
+        raise SllmError(f"{path} is damaged: it differs from what was saved; {remedy}")
     return rows
 
 

@@ -24,7 +24,7 @@ from sllm_jax.train.text import FORM_FEED, hold_back, read_documents
 
 SETTINGS, TOKENIZER, LEARNED, HELD_BACK = "settings.json", "tokenizer", "learned.npy", "held_back.npy"
 HELD_BACK_TEXT = "held_back.txt"
-_REMEDY = "begin the run anew, in another folder"
+_REMEDY = "start a new run in another folder"
 _PIECE = 2**20  # bytes
 
 
@@ -60,12 +60,12 @@ def prepare(out: Path, texts: Sequence[Path], settings: TrainingSettings, progre
 def check_same(out: Path, texts: Sequence[Path], settings: TrainingSettings) -> None:
     """Raises `SllmError` unless `out` was prepared with these settings and texts."""
     if not is_there(out / SETTINGS):
-        raise SllmError(f"there is no run in {out} to go on with; leave out --resume to begin one")
+        raise SllmError(f"there is no run in {out} to resume; leave out --resume to start one")
     written = load_json(out / SETTINGS, _REMEDY)
     with foreign(str(out / SETTINGS), _REMEDY, "is damaged"):
         differences = settings.differences(written)
     if written.get("text") != _fingerprint(texts):
-        differences.append("the text is another one")
+        differences.append("the text is different")
     if differences:
         raise SllmError(
             f"{out} holds another run ({'; '.join(differences)}); resume with the same settings, or name a new folder"
@@ -76,7 +76,7 @@ def check_files(out: Path) -> None:
     """Raises `SllmError` unless all files that `prepare` wrote into `out` exist and match their digests."""
     files = load_json(out / SETTINGS, _REMEDY).get("files")
     if not isinstance(files, dict) or not {LEARNED, HELD_BACK, HELD_BACK_TEXT} <= files.keys():
-        raise SllmError(f"{out / SETTINGS} is damaged, or of an earlier version: it has no digests; {_REMEDY}")
+        raise SllmError(f"{out / SETTINGS} is damaged or from an earlier version: it has no digests; {_REMEDY}")
     for name, digest in files.items():
         if not is_file(out / name) or _digest(out / name) != digest:
             raise SllmError(f"{out / name} is missing or damaged; {_REMEDY}")

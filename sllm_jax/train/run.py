@@ -105,7 +105,9 @@ class TrainingRun:
 
     def _finite(self, loss: float) -> float:
         if not np.isfinite(loss):
-            raise SllmError(f"the loss is {loss} at step {self.step}; lower the learning rate, or warm up for longer")
+            raise SllmError(
+                f"the loss is {loss} at step {self.step}; lower the learning rate, or use more warm-up steps"
+            )
         return loss
 
     def _add_row(self, evaluates: bool) -> None:

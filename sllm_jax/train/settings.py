@@ -46,7 +46,7 @@ class TrainingSettings:
         if self.sink not in SINKS:
             raise SllmError(f"sink must be one of {', '.join(SINKS)}; got {self.sink!r}")
         if (in_config := self.config.get("attention_sink", self.sink)) != self.sink:
-            raise SllmError(f"the config has attention_sink {in_config!r}, --sink is {self.sink!r}; make them one")
+            raise SllmError(f"the config has attention_sink {in_config!r}, --sink is {self.sink!r}; make them equal")
         for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "hold_back"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
         for name in ("warmup_steps", "final_learning_rate", "weight_decay"):

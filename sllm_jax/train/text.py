@@ -28,7 +28,7 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
     documents = [part.strip() for path in paths for part in _read(path).split(FORM_FEED)]
     documents = [document for document in documents if document]
     if not documents:
-        raise SllmError(f"there is no text in {', '.join(map(str, paths))}; give files with something to learn")
+        raise SllmError(f"there is no text in {', '.join(map(str, paths))}; give other files")
     return documents
 
 
@@ -41,9 +41,7 @@ def hold_back(documents: list[str], count: int) -> tuple[list[str], list[str]]:
         cut = len(documents[0]) * 9 // 10
         return [documents[0][:cut]], [documents[0][cut:]]
     if count >= len(documents):
-        raise SllmError(
-            f"{count} documents cannot be held back of {len(documents)}; hold back fewer, or give more text"
-        )
+        raise SllmError(f"cannot hold back {count} of {len(documents)} documents; hold back fewer, or give more text")
     held = {int((i + 0.5) * len(documents) / count) for i in range(count)}
     learned = [document for i, document in enumerate(documents) if i not in held]
     return learned, [documents[i] for i in sorted(held)]
@@ -64,5 +62,5 @@ def _decompressed(path: Path) -> bytes:
         while piece := file.read(_PIECE):
             content += piece
             if len(content) > limit:
-                raise SllmError(f"{path} is more than {MAX_RATIO} times as large decompressed; texts are not")
+                raise SllmError(f"{path} is more than {MAX_RATIO} times as large decompressed; expected a text")
     return bytes(content)
