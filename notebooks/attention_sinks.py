@@ -11,13 +11,13 @@
 # %% [markdown]
 # # Attention sinks
 #
-# Why can a model not simply forget its oldest tokens? Large language models pay much of their attention to the
-# very first tokens of a text, whatever these say: a softmax has to spend its attention somewhere, and the first
-# token is what every other token sees. Evict it, and the model goes wrong
+# Why can a model not simply drop its oldest tokens? Large language models pay much of their attention to the first
+# tokens of a text, whatever their content: attention weights must sum to 1, and the first tokens are visible to all
+# others. If they are evicted, the model breaks
 # ([StreamingLLM](https://arxiv.org/abs/2309.17453), sections 3.1 and 3.3).
 #
-# This notebook looks at it on models small enough for two CPU cores. Put names of your own among `MODELS`: what
-# the paper shows of billions of parameters shows there.
+# This notebook demonstrates the effect on models small enough for two CPU cores. Add larger models to `MODELS` to
+# reproduce the paper's results.
 
 # %%
 import subprocess
@@ -25,10 +25,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+SOURCE = None  # install from: a clone, a wheel, "git+https://..."; None: the clone around this notebook
 if find_spec("sllm_jax") is None:
     clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
-    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    assert SOURCE or clones, "sllm_jax is not installed, and this notebook is not in a clone: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
 
@@ -39,10 +39,10 @@ from sllm_jax.reproduce import EXPERIMENTS, fig2
 from sllm_jax.reproduce.experiment_inputs import ExperimentInputs, ExperimentOptions
 
 # %% [markdown]
-# ## A text, and three ways to train
+# ## A text and three models
 #
-# A file of your own, if you have one. Otherwise `bundled:llama` writes some pages in the manner of the old novels
-# that all the bundled models were trained on.
+# Use your own text file, if you have one. Otherwise `bundled:llama` generates some pages in the style of the novels
+# that all bundled models were trained on.
 
 # %%
 TEXT = None  # or a file, such as "book.txt"
@@ -55,14 +55,13 @@ else:
 print(f"{len(text)} characters: {text[:300]} ...")
 
 # %% [markdown]
-# Three models of 0.67 million parameters each, trained on the same text in the same order, and alike but for one
-# thing. `none` is an ordinary transformer. In `zero` every softmax has one more logit, fixed at 0, so that a head
-# can attend to nothing (softmax-off-by-one). `learnable` has a token of its own before every sample, whose only
-# use is to be attended to.
+# Three models of 0.67 million parameters, trained on the same text in the same order, differ only in their sink.
+# `none` is an ordinary transformer. In `zero`, every softmax has an additional logit fixed at 0, so that a head can
+# attend to nothing (softmax-off-by-one). In `learnable`, a dedicated sink token precedes every sample.
 
 # %%
 MODELS = {"none": "bundled:sink-none", "zero": "bundled:sink-zero", "learnable": "bundled:sink-learnable"}
-CHOSEN = "learnable"  # the one whose curves are drawn
+CHOSEN = "learnable"  # the model whose maps and curves are plotted
 
 options = ExperimentOptions(max_tokens=6000, dense_tokens=6000, recompute_every=10)
 source = TEXT or "written by bundled:llama"
@@ -74,58 +73,58 @@ subjects = {
 # %% [markdown]
 # ## Where the attention goes
 #
-# The text is cut into windows of 48 tokens, each read from nothing, and the attention of every head is averaged
-# over them. The model with a sink token first. Look at the first column of layer 0: however far down the query
-# stands, it gives some of its attention to position 0, and more than a third of it in head 3. (Layer 2, head 3
-# fades with the distance: it looks at all it sees, and that is little at first.)
+# The text is cut into independent windows of 48 tokens, and the attention of every head is averaged over them. First,
+# the model with a sink token. See the first column of layer 0: every query pays some of its attention to position 0,
+# and more than a third of it in head 3. (The rows of layer 2, head 3 get fainter further down: it attends to all
+# visible positions, and their number grows.)
 
 # %%
 fig2.maps(subjects[CHOSEN], length=48)
 
 # %% [markdown]
-# And the ordinary one, which has no such column:
+# The ordinary model has no such column:
 
 # %%
 fig2.maps(subjects["none"], length=48)
 
 # %% [markdown]
-# How much is it over a whole trained context? The share of its attention that each head pays to the first four
-# positions (4% if it were spread evenly), and how far the logit of position 0 stands out:
+# The same over whole trained contexts: the share of attention that each head pays to the first four positions (4% if
+# it were uniform), and the logit of position 0 above the mean of the rest:
 
 # %%
 maps = {name: EXPERIMENTS["fig2"].run(subject) for name, subject in subjects.items()}
 maps[CHOSEN].plot
 
 # %% [markdown]
-# Layer by layer, for all. The model with a sink token has learned to put attention there, in its first layer. The
-# others, small and briefly trained, have not grown a sink by themselves; models of billions of parameters do, on
-# whatever tokens happen to be first.
+# The same for all models, by layer. The model with a sink token has learned to use it in its first layer. The others
+# are small and were trained briefly, and developed no sink. Models of billions of parameters do, on whatever tokens
+# come first.
 
 # %%
 rows = [(name, *row[:5]) for name, report in maps.items() for row in report.tables[0].rows]
 Table(("trained with", *maps[CHOSEN].tables[0].columns[:5]), rows)
 
 # %% [markdown]
-# ## Four curves
+# ## Perplexity in four modes
 #
-# The same text in one stream, far past the trained context of 128 tokens. `dense` keeps everything. The others
-# have one size: `window` keeps the last tokens, `streaming` a few sinks and the last tokens, and `recompute`
-# reads the sink token and the last tokens anew for each token, which is as good as it gets, and slow.
+# The same text in one stream, far past the trained context of 128 tokens. `dense` keeps everything. The others have
+# the same cache size: `window` keeps the last tokens, `streaming` a few sinks and the last tokens. `recompute` reads
+# the sink token and the last tokens again for each token, which is the best possible result, and slow.
 
 # %%
 curves = EXPERIMENTS["fig3"].run(subjects[CHOSEN])
 curves.plot
 
 # %% [markdown]
-# On the same tokens, one in ten of the text:
+# On the same tokens, every tenth of the text:
 
 # %%
 curves.tables[1]
 
 # %% [markdown]
-# ## When the sinks go
+# ## Without sinks
 #
-# One cache size, and 0, 1, 2, 4 or 8 of its places for the first tokens of the stream. Perplexity:
+# Perplexity at one total cache size, with 0, 1, 2, 4 or 8 sinks:
 
 # %%
 found = {name: EXPERIMENTS["table2"].run(subject).figures for name, subject in subjects.items()}
@@ -133,6 +132,6 @@ counts = [f"sinks: {row[0]}" for row in found[CHOSEN].rows]
 Table(("trained with", *counts), [(name, *(row[2] for row in table.rows)) for name, table in found.items()])
 
 # %% [markdown]
-# One sink is as good as four, as in the paper's table 3 for a model trained with one. Without it the heads that
-# rely on it spread their attention over words instead: perplexity jumps at the first eviction, and stays there
-# for as long as the stream goes on. The other two models lose nothing, for they have no sink to lose.
+# One sink is as good as four, as in the paper's table 3 for a model trained with a sink token. Without it, the heads
+# that rely on it spread their attention over other tokens: perplexity jumps at the first eviction and stays high. The
+# other two models have no sink and lose nothing.

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Inside the cache
 #
-# For those who will change the code. Everything shown is read from the state that the library carries, `KVState`:
-# arrays of fixed shape, made once, updated in place for ever.
+# For contributors. Everything shown is read from the library's state, `KVState`: arrays of fixed shape, allocated
+# once and updated in place.
 
 # %%
 import subprocess
@@ -20,10 +20,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+SOURCE = None  # install from: a clone, a wheel, "git+https://..."; None: the clone around this notebook
 if find_spec("sllm_jax") is None:
     clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
-    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    assert SOURCE or clones, "sllm_jax is not installed, and this notebook is not in a clone: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
 
@@ -41,35 +41,35 @@ from sllm_jax.evaluate import ring_picture
 from sllm_jax.models.position import rotate
 from sllm_jax.text.tokenizer import encode
 
-jax.config.update("jax_default_matmul_precision", "highest")  # of this notebook's products, which a TPU would round
-model, tokenizer = sllm_jax.load("bundled:llama", dtype="float32")  # so that small differences show
+jax.config.update("jax_default_matmul_precision", "highest")  # a TPU would round matrix products
+model, tokenizer = sllm_jax.load("bundled:llama", dtype="float32")  # shows small differences
 text = "the cat sat by the window and saw the rain come down on the hill and in the old garden"
 ids = encode(tokenizer, text, start=True)
 
 # %% [markdown]
 # ## Slots
 #
-# A cache of 2 sinks and 7 recent tokens has 10 slots: the token that is being processed needs one too. The first
-# tokens take the first slots and stay. The others fill the window, slot after slot, and then go round: each new
-# token takes the slot of the oldest one. Nothing is ever moved.
+# A cache of 2 sinks and 7 recent tokens has 10 slots: the current token needs one too. The first tokens are written
+# to the first slots and stay there. The others fill the window slot by slot. Then the window is a ring: each new token
+# replaces the oldest one. Nothing is ever moved.
 #
-# The number below a token is its *cache position*: its place in the list that the paper's code keeps, sinks
-# first, then the window, oldest first. It follows from the slot and two counters, `next_slot` and `filled`. Laps
-# are counted from the next token: as soon as the ring is full and that goes to the beginning of the window, all
-# that is in it is of the lap before.
+# The number below a token is its *cache position*: its index in the list that the paper's code keeps (the sinks, then
+# the window, oldest first). It follows from the slot and two counters, `next_slot` and `filled`. Laps are counted from
+# the next token: once the ring is full and the next token goes to the beginning of the window, all tokens in the
+# window belong to the previous lap.
 
 # %%
 carry = init_carry(model, start_size=2, recent_size=7)
 states = {}
 for i in range(len(ids)):
     carry = extend(model, carry, ids[i : i + 1], np.int32(1))
-    states[i + 1] = carry.state.copy()  # a call consumes the state it is given
+    states[i + 1] = carry.state.copy()  # `extend` donates its state
 
 ring_picture.steps({i: states[i] for i in (1, 2, 3, 6, 9, 10, 11, 14, 17, 18, 19)}, lambda i: tokenizer.decode([i]))
 
 # %% [markdown]
-# Between two calls the slot of the next token is dead: what it holds is evicted already. Which slots are live
-# follows from their age alone, so that eviction is one smaller number:
+# Between two calls, the slot of the next token is dead: its token is evicted already. The age of a slot alone decides
+# whether it is live, so evicting tokens only decreases one counter:
 
 # %%
 state = states[14]
@@ -79,8 +79,8 @@ ring_picture.steps({"14": state, "14, room\nfor 4": smaller}, lambda i: tokenize
 # %% [markdown]
 # ## The state
 #
-# The whole of it, with shapes. `A` is the number of slots rounded up to a multiple of 128, since odd sizes make
-# XLA copy the cache on a GPU and a TPU; the tail stays unused.
+# All arrays, with shapes. The number of slots is rounded up to `A`, a multiple of 128, because other sizes make XLA
+# copy the cache on GPUs and TPUs. The additional slots stay unused.
 
 # %%
 Table(
@@ -91,20 +91,19 @@ Table(
 # %% [markdown]
 # ## Three rotations of the query
 #
-# Rotary embeddings turn a key and a query by their positions; only the difference counts. A key is rotated once,
-# when it is written, by the number of its slot, and cache positions shift at every step. So the *query* is
-# rotated, in three ways: for sinks by its cache position, for window slots of this lap of the ring by its own
-# slot, and for slots that still hold the lap before by its slot plus the size of the window. The slot alone
-# decides which of the three a key meets.
+# Rotary embeddings rotate keys and queries by their positions; only the difference matters. A key is rotated once, by
+# the number of its slot, when it is written. Cache positions shift at every step, so the *query* is rotated in three
+# ways: by its cache position for the sinks, by its own slot for window slots of the current lap, and by its slot plus
+# the window size for slots of the previous lap. The slot alone decides which of the three rotations scores its key.
 #
-# The figure above each bar is the difference: the distance of the two tokens in cache positions.
+# The number above each bar is the difference: the distance of the two tokens in cache positions.
 
 # %%
 ring_picture.rotations(state)
 
 # %% [markdown]
-# Is that so in numbers? A query and the keys of one layer and head, scored as the library does it, and by
-# rotating everything by its cache position, as the paper's code does at every step:
+# A numerical check: a query and the keys of one layer and head, scored as in the library, and with everything rotated
+# by its cache position, as the paper's code does at every step:
 
 # %%
 planned = plan(state, 1, jnp.int32(1))
@@ -113,7 +112,7 @@ angles = kv_state.angle_table(model.config.rope, state.start_size, state.recent_
 query = jax.random.normal(jax.random.key(0), (1, model.config.head_dim))
 
 order = kv_state.cache_order(state)
-keys = state.k[0][0].T[order]  # [9, D], of layer 0 and head 0, rotated by their slots
+keys = state.k[0][0].T[order]  # [9, D], layer 0, head 0, rotated by their slots
 ours = jnp.stack(
     [rotate(query, angles(rotations[choice[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
 )
@@ -133,9 +132,9 @@ print(f"largest difference: {abs(ours - papers).max():.1e}")
 # %% [markdown]
 # ## Any chunking gives the same result
 #
-# A token's window is the same tokens however the stream is cut into calls. So a prompt is read in chunks of any
-# length, also longer than the whole cache, with the result of single tokens. The model reads its own text, cut in
-# five ways:
+# The window of a token does not depend on how the stream is cut into chunks. A prompt can therefore be read in chunks
+# of any length, even longer than the cache, with the same result as token by token. Here, the model reads its own text
+# with five chunk sizes:
 
 # %%
 stream = sllm_jax.Stream(model, tokenizer, seed=5)
@@ -164,9 +163,9 @@ Table(("chunk", "same tokens visible", "keys differ by at most", "logits differ 
 # %% [markdown]
 # ## One program
 #
-# A stream of any length runs the same compiled program: the shapes never change, and every number in a state
-# stays below twice the number of slots. Reading 20,000 more tokens compiles nothing (`_cache_size` is JAX's own
-# count of the programs of a jitted function):
+# A stream of any length runs the same compiled program: the shapes never change, and every number in a state stays
+# below twice the number of slots. Reading 20,000 more tokens compiles nothing (`_cache_size` is the number of programs
+# that JAX has compiled for a function):
 
 # %%
 carry = prefill(model, carry, long)
@@ -176,6 +175,6 @@ compiled = extend_program._cache_size() - before
 print(f"{compiled} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}")
 
 # %% [markdown]
-# Where to read on: `sllm_jax/core/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),
-# `decode.py` (the two jitted programs), and in `tests/reference.py` the paper's list, which all of it is tested
-# against.
+# Further reading: `sllm_jax/core/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),
+# `decode.py` (the two jitted programs), and `tests/reference.py` (the paper's list-based cache, the reference of the
+# tests).

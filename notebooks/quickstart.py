@@ -11,11 +11,11 @@
 # %% [markdown]
 # # Quickstart: text without end
 #
-# A language model that was trained on a few hundred or thousand tokens, and reads and writes for ever: its cache
-# keeps the first few tokens of the text, the *attention sinks*, and a window of the most recent ones. Memory and
-# speed stay the same however long the text gets ([StreamingLLM](https://arxiv.org/abs/2309.17453), here in JAX).
+# A language model trained on a few hundred or thousand tokens reads and writes without end: its cache keeps the first
+# few tokens of the text, the *attention sinks*, and a window of the most recent ones. Memory and speed stay constant
+# ([StreamingLLM](https://arxiv.org/abs/2309.17453), here in JAX).
 #
-# Runs on a CPU, a GPU or a TPU, whichever JAX finds. In Colab a GPU or a TPU is chosen under *Runtime*.
+# This notebook runs on a CPU, GPU or TPU. In Colab, choose the device under *Runtime*.
 
 # %%
 import subprocess
@@ -23,18 +23,18 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+SOURCE = None  # install from: a clone, a wheel, "git+https://..."; None: the clone around this notebook
 if find_spec("sllm_jax") is None:
     clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
-    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    assert SOURCE or clones, "sllm_jax is not installed, and this notebook is not in a clone: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
 
 # %% [markdown]
 # ## Ten lines
 #
-# `bundled:llama` comes with the package: 4 million parameters, trained on old novels, context 256 tokens. It
-# writes prose in their manner and knows nothing. Here it writes three times what it was trained to see.
+# `bundled:llama` comes with the package: 4 million parameters, trained on old novels, with a context of 256 tokens. It
+# writes prose in their style and has no knowledge. Here it writes three times its trained context.
 
 # %%
 import sllm_jax
@@ -46,7 +46,7 @@ for piece in stream.generate(max_tokens=768, ignore_eos=True):
     print(piece, end="", flush=True)
 
 # %% [markdown]
-# What it has read and written, and what of that it still sees:
+# The tokens read and written, and those still in the cache:
 
 # %%
 print(f"{stream.tokens_seen} tokens seen, {stream.cache_in_use} of {stream.cache_size} in the cache, trained on 256")
@@ -54,9 +54,9 @@ print(f"{stream.tokens_seen} tokens seen, {stream.cache_in_use} of {stream.cache
 # %% [markdown]
 # ## A chat that outlives its context
 #
-# Every turn goes on where the last one ended: nothing is read a second time, and nothing has to be cut off. What
-# has left the window is forgotten, though: streaming makes a chat endless, not its memory longer. The bundled
-# model was trained on novels alone: it answers as a character of theirs would.
+# Every turn continues where the last one ended: nothing is read again, and nothing is truncated. Evicted tokens are
+# forgotten, though: streaming makes a chat endless, but does not extend its context. The bundled model was trained on
+# novels only, and answers like a character in one.
 
 # %%
 chat = sllm_jax.Stream(model, tokenizer, start_size=4, recent_size=251)
@@ -69,9 +69,9 @@ for question in ("Who stood at the door?", "What did she say to him?", "And what
 # %% [markdown]
 # ## With a Hugging Face name
 #
-# Llama, Mistral, Qwen, Pythia, GPT-NeoX, Falcon and MPT checkpoints load by their name, or from a folder. With
-# `"HuggingFaceTB/SmolLM2-135M-Instruct"` (270 MB) the same lines are a chat with a model that answers; nothing
-# else changes, and its own chat template is used.
+# Llama, Mistral, Qwen, Pythia, GPT-NeoX, Falcon and MPT checkpoints load by name or from a folder. With
+# `"HuggingFaceTB/SmolLM2-135M-Instruct"` (270 MB), the same code chats with an instruction-tuned model, using its own
+# chat template.
 
 # %%
 NAME = "bundled:gpt-neox"  # or "HuggingFaceTB/SmolLM2-135M-Instruct", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", a folder
@@ -87,5 +87,5 @@ for question in ("Tell me a story of the sea.", "How does it end?"):
 # ## Next
 #
 # - `attention_sinks`: why the first tokens matter.
-# - `inside_the_cache`: how the ring works, for those who will change it.
-# - `speed`: how near this machine comes to what its memory allows.
+# - `inside_the_cache`: how the ring works, for contributors.
+# - `speed`: decoding speed against the memory bandwidth limit.

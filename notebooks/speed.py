@@ -9,11 +9,10 @@
 # ---
 
 # %% [markdown]
-# # Speed, and what bounds it
+# # Speed and its limit
 #
-# To write one token a model reads all its weights, and every key and value in its cache, once. Nothing can be
-# faster than these bytes at the speed at which the machine reads memory. This notebook measures both on the
-# machine at hand.
+# To generate one token, a model reads all its weights, and every key and value in its cache, once. Memory bandwidth
+# therefore limits the speed. This notebook measures both on this machine.
 
 # %%
 import subprocess
@@ -21,16 +20,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = None  # where to install from: a clone, a wheel, "git+https://..."; None is the clone around this notebook
+SOURCE = None  # install from: a clone, a wheel, "git+https://..."; None: the clone around this notebook
 if find_spec("sllm_jax") is None:
     clones = [folder for folder in Path.cwd().parents if (folder / "sllm_jax/common/version.py").is_file()]
-    assert SOURCE or clones, "sllm_jax is not installed, and no clone is around this notebook: set SOURCE"
+    assert SOURCE or clones, "sllm_jax is not installed, and this notebook is not in a clone: set SOURCE"
     source = [str(SOURCE)] if SOURCE else ["-e", str(clones[0])]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *source, "matplotlib", "pillow"], check=True)
 
 # %% [markdown]
-# `bundled:llama` is small, 4 million parameters: it runs anywhere, and on a GPU or a TPU it is far too small to
-# keep the machine busy. A larger model tells more there; any Hugging Face name or folder will do.
+# `bundled:llama` has 4 million parameters. It runs anywhere, but is far too small to saturate a GPU or TPU. Use a
+# larger model there: any Hugging Face name or folder.
 
 # %%
 import time
@@ -53,18 +52,17 @@ results.tables()[0]
 # %% [markdown]
 # ## Decoding
 #
-# With a full cache, streams side by side, each of its own length. `fraction of read bandwidth` says how near a
-# step comes to the limit: the bytes that it must read, at the speed at which this machine was seen to read
-# memory, between the calls. Weights that fit the processor's own cache are read faster than that, so that a small
-# model on a CPU can be beyond 1.
+# With a full cache, for one stream and for a batch of streams of different lengths. `fraction of read bandwidth`
+# compares a step with the limit: the bytes that it must read, divided by the read bandwidth measured in alternation
+# with it. Weights that fit into the processor cache are read faster, so a small model on a CPU can exceed 1.
 
 # %%
 results.tables()[1]
 
 # %% [markdown]
-# ## Reading
+# ## Prefill
 #
-# A prompt is read in chunks, many tokens a call:
+# A prompt is read in chunks, many tokens per call:
 
 # %%
 results.tables()[2]
@@ -72,7 +70,7 @@ results.tables()[2]
 # %% [markdown]
 # ## The first token
 #
-# Cold is the first time, when both programs are compiled; warm any time after that.
+# Cold includes the compilation of both programs; warm does not.
 
 # %%
 results.tables()[3]
@@ -80,9 +78,9 @@ results.tables()[3]
 # %% [markdown]
 # ## Streaming against re-computation
 #
-# Without streaming the only way to write past the trained context, and stay as good, is to read the whole window
-# anew for each token. Streaming reads one. This is the paper's figure 10: the same model, in the same process,
-# their calls in turns.
+# Without streaming, the only way to generate past the trained context at the same quality is to read the whole window
+# again for each token. Streaming reads one token. This is the paper's figure 10: the same model in the same process,
+# with alternating calls.
 
 # %%
 options = ExperimentOptions(start_size=START_SIZE, cache_sizes=(64, 128, 256))  # 256 to 4,096 in the paper
@@ -95,7 +93,8 @@ report.tables[0]
 # %% [markdown]
 # ## An endless stream does not slow down
 #
-# The time of a token does not depend on how many there were: the same program, on arrays of the same shape.
+# The time per token does not depend on the number of previous tokens: the same program runs on arrays of the same
+# shape.
 
 # %%
 stream = sllm_jax.Stream(model, tokenizer, START_SIZE, RECENT_SIZE, steps=250)
@@ -104,4 +103,4 @@ for _ in range(6):
     begin = time.perf_counter()
     text = "".join(stream.generate(max_tokens=1000, ignore_eos=True, temperature=1.0))
     rows.append((stream.tokens_seen, 1000 / (time.perf_counter() - begin)))
-Table(("tokens seen", "tokens per second"), rows[1:])  # without the first, which has the programs compiled
+Table(("tokens seen", "tokens per second"), rows[1:])  # the first row includes compilation

@@ -68,7 +68,7 @@ def test_in_a_clone_it_installs_the_clone(first_cell, tmp_path):
 
 
 def test_elsewhere_it_installs_from_its_variable_or_says_that_it_must_be_set(first_cell, tmp_path):
-    with pytest.raises(AssertionError, match="no clone is around this notebook: set SOURCE"):
+    with pytest.raises(AssertionError, match="this notebook is not in a clone: set SOURCE"):
         first_cell(tmp_path / "notebooks")
     found = first_cell(tmp_path / "notebooks", source="'git+https://example.org/it'")
     assert found == [(["install", "--quiet", "git+https://example.org/it", "matplotlib", "pillow"], True)]
