@@ -45,12 +45,12 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Public names, those not imported yet included."""
+    """Public names, including those not imported yet."""
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the file it lives in."""
+    """Import a public name from its module."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sllm_jax' has no attribute {name!r}")
     return getattr(import_module(f"sllm_jax.{_HOMES[name]}"), name)

@@ -1,12 +1,12 @@
-"""Do the lower bounds in pyproject.toml hold? And does the newest release of everything work?
+"""Test the lower bounds in pyproject.toml, and the newest release of every dependency.
 
     pip install uv
     python tests/check_bounds.py lowest --python 3.11
     python tests/check_bounds.py highest --python 3.13
 
-Each installs the package and its extra `train` into a fresh environment, `lowest` with every dependency of
-pyproject.toml at its lower bound, and runs the commands and a part of the tests there: 3 minutes on two cores, and 1 GB
-in the temporary folder.
+Each command installs the package and its extra `train` into a fresh environment (`lowest`: every dependency of
+pyproject.toml at its lower bound) and runs the commands and some of the tests in it. This takes 3 minutes on two cores,
+and 1 GB in the temporary folder.
 """
 
 from __future__ import annotations

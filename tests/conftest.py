@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a small random model whose sizes all differ, and folders of data."""
+"""Shared fixtures: a small random model whose sizes all differ, and data folders."""
 
 import io
 import os

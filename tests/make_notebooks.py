@@ -1,4 +1,4 @@
-"""Execute the notebooks: notebooks/NAME.py becomes NAME.ipynb, with all that it shows.
+"""Execute the notebooks: notebooks/NAME.py becomes NAME.ipynb, with its outputs.
 
 python tests/make_notebooks.py [NAME ...]
 """

@@ -1,4 +1,4 @@
-"""Makes `tests/data/tiny-llama`: a random Llama with the tiny tokenizer, for tests and a first try of the command line.
+"""Make `tests/data/tiny-llama`: a random Llama with the tiny tokenizer, for tests and for trying the command line.
 
 python tests/make_tiny_llama.py
 """

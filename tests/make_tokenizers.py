@@ -1,7 +1,7 @@
-"""Makes tests/data/tiny-tokenizer-*: `python tests/make_tokenizers.py`. The text is our own.
+"""Make tests/data/tiny-tokenizer-*: `python tests/make_tokenizers.py`. The text was written for this purpose.
 
-`bytes` is a byte-level BPE in the manner of GPT-NeoX; `spm` is a SentencePiece BPE with byte fallback in the manner of
-Llama 2, as `tokenizer.model` and, converted by `load_tokenizer`, as `tokenizer.json`.
+`bytes` is a byte-level BPE like that of GPT-NeoX. `spm` is a SentencePiece BPE with byte fallback like that of Llama 2,
+as `tokenizer.model` and, converted by `load_tokenizer`, as `tokenizer.json`.
 """
 
 import io

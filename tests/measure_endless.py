@@ -1,9 +1,9 @@
-"""Speed and memory of a stream that grows old: figures for people, not a test.
+"""Measure speed and memory of a long stream (not a test).
 
     python tests/measure_endless.py CHECKPOINT [--start-size 4] [--recent-size 252] [--old 100000] [--pairs 40]
 
-Two copies of one stream, the first 1,000 tokens old and the second as old as asked for, take turns in blocks of tokens;
-the median of the ratios of their times is robust against a noisy machine.
+Two copies of one stream, at 1,000 tokens and at the given number of tokens, alternate in blocks of tokens. The median
+ratio of their times is robust against a noisy machine.
 """
 
 import argparse

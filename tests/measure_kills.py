@@ -1,11 +1,11 @@
-"""Kill commands at random moments, their imports included, and see that nothing is lost, half or left behind.
+"""Kill commands at random moments, imports included, and check that nothing is lost, incomplete or left behind.
 
     python tests/measure_kills.py /tmp/kills --kills 200 --seed 0
 
-Each command is killed up to `CHAIN` times, by SIGKILL or SIGTERM, and started again as people would; then it is left to
-end. After each kill what it has written must be whole or absent, and its exit code right. At the end the result must
-be that of a run that nothing interrupted, bit for bit, and no temporary file may be left. Started again with the same
-folder it goes on. Ends with a table, and exit code 1 if anything was wrong.
+Each command is killed up to `CHAIN` times, by SIGKILL or SIGTERM, and started again as users would; then it runs to its
+end. After each kill, its output must be complete or absent, and its exit code correct. At the end, the result must be
+bitwise equal to that of an uninterrupted run, and no temporary file may be left. Started again with the same folder,
+this script continues. It prints a table; the exit code is 1 if anything failed.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How much faster perplexity is in chunks than token by token: figures for people, not a test.
+"""Measure the speed-up of perplexity in chunks over token by token (not a test).
 
     python tests/measure_perplexity.py [--chunk-size 256] [--rounds 5]
 
-On the bundled Llama at 4 + 251 and on a random one of 110 million parameters at 4 + 1020, float32, each with a full
-cache. Chunks, chunks of one, the program that writes text (`decode`, the fastest way of single tokens) and a plain
-matrix product take turns, so that a busy machine slows them all; medians of the rounds.
+Uses the bundled Llama at 4 + 251 and a random one of 110 million parameters at 4 + 1020, in float32, with full caches.
+Chunks, chunks of one, `decode` (the fastest program for single tokens) and a plain matrix product alternate, so that
+load on the machine affects all of them. Reports medians of the rounds.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How long a first text takes from nothing, in a process of its own, and where the time goes: for people, not a test.
+"""Measure the start-up time of text generation in a new process, by stage (not a test).
 
     python tests/measure_start.py [--model bundled:llama] [--max-tokens 5000] [--runs 3]
 
-The end-of-text token does not end it, so that every run writes as many tokens. Each line is the median of the runs.
-`cold`: with no compiled programs kept from before; `warm`: with those of the run before.
+End-of-text tokens are ignored, so that all runs generate the same number of tokens. Each line is a median of the runs.
+`cold`: without cached compiled programs; `warm`: with those of the previous run.
 """
 
 import argparse

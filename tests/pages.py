@@ -1,4 +1,4 @@
-"""Pages for people: the code on them, and a folder in which their commands find all that they name."""
+"""Documentation pages: their code, and a folder with the files that their commands name."""
 
 import json
 import lzma

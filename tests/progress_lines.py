@@ -1,4 +1,4 @@
-"""Lines of progress on standard error: they come after 10 s, so a slow machine has some where others have none."""
+"""Progress lines on standard error. They appear after 10 s, so only on slow machines."""
 
 import re
 

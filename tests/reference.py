@@ -1,4 +1,4 @@
-"""The paper's list, as `attend` for the same modules: unrotated keys, rotated by their index at every step."""
+"""The paper's list-based cache as an `attend` for the same modules: keys are rotated by their index at every step."""
 
 from functools import lru_cache
 

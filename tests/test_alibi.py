@@ -1,4 +1,4 @@
-"""ALiBi against PyTorch transformers, bit for bit; and bounded, however long the stream."""
+"""ALiBi: bitwise equal to PyTorch transformers, and bounded in streams of any length."""
 
 import jax
 import jax.numpy as jnp

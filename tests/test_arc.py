@@ -1,4 +1,4 @@
-"""Files of questions: every form that ARC goes round in, and one sentence for anything else."""
+"""Files of questions: every format in which ARC is distributed, and a clear error for anything else."""
 
 import json
 import subprocess

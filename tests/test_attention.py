@@ -1,4 +1,4 @@
-"""The plan of a chunk against a ring that is kept token by token, and attention against its plain definition."""
+"""The plan of a chunk against a ring updated token by token, and attention against its plain definition."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Attention on the first positions: against PyTorch transformers, and against its definition in NumPy."""
+"""Attention on the first positions, against PyTorch transformers and its definition in NumPy."""
 
 import checkpoints
 import jax.numpy as jnp

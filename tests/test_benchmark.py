@@ -1,4 +1,4 @@
-"""`benchmark`: its figures add up, its trace has the parts of a step, and bad input."""
+"""`benchmark`: consistent results, the parts of a step in its trace, and bad input."""
 
 import json
 import re

@@ -1,6 +1,6 @@
-"""BOS as published: what stands before a text, by tokenizer_config.json and the tokenizer's post-processor.
+"""BOS before a text, according to tokenizer_config.json and the tokenizer's post-processor.
 
-What is expected is what transformers 4.57 does, with which these models were published.
+The expected ids are those of transformers 4.57, with which these models were published.
 """
 
 import json

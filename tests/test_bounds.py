@@ -1,4 +1,4 @@
-"""Sizes that no model has, or that the weights beside a config cannot hold, are refused before anything is built."""
+"""Sizes that are implausible, or too large for the weights beside the config, are refused before allocation."""
 
 import json
 import shutil

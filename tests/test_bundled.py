@@ -1,4 +1,4 @@
-"""The models that come with the package: found by name, whole, small, and what PyTorch says they are."""
+"""The bundled models: found by name, complete, small, and equal to PyTorch."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""How the bundled models chat: as in a dialogue of a novel, past the first eviction, each answer in its paragraph."""
+"""Chat with the bundled models: in the form of a novel's dialogue, past the first eviction, one paragraph an answer."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""`chat` as people use it: a line editor, commands, and lines that are piped in."""
+"""`chat` in use: the line editor, commands, and piped lines."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: tied or not, or something else altogether."""
+"""Checkpoint variants: tied or untied, or not a language model at all."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Names of tensors in checkpoints: those that scripts write, of every family; wrapped, nested, without a frame."""
+"""Tensor names in checkpoints of every family, as training scripts write them: wrapped, nested, without a prefix."""
 
 import checkpoints
 import pytest

@@ -1,4 +1,4 @@
-"""The command line: what goes to which output, exit codes, and one sentence for each kind of bad input."""
+"""The command line: standard output and error, exit codes, and a clear error for each kind of bad input."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line in processes of its own: signals, a reader that leaves, and what a start imports."""
+"""The command line in separate processes: signals, a closed pipe, and imports at start-up."""
 
 import os
 import re

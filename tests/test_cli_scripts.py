@@ -1,4 +1,4 @@
-"""The command line for scripts: JSON, standard input, spellings that people know, completion, exit codes."""
+"""The command line in scripts: JSON, standard input, alternative spellings, completion, exit codes."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The compiled programs: everything in place, nothing copied, no word to the host; and lowered for a TPU and a GPU."""
+"""The compiled programs: updates in place, no copies, no host round-trips; lowering for a TPU and a GPU."""
 
 import re
 

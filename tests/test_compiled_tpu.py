@@ -1,6 +1,6 @@
-"""The programs of a 7B Llama, compiled for a TPU v5e that need not be there (libtpu comes with `[tpu]`).
+"""The programs of a 7B Llama, compiled ahead of time for a TPU v5e (libtpu comes with `[tpu]`).
 
-To be run in one process: libtpu serves no second one.
+Run these tests in one process: libtpu does not support a second one.
 """
 
 import os

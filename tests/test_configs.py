@@ -1,4 +1,4 @@
-"""Configs of Hugging Face: published ones, against the models that PyTorch transformers makes of them, and bad ones."""
+"""Hugging Face configs: published ones against PyTorch transformers, and bad ones."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: a line now and then, by a clock that the tests turn."""
+"""Progress without a terminal: periodic lines, with a simulated clock."""
 
 import pytest
 

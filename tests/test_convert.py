@@ -1,4 +1,4 @@
-"""Tensors to parameters: what the table maps and drops, and every problem in one error."""
+"""Tensors to parameters: mapped and dropped tensors, and all problems in one error."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""`extend` and `decode`: any chunking, ragged batches, frozen streams, going on, and a fixed number of programs."""
+"""`extend` and `decode`: any chunking, ragged batches, frozen streams, continuation, and a fixed number of programs."""
 
 import jax
 import jax.numpy as jnp

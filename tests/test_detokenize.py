@@ -1,4 +1,4 @@
-"""Pieces of text against the text of all bytes at once, decoded by Python's own UTF-8."""
+"""Incremental detokenization against decoding all bytes at once with Python's UTF-8 decoder."""
 
 import codecs
 import re

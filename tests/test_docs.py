@@ -1,4 +1,4 @@
-"""Every page besides the README: its code runs, its commands are understood, its links lead somewhere."""
+"""Every page except the README: its code runs, its commands are valid, its links have targets."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A hundred thousand tokens through a trained model: flat memory, no new programs, bounded numbers."""
+"""A stream of 100,000 tokens through a trained model: constant memory, no new programs, bounded numbers."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Evaluations on disk: interrupted and gone on with, the result is that of one go; several texts are each their own."""
+"""Evaluations on disk: a resumed one gives the same result as an uninterrupted one; several texts are independent."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""What messages say of installing an extra, by where the package came from."""
+"""Installation hints for extras, by the source of the package."""
 
 import json
 from importlib.metadata import PackageNotFoundError

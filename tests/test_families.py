@@ -1,4 +1,4 @@
-"""Every family with each of its options: against PyTorch transformers, against the list, and there and back."""
+"""Every family with each option: against PyTorch transformers and the list-based cache, and converted both ways."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""generation_config.json: what is honoured, what is said not to be, and what cannot be read."""
+"""generation_config.json: supported options, warnings about others, and invalid files."""
 
 import warnings
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the paper's own code answers, on three small checkpoints, token by token: ours, in chunks."""
+"""The results of the paper's code on three small checkpoints, token by token, against ours in chunks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The script for a GPU: a dry run on a CPU, steps that fail, its limits, and how it reads a compiled program."""
+"""The GPU script: a dry run on a CPU, failing steps, time limits, and the parser of compiled programs."""
 
 import importlib
 import json

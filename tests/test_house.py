@@ -1,4 +1,4 @@
-"""The imports between files: no circle, no room that imports one above it, and no file that is too long to read."""
+"""The structure of the package: no import cycles, no room that imports a later one, and no overlong file."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Hugging Face names, without a network: a hub of functions, and a local cache laid out as the hub's is."""
+"""Hugging Face names without a network: a fake hub, and a local cache in the hub's layout."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""int8 weights: the rounding, every family against the same weights as floats, what it costs, and on disk."""
+"""int8 weights: rounding, every family against the same weights as floats, perplexity, and checkpoints."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Commands that are killed, some at known moments and some at random ones; `measure_kills.py` does it at length."""
+"""Commands killed at known and at random moments; `measure_kills.py` is the long version."""
 
 import random
 import resource

@@ -1,4 +1,4 @@
-"""The original's cache methods: equal to its list semantics followed by ordinary streaming."""
+"""The cache methods of the paper's code: equal to its list semantics, followed by ordinary streaming."""
 
 from dataclasses import replace
 

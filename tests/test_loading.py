@@ -1,4 +1,4 @@
-"""`load`: what it accepts, what it refuses, and how much memory it takes."""
+"""`load`: accepted and refused input, and memory."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Texts tokenized block by block: the ids of one go, whatever the tokenizer, the text and the size of a block."""
+"""Texts tokenized in blocks: the ids of the whole text, for any tokenizer, text and block size."""
 
 import random
 

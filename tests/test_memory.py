@@ -1,4 +1,4 @@
-"""A cache that memory cannot hold is refused before anything is allocated."""
+"""A cache that does not fit into memory is refused before anything is allocated."""
 
 from types import SimpleNamespace
 

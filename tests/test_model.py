@@ -1,4 +1,4 @@
-"""`Model` as a pytree, and the functions for people: what they take, and what they refuse."""
+"""`Model` as a pytree, and the public functions: accepted and refused arguments."""
 
 import jax
 import jax.numpy as jnp

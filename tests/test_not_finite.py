@@ -1,4 +1,4 @@
-"""NaN is not a word: numbers that are not finite are an error that says where, in which dtype, and what to do."""
+"""Non-finite numbers: an error that says where they occurred, in which dtype, and what to do."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, their two forms agree, and what they showed is committed."""
+"""The notebooks run from the first cell to the last, both forms agree, and their outputs are committed."""
 
 import ast
 import importlib.util

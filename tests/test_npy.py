@@ -1,4 +1,4 @@
-"""Headers of .npy files that lie are refused before anything is allocated, wherever such a file is read."""
+"""False headers of .npy files are refused before anything is allocated, by every reader of such files."""
 
 import io
 

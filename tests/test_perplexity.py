@@ -1,4 +1,4 @@
-"""Perplexity: one result for every chunk size, in pieces, and each mode against its plain definition."""
+"""Perplexity: the same result for every chunk size, in pieces, and each mode against its plain definition."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`perplexity` on the command line: one text or several, interrupted and gone on with, and bad input."""
+"""`perplexity` on the command line: one or several texts, interrupted and resumed, and bad input."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Frequencies of every RoPE kind against PyTorch transformers; angles against float64."""
+"""Frequencies of every RoPE type against PyTorch transformers; angles against float64."""
 
 import jax.numpy as jnp
 import numpy as np

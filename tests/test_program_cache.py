@@ -1,4 +1,4 @@
-"""Compiled programs on disk: kept from run to run, and never half of one."""
+"""The cache of compiled programs: kept between runs, and never with incomplete entries."""
 
 import itertools
 import os

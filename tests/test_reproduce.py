@@ -1,4 +1,4 @@
-"""`reproduce`: three files and a table for each experiment, each figure against its definition, and bad input."""
+"""`reproduce`: three files and a table for each experiment, each result against its definition, and bad input."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Plans of experiments: whatever cannot be made is refused before anything is computed."""
+"""Plans of experiments: impossible experiments are refused before anything is computed."""
 
 from dataclasses import replace
 

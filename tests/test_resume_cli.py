@@ -1,4 +1,4 @@
-"""Commands that go on in a folder: one process at a time, and damage in it ends with exit code 2 and one sentence."""
+"""Commands that resume in a folder: one process at a time, and exit code 2 with a clear error for damaged folders."""
 
 import json
 import os

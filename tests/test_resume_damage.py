@@ -1,4 +1,4 @@
-"""A damaged resume folder gives an error or the right number, and no kill or full disk blocks a later start."""
+"""A damaged resume folder gives an error or the correct result, and no kill or full disk blocks a later start."""
 
 import io
 import os

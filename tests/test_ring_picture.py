@@ -1,4 +1,4 @@
-"""Pictures of a state show what the paper's list holds, and the distances that its rotations would have."""
+"""Pictures of a state agree with the paper's list: its contents, and the distances of its rotations."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The converted checkpoint, and the way back to a Hugging Face folder."""
+"""The converted checkpoint, and its export to a Hugging Face folder."""
 
 import json
 import sys

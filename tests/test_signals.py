@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: each waits where stopping would do harm, and each has its exit code."""
+"""Ctrl-C, SIGTERM and SIGHUP: deferred where stopping would do harm, each with its exit code."""
 
 import os
 import signal

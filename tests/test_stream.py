@@ -1,4 +1,4 @@
-"""Streams of text: what is shown is what the model saw, however it was fed, stopped and continued."""
+"""Streams of text: the text shown is the text in the stream, however it was fed, stopped and continued."""
 
 import signal
 import threading

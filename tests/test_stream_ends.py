@@ -1,4 +1,4 @@
-"""Where a text ends and how a stream goes on: end-of-text tokens, turns of a chat, stop texts, abandoned generators."""
+"""The end of a text and its continuation: end-of-text tokens, chat turns, stop texts, abandoned generators."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""StreamEval: its stream by hand, the scoring, and readers that always or never answer right."""
+"""StreamEval: its stream by hand, the scoring, and readers whose answers are always or never correct."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Questions in one stream: what is put to the model, both scores, and modes that differ as they should."""
+"""Questions in one stream: the prompts, both scores, and the differences between modes."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Chat templates are rendered as by transformers, within limits, in a process that leaves nothing behind."""
+"""Chat templates are rendered as in transformers, within limits, in a process that leaves nothing behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Rules of a tokenizer that make a text explode are refused before they meet one; endless searches, then."""
+"""Tokenizer rules that expand texts excessively are refused on loading; endless searches while encoding."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""`sllm-jax train`: what it prints, how it is interrupted and taken up again, and what it refuses."""
+"""`sllm-jax train`: output, interruption and resumption, and refused input."""
 
 import csv
 import json

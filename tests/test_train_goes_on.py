@@ -1,4 +1,4 @@
-"""A run that was stopped: no measure is lost, nothing is left over, and what is damaged is said in one sentence."""
+"""Resumed training runs: no measure is lost, nothing is left over, and damage gives a clear error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From text files to samples: documents, the tokenizer, packing, and the order in which samples are learned."""
+"""From text files to samples: documents, the tokenizer, packing, and the order of samples."""
 
 import lzma
 

@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, is on the disk, and nothing is left, whenever a process is killed."""
+"""Files appear complete or not at all, are synced to disk, and leave nothing behind when a process is killed."""
 
 import errno
 import os

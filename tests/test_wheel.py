@@ -1,4 +1,4 @@
-"""What is installed: one top-level package, typed, that runs without PyTorch."""
+"""The installed package: one top-level package, typed, that runs without PyTorch."""
 
 import os
 import re

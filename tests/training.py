@@ -1,4 +1,4 @@
-"""Tiny runs of training that tests share."""
+"""Tiny training runs shared by tests."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The checker of shape annotations while tests run: beartype, with an int allowed wherever a float is."""
+"""The run-time checker of shape annotations: beartype, with int accepted as float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -48,7 +48,7 @@ def measure(run: Path) -> list[float]:
 
 
 def main(runs: Path, texts: list[str]) -> None:
-    """All of it."""
+    """Train and evaluate all models."""
     found = {}
     for kind in KINDS:
         train(kind, runs / kind, texts)

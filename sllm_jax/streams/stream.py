@@ -77,9 +77,7 @@ class Stream:
         self._last: deque[int] = deque(maxlen=_REMEMBERED)
         self.tokens_seen = 0  # read and written, including evicted ones
         self.tokens_written = 0
-        self.end_reason: EndReason | None = (
-            None  # why the last text ended; None before the first end and while generating
-        )
+        self.end_reason: EndReason | None = None  # why the last text ended; None until then and while generating
         self._unshown = ""  # text of the stream that an abandoned `generate` held back
         self._chatting = False
 

@@ -1,4 +1,4 @@
-"""Damage to files: of any bytes, and of JSON by its structure."""
+"""Mutations of files: of raw bytes, and of JSON by structure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Fuzz every reader at length: damaged inputs in processes of their own, with limits of time and memory.
+"""Fuzz every reader: damaged inputs in separate processes, with limits on time and memory.
 
     python tests/fuzz/run.py --inputs 100000 --out fuzz
 
-Interrupted, the same command goes on. OUT has a line for each input; `--replay TARGET NUMBER` reads one again.
-Ends with exit code 1 if there were failures.
+After an interruption, the same command continues. OUT has a line for each input; `--replay TARGET NUMBER` reads one
+again. The exit code is 1 if there were failures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is fuzzed: for each reader a valid input, made by this code, and the call that reads it.
+"""The fuzz targets: for each reader, a function that writes a valid input, and the call that reads it.
 
-A target is a function that fills a folder, and a function that reads it. It is listed in `TARGETS`; the files that it
-makes are damaged one at a time.
+A target is a function that fills a folder, and a function that reads it, listed in `TARGETS`. Its files are damaged one
+at a time.
 """
 
 from __future__ import annotations

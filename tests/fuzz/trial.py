@@ -1,4 +1,4 @@
-"""One damaged input: made from a seed, read, and judged."""
+"""One trial: a damaged input from a seed, read and judged."""
 
 from __future__ import annotations
 

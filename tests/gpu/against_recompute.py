@@ -1,4 +1,4 @@
-"""How many times faster than the sliding window with re-computation, in turns, with a cache of 4,096 tokens."""
+"""Speed-up over sliding-window re-computation, with alternating calls and a cache of 4,096 tokens."""
 
 from functools import partial
 

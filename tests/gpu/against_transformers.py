@@ -1,6 +1,6 @@
-"""How many times faster than PyTorch transformers with a static cache, compiled, on the same weights, in turns.
+"""Speed-up over compiled PyTorch transformers with a static cache on the same weights, with alternating calls.
 
-With a quarter of the layers first: if all of them take too long to write, load and compile, there is that.
+A quarter of the layers is measured first, in case all layers take too long to write, load and compile.
 """
 
 import os

@@ -1,13 +1,13 @@
-"""Whether the device computes what the CPU does: three families in float32, bfloat16 and int8.
+"""Agreement of the device with the CPU: three families in float32, bfloat16 and int8.
 
-What is compared, over a text of several times the cache:
+Compared over a text several times as long as the cache:
 
-- logits of dense attention, with those of the same weights on the CPU in float32: off by at most 1e-4 of their norm in
-  float32, and in bfloat16 by at most 1.5 times what the CPU's own bfloat16 is off, or 1e-2;
-- chunkings: the logits after the text, read in large chunks, in small ones, and written token by token;
-- greedy and sampled text, with the CPU's of the same dtype and seed. Rounding may change a token only where two are as
-  good as equal: the gap of their scores on the CPU is at most twice the largest difference of the logits there;
-- in float32 three streams side by side, with the CPU's.
+- logits of dense attention with those of the same weights on the CPU in float32. Tolerance: 1e-4 of their norm in
+  float32; in bfloat16 1.5 times the error of bfloat16 on the CPU, or 1e-2;
+- chunkings: the logits after the text, read in large chunks, in small chunks, and token by token;
+- greedy and sampled text with that of the CPU at the same dtype and seed. Rounding may change a token only if two
+  tokens are almost tied: their scores on the CPU differ by at most twice the largest difference of the logits there;
+- in float32, a batch of three streams with that of the CPU.
 """
 
 import os

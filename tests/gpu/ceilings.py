@@ -1,4 +1,4 @@
-"""The two ceilings: bytes a second that are copied and read, and floating-point operations a second of a product."""
+"""The hardware limits: bandwidth of copies and reads, and floating-point throughput of matrix products."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Speed of a 7B Llama in bfloat16 at 4 + 2044: decode with 1, 8 and 32 streams against the bandwidth, and extend."""
+"""Speed of a 7B Llama in bfloat16 at 4 + 2044: decode with 1, 8 and 32 streams against bandwidth, and extend."""
 
 from collections.abc import Sequence
 from functools import partial

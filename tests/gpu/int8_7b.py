@@ -1,4 +1,4 @@
-"""The same with int8 weights: half the bytes of a step with one stream."""
+"""The same with int8 weights, which halve the bytes of a step with one stream."""
 
 from decode_7b import EXTEND, figures
 from step import Record, run

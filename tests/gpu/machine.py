@@ -1,4 +1,4 @@
-"""The card, its driver, the versions, and what of our dependencies is missing."""
+"""The GPU, its driver, versions, and missing dependencies."""
 
 import os
 import platform

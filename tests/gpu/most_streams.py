@@ -1,4 +1,4 @@
-"""The largest number of streams of a 7B Llama in bfloat16 at 4 + 2044: what the sizes say, tried."""
+"""The largest number of streams of a 7B Llama in bfloat16 at 4 + 2044: estimated from sizes, then tried."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Reading a compiled program: the kernels of one turn of its loop, by part, from XLA's own text."""
+"""Parser of compiled programs: the kernels of one loop iteration, by part, from XLA's text."""
 
 import re
 from collections import Counter

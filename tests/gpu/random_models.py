@@ -1,4 +1,4 @@
-"""The models that are timed: a 7B Llama of random weights, or for a dry run a very small one."""
+"""The timed models: a 7B Llama with random weights, or a very small one for a dry run."""
 
 import json
 from pathlib import Path

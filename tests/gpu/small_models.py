@@ -1,4 +1,4 @@
-"""Small models of three families, bundled and random, and their weights at other precisions."""
+"""Small models of three families, bundled and random, and their weights in other dtypes."""
 
 from typing import Any
 

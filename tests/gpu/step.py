@@ -1,4 +1,4 @@
-"""What all steps share: their arguments, and the file of results that each writes to as it goes."""
+"""Shared by all steps: arguments, and the results file that each step updates as it runs."""
 
 import argparse
 import json

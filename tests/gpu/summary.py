@@ -1,4 +1,4 @@
-"""The table: what was found, in under 8,000 characters, and how each step ended. Needs nothing but Python."""
+"""The table of results, in under 8,000 characters, and how each step ended. Needs only Python."""
 
 import json
 import sys

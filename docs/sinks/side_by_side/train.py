@@ -42,7 +42,7 @@ def with_echoes(text: str) -> str:
 
 
 def train(kind: str, run: Path, text: Path) -> None:
-    """Train one, unless it is there."""
+    """Train one model, unless it exists."""
     if (run / "model").exists():
         return
     options = [f"--{name}={value}" for name, value in (OPTIONS | {"sink": kind, "config": CONFIG, "out": run}).items()]
@@ -51,7 +51,7 @@ def train(kind: str, run: Path, text: Path) -> None:
 
 
 def bundle(kind: str, run: Path) -> None:
-    """Hugging Face's layout in bfloat16, also of the kind that Hugging Face's own code would run wrongly."""
+    """Export in the Hugging Face layout, in bfloat16, even a model that Hugging Face's code would run wrongly."""
     out = FOLDER / f"sink-{kind}"
     with tempfile.TemporaryDirectory() as scratch:
         plain, written = Path(scratch) / "plain", Path(scratch) / "written"
@@ -65,7 +65,7 @@ def bundle(kind: str, run: Path) -> None:
 
 
 def main(runs: Path, novels: Path) -> None:
-    """All of it."""
+    """Train and export all models."""
     runs.mkdir(exist_ok=True)
     text = runs / "echoes.txt"
     text.write_text(with_echoes(lzma.decompress(novels.read_bytes()).decode()), encoding="utf-8")
