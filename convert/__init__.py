@@ -110,7 +110,7 @@ def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
 
     If the config ties the head to the embedding but the checkpoint has two different matrices (a fine-tuned head), the
     module is untied, with a warning, as in transformers. A tied model saved without its head loads with a warning: it
-    may be an embedder. Raises `SllmError` for a config that is not supported.
+    may be an embedding model. Raises `SllmError` for a config that is not supported.
     """
     hf_config = load_config(folder)
     module = module_for(hf_config, dtype)

@@ -34,7 +34,7 @@ def shapes_of(module: Any, int8: bool = False) -> dict[str, Shape]:
 
 
 def identity_table(module: Any, int8: bool = False) -> Table:
-    """The table of checkpoints laid out as the module is; with `int8` each weight has a scale."""
+    """The table of checkpoints in the layout of the module; with `int8` each weight has a scale."""
     return Table(tuple(Rule(path, (path,)) for path in shapes_of(module, int8)))
 
 

@@ -10,7 +10,7 @@ from sllm_jax.common.tensor import Shape
 from sllm_jax.convert.names import stray_prefix
 from sllm_jax.convert.table import Table
 
-# Pattern in the names of unknown tensors: what such a checkpoint is.
+# Pattern in the names of unknown tensors -> description of the checkpoint.
 _SIGNS: dict[str, str] = {
     r"\blora_[AB]\b|\.lora_embedding_": "a LoRA adapter; merge it into its base model first (PEFT: merge_and_unload)",
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|weight_scale(_inv)?|weight_packed)$": "quantized weights; give a "

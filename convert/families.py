@@ -1,4 +1,4 @@
-"""The families that are supported: for each its config, its module, its table, and the models it is for."""
+"""The supported families: the config, module, checkpoint table and published models of each."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def published() -> dict[str, Published]:
-    """Each `model_type` that is supported."""
+    """The supported model types."""
     return {name: entry for family in FAMILIES.values() for name, entry in family.model_types.items()}
 
 
