@@ -180,10 +180,10 @@ def test_piped_lines_are_messages_even_with_a_slash(run, model):
 
 
 @pytest.mark.parametrize("wrong", [b"\xff\xfe", b"caf\xe9", b"\xed\xa0\x80"], ids=["UTF-16", "Latin-1", "a surrogate"])
-def test_a_line_that_is_not_utf_8_says_so_and_asks_again(run, model, wrong):
+def test_a_line_that_is_not_utf_8_is_skipped(run, model, wrong):
     code, _, err = run("chat", "--model", model, "--max-tokens", 2, stdin=b"Hello\n" + wrong + b"\nAnd you?\n")
     assert code == 0
-    assert "line 2 is skipped: standard input is not UTF-8 text" in err
+    assert "skipped line 2: standard input is not UTF-8 text" in err
     assert re.findall(r"^USER: (.*)$", err, re.M) == ["Hello", "And you?"]
 
 

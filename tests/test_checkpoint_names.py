@@ -106,7 +106,7 @@ def test_a_bare_model_with_its_head_beside_it_loads(tmp_path, family):
     torch.save(bare | {"lm_head.weight": theirs.lm_head.weight}, tmp_path / "pytorch_model.bin")
     assert_same(load(tmp_path), expected)
     torch.save(bare, tmp_path / "pytorch_model.bin")
-    assert "; this looks like a model without its head, such as an embedder" in refusal(tmp_path)
+    assert "; this looks like a model without its head, such as an embedding model" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["actor.", "_forward_module.", "student.model.module.", "a b\n."])

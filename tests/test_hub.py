@@ -369,7 +369,7 @@ def test_a_folder_of_the_cache_stands_for_its_snapshot(cached):
 
 def test_a_repository_of_something_else_is_named(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "model.Q4_K_M.gguf"]))
-    with pytest.raises(SllmError, match=r"is not a model to load: expected config.json .* but GGUF files"):
+    with pytest.raises(SllmError, match=r"cannot be loaded: expected config.json .* but GGUF files"):
         hub.resolve(NAME)
 
 

@@ -66,7 +66,7 @@ def test_the_default_of_several_templates(tokenizer):
             "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
             "takes too much memory",
         ),
-        ("{{ 'a' * 5000000 }}", "it writes 5000000 characters"),
+        ("{{ 'a' * 5000000 }}", "its output has 5000000 characters"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% for %}", "Expected"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
