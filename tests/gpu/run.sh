@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in at most 8 minutes: correctness, speed, kernels, memory.
+# GPU measurements in at most 8 minutes: correctness, speed, kernels, memory.
 #
 #   bash tests/gpu/run.sh OUT [--tiny] [STEP=SECONDS ...]
 #
-# OUT gets results.json (all figures), steps.txt (how each step ended), log.txt and table.txt; the table is printed last.
-# --tiny: small sizes, for a dry run on a CPU. STEP=SECONDS: these steps only. PYTHON: the interpreter, else python3.
+# Writes results.json (all figures), steps.txt (how each step ended), log.txt and table.txt to OUT; prints the table last.
+# --tiny: small sizes, for a dry run on a CPU. STEP=SECONDS: only these steps. PYTHON: the interpreter (default: python3).
 #
-# A step is a file of this folder and runs alone too: python tests/gpu/STEP.py OUT [--tiny]. Each has to end by the sum
-# of the seconds up to its own, so time that one leaves over is the next one's. A step that fails is noted; the rest runs.
+# Each step is a file in this folder and also runs alone: python tests/gpu/STEP.py OUT [--tiny]. Its deadline is the sum
+# of all limits up to its own, so unused time goes to later steps. A failed step is noted, and the rest runs.
 set -uo pipefail
 
 limits=(machine=40 ceilings=20 agreement=80 decode_7b=85 int8_7b=45 against_recompute=45 against_transformers=80
@@ -24,19 +24,19 @@ rm -f "$out"/{results.json,steps.txt,log.txt,table.txt}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python=${PYTHON:-python3}
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/programs} # what one step compiled, others use
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/programs} # shared by all steps
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-1}
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.93}
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-installed() { # whether sllm_jax is this clone, sllm_jax.convert being its folder convert/
+installed() { # whether sllm_jax and sllm_jax.convert are those of this clone
   "$python" -c 'import sllm_jax.convert as c; raise SystemExit(not c.__file__.startswith(__import__("os").getcwd()))'
 }
 
 if ! (PYTHONSAFEPATH=1 installed) 2>/dev/null; then
   timeout -k 2 25 "$python" -m pip install --quiet --no-deps --no-build-isolation -e . >>"$out/log.txt" 2>&1
 fi
-if ! (PYTHONSAFEPATH=1 installed) 2>>"$out/log.txt"; then # a folder of links in its place
+if ! (PYTHONSAFEPATH=1 installed) 2>>"$out/log.txt"; then # use a folder of links instead
   mkdir "$scratch/sllm_jax" && ln -s "$PWD"/sllm_jax/* "$PWD/convert" "$scratch/sllm_jax/"
   export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
 fi
