@@ -134,7 +134,7 @@ def test_the_fewest_parameters_of_a_config_are_no_more_than_it_has(name):
 
 def test_random_weights_that_memory_cannot_hold(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 2**14)
-    with pytest.raises(SllmError, match=r"a model of this config takes .* of memory, and .* are free; give one of"):
+    with pytest.raises(SllmError, match=r"a model of this config takes .* of memory, and .* are free; use a smaller"):
         random_model(LLAMA, np.float32)
 
 

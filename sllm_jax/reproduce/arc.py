@@ -24,7 +24,7 @@ _ADAPTERS_OPTION = re.compile(r"Answer(\d+): ")
 
 @dataclass(frozen=True)
 class ArcQuestion:
-    """A question, its options, and the index of the right one."""
+    """A question, its options, and the index of the correct one."""
 
     text: str
     options: tuple[str, ...]

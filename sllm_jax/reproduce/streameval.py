@@ -1,7 +1,7 @@
 """StreamEval (section 4.4, figure 8): each line states a value; every 10 lines a question asks for an earlier one.
 
 The answer always lies a fixed number of lines back, so a model that sees only recent tokens can answer indefinitely.
-Questions and answers stay in the stream. An answer is right if its first number is the value.
+Questions and answers stay in the stream. An answer is correct if its first number is the value.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def ask(reader: Reader, stream: Iterator[str | Question]) -> Iterator[Answer]:
 
 
 def accuracy(answers: Sequence[Answer]) -> float | None:
-    """The share of right answers; None if there are no answers."""
+    """The share of correct answers; None if there are no answers."""
     return sum(answer.right for answer in answers) / len(answers) if answers else None
 
 

@@ -1,7 +1,7 @@
 """Table 5: multiple-choice questions answered in one endless stream, compared with one stream per question.
 
-The stream alternates questions and right answers, as in the paper (section 4.3). Each answer has two scores. Exact
-match: the greedy reply begins with the right letter. Option log-likelihood: the right letter is the most probable
+The stream alternates questions and correct answers, as in the paper (section 4.3). Each answer has two scores. Exact
+match: the greedy reply begins with the correct letter. Option log-likelihood: the correct letter is the most probable
 option. In the few-shot format, every stream begins with the first question of the file as a worked example. In the chat
 format, each question is a turn of the chat template.
 """
@@ -61,13 +61,13 @@ class Outcome:
 
     @property
     def exact(self) -> bool:
-        """Whether the reply begins with the right letter."""
+        """Whether the reply begins with the correct letter."""
         found = _LETTER.match(self.reply)
         return found is not None and found[1] == self.question.labels[self.question.right]
 
     @property
     def likely(self) -> bool:
-        """Whether the right letter is the most probable one."""
+        """Whether the correct letter is the most probable one."""
         return self.likeliest == self.question.right
 
 
