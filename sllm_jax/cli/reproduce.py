@@ -111,7 +111,7 @@ def reproduce(
         str,
         Argument(
             help="fig2: attention on the first positions. fig3: perplexity along a long text, in four modes. "
-            "table1: sinks, line breaks in their place, none, re-computation. table2: number of sinks. "
+            "table1: sinks, line breaks instead of sinks, no sinks, re-computation. table2: number of sinks. "
             "table6: size of the cache. stability: millions of tokens, with memory and speed. "
             "streameval: questions about earlier lines of an endless stream. "
             "streamqa: ARC questions in one stream. fig10: speed against re-computation. all: a report page of all.",
