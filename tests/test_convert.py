@@ -94,8 +94,8 @@ def test_a_transform_that_yields_another_shape_is_named(folder):
         for name, array in disassemble(load(folder), table, module)
     ]
     said = (
-        r"tensor model\.layers\.0\.self_attn\.qk\.weight: the transform 'in halves' makes \(32, 24\) of it for "
-        r"layers_0/self_attn/q_proj/weight, which is \(48, 24\)"
+        r"tensor model\.layers\.0\.self_attn\.qk\.weight: the transform 'in halves' gives \(32, 24\) for "
+        r"layers_0/self_attn/q_proj/weight, expected \(48, 24\)"
     )
     with pytest.raises(SllmError, match=said):
         assemble(tensors, table, module, dtype=None, place=lambda array: array)
