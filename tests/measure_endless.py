@@ -49,8 +49,8 @@ def main() -> None:
             streams[name] = write(streams[name], BLOCK)
             times[name].append(time.perf_counter() - begin)
     ratio = np.median(np.divide(times["old"], times["young"]))
-    print(f"{1e3 * np.median(times['young']) / BLOCK:.4f} ms a token, young")
-    print(f"{1e3 * np.median(times['old']) / BLOCK:.4f} ms a token, old")
+    print(f"{1e3 * np.median(times['young']) / BLOCK:.4f} ms per token, young")
+    print(f"{1e3 * np.median(times['old']) / BLOCK:.4f} ms per token, old")
     print(f"ratio old/young {ratio:.3f}, median of {asked.pairs} pairs of blocks of {BLOCK} tokens")
 
 
