@@ -1,9 +1,9 @@
-"""Checkpoints: Hugging Face folders to parameters, to a converted checkpoint, and back to Hugging Face folders."""
+"""Checkpoints: Hugging Face folders and GGUF files to parameters, to a converted checkpoint, and back to folders."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,24 @@ import numpy as np
 
 from sllm_jax.common import orbax
 from sllm_jax.common.errors import SllmError
-from sllm_jax.common.files import copy_companions, existing_folder, load_config, new_folder, write_json
+from sllm_jax.common.files import copy_companions, load_config, load_generation_config, new_folder, write_json
+from sllm_jax.common.gguf_file import is_gguf
 from sllm_jax.common.progress import Progress, silent
-from sllm_jax.convert import sources
+from sllm_jax.common.tensor import Tensor
+from sllm_jax.convert import gguf_config, gguf_tensors, sources
 from sllm_jax.convert.assemble import assemble, identity_table, is_tied
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.convert.export import write_safetensors
 from sllm_jax.convert.families import FAMILIES, module_for
 from sllm_jax.convert.plausible import check_plausible
+from sllm_jax.convert.sources import existing_source
 from sllm_jax.convert.table import Table
 from sllm_jax.core.int8 import INT8, check_weights, is_quantized
 from sllm_jax.core.model import Model
 from sllm_jax.models.unsupported import bare_architecture
+from sllm_jax.text.gguf_tokenizer import write_tokenizer
 
-__all__ = ["convert", "load_params", "read_config", "to_huggingface"]
+__all__ = ["convert", "load_params", "read_config", "read_generation_config", "to_huggingface"]
 
 _WEIGHTS = "weights"  # a key of the config.json of a converted checkpoint: the format of its weights, if not floats
 
@@ -46,33 +50,33 @@ def check_clone(package: Path, convert: Path) -> None:
 check_clone(Path(orbax.__file__).resolve().parents[1], Path(__file__).resolve().parent)
 
 
-def load_params(folder: Path | str, module: Any, progress: Progress = silent, weights: str | None = None) -> Any:
-    """The parameters of `module`, in its dtype, from a Hugging Face folder or a converted checkpoint.
+def load_params(source: Path | str, module: Any, progress: Progress = silent, weights: str | None = None) -> Any:
+    """The parameters of `module`, in its dtype, from a Hugging Face folder, a GGUF file or a converted checkpoint.
 
     Tensors are read, cast and put on the default device one at a time. `progress` is called as progress(done, total),
     in tensors. `weights` "int8" quantizes linear layers (`sllm_jax.core.int8`). Raises one `SllmError` that lists
     everything wrong with the checkpoint.
     """
-    folder = existing_folder(folder)
+    source = existing_source(source)
 
     def place(array: np.ndarray) -> jax.Array:
         return jax.device_put(array).block_until_ready()
 
     int8 = check_weights(weights)
-    return _read(folder, module, dtype=as_dtype(module.dtype), place=place, progress=progress, int8=int8)
+    return _read(source, module, dtype=as_dtype(module.dtype), place=place, progress=progress, int8=int8)
 
 
 def convert(
     source: Path | str, out: Path | str, dtype: Any = None, progress: Progress = silent, weights: str | None = None
 ) -> None:
-    """Write the checkpoint in the folder `source` as a converted checkpoint, the new folder `out`.
+    """Write the checkpoint `source`, a folder or a GGUF file, as a converted checkpoint, the new folder `out`.
 
     `out` appears complete or not at all. With `dtype` None each tensor keeps its own. `weights` "int8" quantizes linear
     layers (`sllm_jax.core.int8`). Raises `SllmError` if `out` exists, or if the checkpoint does not fit its config.
     """
-    source, int8 = existing_folder(source), check_weights(weights)
+    source, int8 = existing_source(source), check_weights(weights)
     with new_folder(Path(out)) as folder:
-        hf_config, _, params = _read_folder(source, dtype, progress, int8)
+        hf_config, _, params = _read_source(source, dtype, progress, int8)
         if is_quantized(params):
             hf_config = {**hf_config, _WEIGHTS: INT8}
         orbax.save(folder, params)
@@ -80,11 +84,12 @@ def convert(
 
 
 def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = None, progress: Progress = silent) -> None:
-    """Write a model, or the checkpoint in a folder, as a Hugging Face folder `out` that `transformers` loads.
+    """Write a model, or the checkpoint in a folder or GGUF file, as a Hugging Face folder `out` for `transformers`.
 
-    It holds safetensors, the config and, if `source` is a folder, the tokenizer. `dtype` and errors as in `convert`.
+    It holds safetensors, the config and, unless `source` is a `Model`, the tokenizer. `dtype` and errors: as in
+    `convert`.
     """
-    source = source if isinstance(source, Model) else existing_folder(source)
+    source = source if isinstance(source, Model) else existing_source(source)
     with new_folder(Path(out)) as folder:
         if isinstance(source, Model):
             hf_config, module, params = source.hf_config, source.module, source.params
@@ -94,7 +99,7 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
                 target = as_dtype(dtype)
                 params = jax.tree.map(lambda array: np.asarray(array).astype(target), params)
         else:
-            hf_config, module, params = _read_folder(source, dtype, progress)
+            hf_config, module, params = _read_source(source, dtype, progress)
         if is_quantized(params):
             raise SllmError("int8 weights cannot be exported to Hugging Face; export the original checkpoint")
         if module.config.attention_sink == "zero":
@@ -105,33 +110,40 @@ def to_huggingface(source: Path | str | Model, out: Path | str, dtype: Any = Non
         _write_companions(folder, source, module.config.with_current_names(hf_config), params)
 
 
-def read_config(folder: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
-    """The `config.json` of a model's folder, and the module for it.
+def read_config(source: Path, dtype: Any) -> tuple[dict[str, Any], Any]:
+    """The `config.json` of a model's folder, or that which a GGUF file stands for, and the module for it.
 
     If the config ties the head to the embedding but the checkpoint has two different matrices (a fine-tuned head), the
     module is untied, with a warning, as in transformers. A tied model saved without its head loads with a warning: it
     may be an embedding model. Raises `SllmError` for a config that is not supported.
     """
-    hf_config = load_config(folder)
+    hf_config = gguf_config.config(source) if is_gguf(source) else load_config(source)
     module = module_for(hf_config, dtype)
-    refuse_quantized(hf_config, folder)
-    check_plausible(module.config, folder)
+    refuse_quantized(hf_config, source)
+    check_plausible(module.config, source)
     if module.config.tie_word_embeddings and (bare := bare_architecture(hf_config)):
         warnings.warn(
-            f"{folder}: config.json names a {bare:.80}, which has no head; the embedding is used as its head "
+            f"{source}: config.json names a {bare:.80}, which has no head; the embedding is used as its head "
             "(tie_word_embeddings), but an embedding model generates meaningless text",
             stacklevel=3,
         )
-    ties = module.config.tie_word_embeddings and not orbax.is_converted(folder)
-    if ties and not is_tied(sources.tensors(folder), _table(module)):
+    ties = module.config.tie_word_embeddings and not is_gguf(source) and not orbax.is_converted(source)
+    if ties and not is_tied(_tensors(source, module), _table(module)):
         warnings.warn(
-            f"{folder}: config.json ties the head to the embedding, but the checkpoint has two different matrices; "
+            f"{source}: config.json ties the head to the embedding, but the checkpoint has two different matrices; "
             "both are used (tie_word_embeddings is set to false)",
             stacklevel=3,
         )
         hf_config = hf_config | {"tie_word_embeddings": False}
         module = module_for(hf_config, dtype)
     return hf_config, module
+
+
+def read_generation_config(source: Path | Model) -> dict[str, Any]:
+    """The generation config of a model, of a folder, or that which a GGUF file stands for; empty if there is none."""
+    if isinstance(source, Model):
+        return dict(source.generation_config)
+    return gguf_config.generation_config(source) if is_gguf(source) else load_generation_config(source)
 
 
 def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
@@ -143,18 +155,18 @@ def refuse_quantized(hf_config: Mapping[str, Any], folder: Path) -> None:
         raise SllmError(f"{folder} holds quantized weights ({name}); give a float32, float16 or bfloat16 checkpoint")
 
 
-def _read_folder(
-    folder: Path, dtype: Any, progress: Progress, int8: bool = False
+def _read_source(
+    source: Path, dtype: Any, progress: Progress, int8: bool = False
 ) -> tuple[Mapping[str, Any], Any, Any]:
-    """Config, module and parameters of a folder. Parameters are NumPy arrays and take no accelerator memory."""
-    hf_config, module = read_config(folder, np.float32)
+    """Config, module and parameters of a checkpoint. Parameters are NumPy arrays and take no accelerator memory."""
+    hf_config, module = read_config(source, np.float32)
     dtype = None if dtype is None else as_dtype(dtype)
-    params = _read(folder, module, dtype=dtype, place=lambda array: array, progress=progress, int8=int8)
+    params = _read(source, module, dtype=dtype, place=lambda array: array, progress=progress, int8=int8)
     return hf_config, module, params
 
 
 def _read(
-    folder: Path,
+    source: Path,
     module: Any,
     *,
     dtype: np.dtype | None,
@@ -162,17 +174,22 @@ def _read(
     progress: Progress,
     int8: bool,
 ) -> Any:
-    """The parameters of a Hugging Face folder or a converted checkpoint. The options are those of `assemble`."""
+    """The parameters of a folder or a GGUF file. The options are those of `assemble`."""
     try:
-        if orbax.is_converted(folder):
-            is_int8 = load_config(folder).get(_WEIGHTS) == INT8
-            orbax.check_layout(folder)
-            tensors, table, int8 = orbax.tensors(folder), identity_table(module, is_int8), int8 or is_int8
+        if orbax.is_converted(source):
+            is_int8 = load_config(source).get(_WEIGHTS) == INT8
+            orbax.check_layout(source)
+            tensors, table, int8 = orbax.tensors(source), identity_table(module, is_int8), int8 or is_int8
         else:
-            tensors, table = sources.tensors(folder), _table(module)
+            tensors, table = _tensors(source, module), _table(module)
         return assemble(tensors, table, module, dtype=dtype, place=place, progress=progress, int8=int8)
     except OSError as error:
-        raise SllmError(f"{folder} could not be read: {error}") from error
+        raise SllmError(f"{source} could not be read: {error}") from error
+
+
+def _tensors(source: Path, module: Any) -> Iterator[Tensor]:
+    """The tensors of a Hugging Face folder or a GGUF file, under the names of Hugging Face."""
+    return gguf_tensors.tensors(source, module, _table(module)) if is_gguf(source) else sources.tensors(source)
 
 
 def _table(module: Any) -> Table:
@@ -188,8 +205,10 @@ def _write_companions(folder: Path, source: Path | Model, hf_config: Mapping[str
         names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
         config |= dict.fromkeys(names, dtypes.pop())
     write_json(folder / "config.json", config)
-    if isinstance(source, Model):
-        if source.generation_config:
-            write_json(folder / "generation_config.json", source.generation_config)
-    else:
+    if isinstance(source, Path) and not is_gguf(source):
         copy_companions(source, folder)
+        return
+    if generation_config := read_generation_config(source):
+        write_json(folder / "generation_config.json", generation_config)
+    if isinstance(source, Path):
+        write_tokenizer(source, folder)

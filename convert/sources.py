@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import warnings
 import zipfile
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from sllm_jax.common import orbax
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.extras import how_to_install
-from sllm_jax.common.files import load_json, other_format
+from sllm_jax.common.files import existing_folder, load_json, other_format
 from sllm_jax.common.foreign import foreign
+from sllm_jax.common.gguf_file import gguf_in, is_gguf
 from sllm_jax.common.inputs import check_file, is_file, is_there
 from sllm_jax.common.tensor import Shape, Tensor
 from sllm_jax.convert.dtypes import READABLE
@@ -27,6 +30,19 @@ WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.ind
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys under which training scripts save a model
 _DEPTH = 4  # maximum nesting of these
+
+
+def existing_source(path: Path | str) -> Path:
+    """The folder or GGUF file at `path`, with `~` expanded; a folder whose only weights are GGUF stands for that file.
+
+    Raises `SllmError` if there is no folder and no GGUF file, or if the folder has several GGUF models.
+    """
+    path = Path(os.path.expanduser(path))
+    if is_gguf(path):
+        return path
+    folder = existing_folder(path)
+    has_weights = orbax.is_converted(folder) or any(is_there(folder / name) for name in WEIGHT_FILES)
+    return folder if has_weights else gguf_in(folder) or folder
 
 
 def tensors(folder: Path) -> Iterator[Tensor]:

@@ -40,7 +40,7 @@ def convert(
         raise SllmError(f"--to {to!r} is not one of {', '.join(writers)}")
     if check_weights(weights) and to != "orbax":
         raise SllmError(f"--weights {weights} needs --to orbax; Hugging Face checkpoints are written as floats")
-    folder = hub.resolve(source, revision)
+    found = hub.resolve(source, revision)
     with progress("converting") as bar:
-        writers[to](folder, out, dtype, bar)
+        writers[to](found, out, dtype, bar)
     note(f"wrote {out}")

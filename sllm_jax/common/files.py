@@ -21,7 +21,6 @@ MAX_JSON = 2**26  # bytes; the largest published checkpoint index has about 2**2
 MAX_DEPTH = 100
 CHAT_TEMPLATES = "additional_chat_templates"  # folder of further templates beside `chat_template.jinja`
 _OTHER_FORMATS = {  # keyed by a file name pattern
-    "*.gguf": "GGUF files, which are not supported (give the original checkpoint)",
     "adapter_config.json": "a PEFT adapter (merge it into its base model first: merge_and_unload)",
     "consolidated.*": "weights in the original format (give the Hugging Face version of the checkpoint)",
     "*.msgpack": "Flax weights (give the safetensors version of the checkpoint)",

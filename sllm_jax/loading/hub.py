@@ -1,4 +1,4 @@
-"""Names to folders: bundled models, and Hugging Face models from the hub or its local cache."""
+"""Names to folders and GGUF files: bundled models, and Hugging Face models from the hub or its local cache."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,8 +17,9 @@ from huggingface_hub import constants, errors
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import CHAT_TEMPLATES, TOKENIZER_FILES, other_format
 from sllm_jax.common.foreign import foreign
+from sllm_jax.common.gguf_file import SUFFIX, is_gguf, models_among, parts_by_name
 from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
-from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES
+from sllm_jax.convert.sources import PICKLE, SAFETENSORS, WEIGHT_FILES, existing_source
 from sllm_jax.loading.bundle import PREFIX, bundled_folder
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
@@ -25,40 +27,60 @@ _REVISION = r"(refs/(?:pr/\d+|convert/\w+)|[^/]+)"  # a branch, tag, commit, or 
 _TIMEOUT = 10  # seconds to wait for the hub before the local cache is used
 
 
-def resolve(name_or_folder: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
-    """The folder of a model: a local folder, a bundled model, or a Hugging Face model, downloaded if it is not cached.
+def resolve(name_or_path: str | Path, revision: str | None = None, only_tokenizer: bool = False) -> Path:
+    """The folder or GGUF file of a model: local, bundled, or of Hugging Face, downloaded if it is not cached.
 
     A Hugging Face model is given as `org/model`, as the URL of its page (`https://huggingface.co/org/model`, optionally
     with `/tree/REVISION`, or the same on the mirror in HF_ENDPOINT), as `hf://org/model@REVISION`, or as its folder in
     the cache (`models--org--model`). Config, tokenizer and the weights in one format are downloaded; with
-    `only_tokenizer` no weights. Raises `SllmError` for a folder that does not exist, and for a model that is unknown,
-    gated, or neither cached nor reachable.
+    `only_tokenizer` no weights. A GGUF file of the hub is given as `org/model/FILE.gguf`, or by its URL. Raises
+    `SllmError` for a path that does not exist, and for a model that is unknown, gated, or neither cached nor reachable.
     """
-    name = str(name_or_folder)
+    name, file = str(name_or_path), None
     if name.startswith(PREFIX):
         return bundled_folder(name)
     if "://" in name or _path_of_page(name):
-        name, revision = _of_address(name, revision)
-        return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
-    folder = Path(os.path.expanduser(name))
-    if name and is_folder(folder):
-        return _snapshot(folder, revision) if folder.name.startswith("models--") else folder
-    if name and is_there(folder):
-        raise SllmError(
-            f"{name:.200} is {'a file' if is_file(folder) else 'not a folder'}; give the folder of the model"
-        )
-    if isinstance(name_or_folder, Path) or _is_path(name):
-        raise SllmError(f"folder {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
-    return _from_hub(name, revision, tokenizer_files if only_tokenizer else model_files)
+        name, revision, file = _of_address(name, revision)
+    elif found := _local(name, revision):
+        return found if only_tokenizer else existing_source(found)
+    elif isinstance(name_or_path, Path) or ((file := _file_of_hub(name)) is None and _is_path(name)):
+        kind = "file" if name.lower().endswith(SUFFIX) else "folder"
+        raise SllmError(f"{kind} {name:.200} not found; give one that exists, or a Hugging Face name such as org/model")
+    if file:
+        name = "/".join(name.split("/")[:2])
+        return _from_hub(name, revision, partial(gguf_files, file)) / file
+    if only_tokenizer:
+        return _from_hub(name, revision, tokenizer_files)
+    return existing_source(_from_hub(name, revision, model_files))
 
 
-def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
-    """Name and revision of a model from the URL of its page or of one of its files."""
-    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?.*", unquote(address), re.DOTALL):
-        name, found = path[1], path[2]
+def _local(name: str, revision: str | None) -> Path | None:
+    """The folder or GGUF file at a local path; None if nothing is there. Raises `SllmError` for anything else."""
+    path = Path(os.path.expanduser(name))
+    if not name or not is_there(path):
+        return None
+    if is_gguf(path):
+        return path
+    if not is_folder(path):
+        kind = "a file" if is_file(path) else "not a folder"
+        raise SllmError(f"{name:.200} is {kind}; give the folder of the model, or a GGUF file (.gguf)")
+    return _snapshot(path, revision) if path.name.startswith("models--") else path
+
+
+def _file_of_hub(name: str) -> str | None:
+    """The file in `org/model/FILE.gguf`; None for any other name."""
+    found = re.fullmatch(r"[^./~\\][^/\\]*/[^/\\]+/([^\\]+\.gguf)", name, re.IGNORECASE)
+    return found and found[1]
+
+
+def _of_address(address: str, revision: str | None) -> tuple[str, str | None, str | None]:
+    """Name, revision and GGUF file of a model from the URL of its page or of one of its files."""
+    if path := re.fullmatch(rf"hf://(?:models/)?([^@]+)(?:@{_REVISION})?(.*)", unquote(address), re.DOTALL):
+        name, found, rest = path[1], path[2], path[3]
+        rest = rest if found else name.strip("/").partition("/")[2].partition("/")[2]
     elif page := _path_of_page(address):
-        name, *rest = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page), maxsplit=1)
-        found = rest[0] if rest else None
+        name, *parts = re.split(rf"/(?:tree|blob|resolve|commit)/{_REVISION}", unquote(page), maxsplit=1)
+        found, rest = parts or (None, "")
     else:
         raise SllmError(
             f"{address} is not an address of Hugging Face, or of the mirror that HF_ENDPOINT names; "
@@ -69,7 +91,8 @@ def _of_address(address: str, revision: str | None) -> tuple[str, str | None]:
         raise SllmError(f"{address} is not the address of a model; give one such as https://huggingface.co/org/model")
     if revision is not None and found not in (None, revision):
         raise SllmError(f"{address} names the revision {found}, and --revision {revision}; give one of them")
-    return name, revision or found
+    file = rest.strip("/")
+    return name, revision or found, file if file.lower().endswith(SUFFIX) else None
 
 
 def _path_of_page(address: str) -> str | None:
@@ -97,6 +120,10 @@ def model_files(files: Iterable[str]) -> list[str]:
     """The files of a repository that loading needs: config, tokenizer, and weights in one format."""
     files = list(files)
     found = next((name for name in WEIGHT_FILES if name in files), None)
+    if found is None and (models := models_among(files)):
+        if len(models) > 1:
+            raise SllmError(f"it has several GGUF files; give one as org/model/FILE: {', '.join(models[:20])}")
+        return gguf_files(models[0], files)
     if found is None or "config.json" not in files:
         raise SllmError(
             f"expected config.json and one of {', '.join(WEIGHT_FILES)} among its files{other_format(files)}"
@@ -107,6 +134,16 @@ def model_files(files: Iterable[str]) -> list[str]:
         shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
         weights += [name for name in files if shard.fullmatch(name)]
     return [*weights, "generation_config.json", *tokenizer_files(files)]
+
+
+def gguf_files(file: str, files: Iterable[str]) -> list[str]:
+    """A GGUF file of a repository and its further parts; raises `SllmError` if one of them is absent."""
+    files, (folder, _, name) = list(files), file.rpartition("/")
+    wanted = [f"{folder}/{part}" if folder else part for part in parts_by_name(name)]
+    if absent := [one for one in wanted if one not in files]:
+        there = ", ".join(models_among(files)[:20]) or "none"
+        raise SllmError(f"it has no {absent[0]:.200}; its GGUF files: {there}")
+    return wanted
 
 
 def tokenizer_files(files: Iterable[str]) -> list[str]:
@@ -144,7 +181,7 @@ def _cached(name: str, revision: str | None, choose: Callable[[Iterable[str]], l
                 name, revision=revision, local_files_only=True, allow_patterns=["config.json"]
             )
         )
-        choose(path.name for path in folder.iterdir())
+        choose(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     except (errors.LocalEntryNotFoundError, ValueError):  # SllmError is a ValueError: no weights in the cache
         return None
     return folder

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.common.files import load_config, load_generation_config
+from sllm_jax.common.files import load_config
 from sllm_jax.common.inputs import is_file
 from sllm_jax.common.progress import Progress, silent
-from sllm_jax.convert import load_params, read_config
+from sllm_jax.convert import load_params, read_config, read_generation_config
 from sllm_jax.convert.dtypes import as_dtype
 from sllm_jax.core.int8 import check_weights, is_quantized
 from sllm_jax.core.model import Model
@@ -48,19 +48,19 @@ def load(
     """
     check_weights(weights)
     dtype = as_dtype(default_dtype() if dtype is None else dtype)
-    folder = hub.resolve(name_or_folder, revision)
-    hf_config, module = read_config(folder, dtype)
-    generation_config = load_generation_config(folder)
-    loaded_tokenizer = _tokenizer(folder, tokenizer)
-    params = load_params(folder, module, progress, weights)
+    source = hub.resolve(name_or_folder, revision)
+    hf_config, module = read_config(source, dtype)
+    generation_config = read_generation_config(source)
+    loaded_tokenizer = _tokenizer(source, tokenizer)
+    params = load_params(source, module, progress, weights)
     if is_quantized(params) and jax.default_backend() == "cpu":
         warnings.warn(SLOW_INT8, stacklevel=2)
     return Model(module, params, hf_config, generation_config), loaded_tokenizer
 
 
-def _tokenizer(folder: Path, instead: str | Path | None) -> Any:
+def _tokenizer(source: Path, instead: str | Path | None) -> Any:
     if instead is None:
-        return load_tokenizer(folder)
+        return load_tokenizer(source)
     path = Path(os.path.expanduser(instead))
     loaded = load_tokenizer(path if is_file(path) else hub.resolve(instead, only_tokenizer=True))
     if loaded is None:

@@ -21,7 +21,10 @@ import numpy as np
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import CHAT_TEMPLATES, MAX_JSON, load_json, scratch_folder
 from sllm_jax.common.foreign import foreign
+from sllm_jax.common.gguf_file import is_gguf, read_headers
 from sllm_jax.common.inputs import check_file, is_file, is_folder, is_there, shown
+from sllm_jax.text import sentencepiece_bpe
+from sllm_jax.text.gguf_tokenizer import has_tokenizer, write_tokenizer
 from sllm_jax.text.tokenizer_growth import check_growth
 
 MAX_VOCABULARY = 2**29  # bytes of a tokenizer file; the largest published ones (256,000 tokens) have about 2**25
@@ -40,15 +43,19 @@ def load_tokenizer(source: Path) -> Any:
 
     A folder has `tokenizer.json`, or `tokenizer.model` (SentencePiece, as with Llama 1 and 2), or `vocab.json` and
     `merges.txt` (GPT-2), and optionally the files that `transformers` writes: `tokenizer_config.json`,
-    `special_tokens_map.json`, `chat_template.jinja`. A file is a `.model` or a `.json` of any name. Nothing is
-    downloaded and no checkpoint code is executed. Raises `SllmError` if `source` does not exist or cannot be read.
+    `special_tokens_map.json`, `chat_template.jinja`. A file is a `.model`, a `.json` or a `.gguf` of any name. Nothing
+    is downloaded and no checkpoint code is executed. Raises `SllmError` if `source` does not exist or cannot be read.
     """
     if not is_there(source):
         raise SllmError(f"no tokenizer at {shown(source)}: expected a folder or a file that exists; check the path")
     file = _tokenizer_file(source) if is_folder(source) else source
     if file is None:
         return None
-    check_file(file, MAX_VOCABULARY)
+    if is_gguf(file):
+        if not has_tokenizer(read_headers(file)[0]):
+            return None
+    else:
+        check_file(file, MAX_VOCABULARY)
     for path in _settings_files(file):
         if path.suffix == ".json":
             load_json(path)
@@ -196,6 +203,10 @@ def _write_folder(folder: Path, file: Path) -> None:
     for path in _settings_files(file):
         shutil.copy(path, folder)
     config = _read_config(folder)
+    if is_gguf(file):
+        write_tokenizer(file, folder)
+        _check_rules(folder / "tokenizer.json")
+        return
     if file.suffix == ".model":
         backend, special = _from_sentencepiece(file, config)
         config = special | config
@@ -220,66 +231,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
     """The SentencePiece BPE as a tokenizer of `tokenizers`, and its special tokens keyed by name.
 
-    SentencePiece merges the pair whose union has the highest score, so sorting the unions by score gives the merges.
     BOS is added before a text, as for Llama, unless the config says otherwise.
     """
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
-    from tokenizers.models import BPE
-
-    messages: Any = sentencepiece_model_pb2  # generated code, without types
-    proto = messages.ModelProto()
-    proto.ParseFromString(file.read_bytes())
-    trainer, rules, kinds = proto.trainer_spec, proto.normalizer_spec, proto.SentencePiece
-    if not proto.pieces or trainer.model_type != trainer.BPE:
-        raise SllmError(
-            f"{file} is not a SentencePiece BPE model: expected the tokenizer.model of a Llama-like checkpoint; "
-            "use a checkpoint with a tokenizer.json"
-        )
-    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    backend = Tokenizer(
-        BPE(vocab, _merges(proto), unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
-    )
-    backend.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type != kinds.USER_DEFINED)
-            for piece in proto.pieces
-            if piece.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)
-        ]
-    )
-    whitespace = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    backend.normalizer = normalizers.Sequence(
-        [
-            *([normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []),
-            *(whitespace if rules.remove_extra_whitespaces else []),
-            *([normalizers.Prepend("▁")] if rules.add_dummy_prefix else []),
-            normalizers.Replace(" ", "▁"),
-        ]
-    )
-    strip = [decoders.Strip(content=" ", left=1)] if rules.add_dummy_prefix else []
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    special = {"unk_token": trainer.unk_piece}
-    if trainer.bos_id >= 0:
-        special["bos_token"] = trainer.bos_piece
-        if config.get("add_bos_token", True):
-            bos = trainer.bos_piece
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, trainer.bos_id)]
-            )
-    if trainer.eos_id >= 0:
-        special["eos_token"] = trainer.eos_piece
-    return backend, special
-
-
-def _merges(proto: Any) -> list[tuple[str, str]]:
-    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL}
-    pairs = [
-        (-score, piece[:cut], piece[cut:])
-        for piece, score in normal.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in normal and piece[cut:] in normal
-    ]
-    return [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
+    model, named = sentencepiece_bpe.read_model(file)
+    backend = sentencepiece_bpe.build(model)
+    if "bos_token" in named and config.get("add_bos_token", True):
+        sentencepiece_bpe.add_bos(backend, *named["bos_token"])
+    return backend, {"unk_token": str(model.unknown)} | {name: token for name, (token, _) in named.items()}
 
 
 def _from_vocab_and_merges(vocab: Path, config: Mapping[str, Any]) -> Any:

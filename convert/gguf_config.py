@@ -1,0 +1,252 @@
+"""The metadata of a GGUF file as Hugging Face's config.json and generation_config.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.gguf_file import Header, read_headers
+from sllm_jax.convert.gguf_rope import rope_scaling
+
+_INTEGER, _NUMBER = np.integer, (np.integer, np.floating)
+
+# Metadata of an architecture, without its name: those that are read, and those that change nothing here.
+_READ = frozenset(
+    {
+        *("block_count", "embedding_length", "feed_forward_length", "context_length", "attention.head_count"),
+        *("attention.head_count_kv", "attention.key_length", "attention.layer_norm_epsilon"),
+        *("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base"),
+        *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
+        *("rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+        *("use_parallel_residual", "attention.clamp_kqv", "attention.max_alibi_bias", "tensor_data_layout"),
+    }
+)
+_HARMLESS = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.value_length", "expert_used_count"})
+_ONLY = {"expert_count": 0, "attention.causal": True, "tensor_data_layout": ("Meta AI original pth", "jploski")}
+_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # of general.sampling.
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml.: text, turn, message
+
+
+def architecture(header: Header) -> str:
+    """The architecture of the model; raises `SllmError` that lists what is supported."""
+    name = header.get("general.architecture", str)
+    if name not in _ARCHITECTURES:
+        what = "no architecture" if name is None else f"the architecture {name!r:.80}"
+        raise SllmError(f"{header.path} has {what}; supported in GGUF are {', '.join(_ARCHITECTURES)}")
+    return name
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The model's config under the names of Hugging Face.
+
+    Raises `SllmError` for an architecture that is not supported, and for metadata that is missing or unknown: it may
+    change what the model computes.
+    """
+    headers = read_headers(path)
+    about = _About(headers)
+    about.refuse_unknown()
+    return {
+        **_ARCHITECTURES[about.name](about),
+        "vocab_size": about.rows("token_embd.weight"),
+        "tie_word_embeddings": "output.weight" not in about.tensors,
+        "bos_token_id": _token(about.header, "bos_token_id"),
+        "eos_token_id": _token(about.header, "eos_token_id"),
+    }
+
+
+def generation_config(path: Path) -> dict[str, Any]:
+    """The end-of-text tokens and the sampling defaults, under the names of generation_config.json."""
+    header = read_headers(path)[0]
+    ends = sorted({end for name in _ENDS if (end := _token(header, name)) is not None})
+    sampling = {
+        ours: _plain(value)
+        for theirs, ours in _SAMPLING.items()
+        if (value := header.get(f"general.sampling.{theirs}", _NUMBER)) is not None
+    }
+    return ({"eos_token_id": ends} if ends else {}) | ({"do_sample": True} if sampling else {}) | sampling
+
+
+class _About:
+    """The metadata of one architecture, and the tensors of all files."""
+
+    def __init__(self, headers: list[Header]) -> None:
+        self.header, self.name = headers[0], architecture(headers[0])
+        self.tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
+
+    def refuse_unknown(self) -> None:
+        """Raises `SllmError` for metadata that is not known to be read or harmless."""
+        prefix = f"{self.name}."
+        keys = [key.removeprefix(prefix) for key in self.header.metadata if key.startswith(prefix)]
+        if unknown := [key for key in keys if key not in _READ | _HARMLESS | _ONLY.keys()]:
+            listed = ", ".join(f"{prefix}{key:.80}" for key in unknown[:10])
+            raise SllmError(f"{self.header.path} has metadata that is not supported: {listed}")
+        for key, only in _ONLY.items():
+            value = self.header.metadata.get(prefix + key)
+            allowed = only if isinstance(only, tuple) else (only,)
+            if value is not None and not any(type(value) is not list and value == one for one in allowed):
+                raise SllmError(f"{self.header.path}: {prefix}{key} {value!r:.80} is not supported")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive integer; a list of them if all layers have the same. Raises `SllmError` if it is missing."""
+        value: Any = self.header.get(f"{self.name}.{key}", (_INTEGER, np.ndarray), default)
+        values = set(np.ravel(value).tolist()) if isinstance(value, np.ndarray) else {value}
+        if len(values) > 1:
+            raise SllmError(f"{self.header.path}: {self.name}.{key} differs between layers, which is not supported")
+        value = next(iter(values), None)
+        if not isinstance(value, int | np.integer) or value <= 0:
+            raise SllmError(f"{self.header.path}: {self.name}.{key} must be a positive integer; got {value!r:.80}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A finite number, or `default`."""
+        value = self.header.get(f"{self.name}.{key}", _NUMBER)
+        if value is not None and not math.isfinite(value):
+            raise SllmError(f"{self.header.path}: {self.name}.{key} must be finite; got {value!r:.80}")
+        return default if value is None else _plain(value)
+
+    def rows(self, tensor: str) -> int:
+        """The number of rows of a tensor; raises `SllmError` if it is absent."""
+        if tensor not in self.tensors:
+            raise SllmError(f"{self.header.path} has no tensor {tensor}; give the file of a whole model")
+        return self.tensors[tensor].shape[0]
+
+    def head_dim(self) -> int:
+        """The size of a head; raises `SllmError` if heads do not fit."""
+        width, heads = self.size("embedding_length"), self.size("attention.head_count")
+        found = self.size("attention.key_length", width // heads if width >= heads else None)
+        if self.size("attention.value_length", found) != found:
+            raise SllmError(f"{self.header.path}: keys and values of different size are not supported")
+        return found
+
+    def shared(self, *names: str) -> dict[str, Any]:
+        """The sizes that all architectures have, under these names: width, layers, heads, context."""
+        keys = ("embedding_length", "block_count", "attention.head_count", "context_length")
+        found = {name: self.size(key) for name, key in zip(names, keys, strict=True)}
+        if found[names[1]] > len(self.tensors):
+            raise SllmError(f"{self.header.path} promises {found[names[1]]} layers in {len(self.tensors)} tensors")
+        return found
+
+    def kv_heads(self) -> int:
+        """The number of key/value heads."""
+        return self.size("attention.head_count_kv", self.size("attention.head_count"))
+
+    def rotary(self) -> dict[str, Any]:
+        """The options of RoPE."""
+        scaling = rope_scaling(self.header, self.tensors, self.name, self.number)
+        return {"rope_theta": self.number("rope.freq_base", 10_000.0)} | ({"rope_scaling": scaling} if scaling else {})
+
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+def _llama(about: _About) -> dict[str, Any]:
+    head_dim = about.head_dim()
+    dim = about.size("rope.dimension_count", head_dim)
+    model_type = about.name
+    kinds = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    bias = {} if model_type == "qwen2" else {"attention_bias": "blk.0.attn_q.bias" in about.tensors}
+    return {
+        "architectures": [kinds[model_type]],
+        "model_type": model_type,
+        **about.shared(*_SIZES),
+        "intermediate_size": about.size("feed_forward_length"),
+        "num_key_value_heads": about.kv_heads(),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": about.number("attention.layer_norm_rms_epsilon", 1e-5),
+        **bias,
+        **({"mlp_bias": True} if "blk.0.ffn_gate.bias" in about.tensors else {}),
+        **about.rotary(),
+        **({"partial_rotary_factor": _share(dim, head_dim)} if dim != head_dim else {}),
+    }
+
+
+def _gpt_neox(about: _About) -> dict[str, Any]:
+    head_dim = about.head_dim()
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        **about.shared(*_SIZES),
+        "intermediate_size": about.size("feed_forward_length"),
+        "hidden_act": "gelu",
+        "layer_norm_eps": about.number("attention.layer_norm_epsilon", 1e-5),
+        "use_parallel_residual": bool(about.header.get("gptneox.use_parallel_residual", np.bool_, True)),
+        "attention_bias": "blk.0.attn_qkv.bias" in about.tensors,
+        "rotary_pct": _share(about.size("rope.dimension_count", head_dim), head_dim),
+        **about.rotary(),
+    }
+
+
+def _falcon(about: _About) -> dict[str, Any]:
+    if about.header.metadata.get("falcon.tensor_data_layout") != "jploski":
+        raise SllmError(f"{about.header.path}: Falcon's tensor_data_layout must be 'jploski'; convert it again")
+    kv_heads, two_norms = about.kv_heads(), "blk.0.attn_norm_2.weight" in about.tensors
+    new = kv_heads > 1 or two_norms
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        **about.shared(*_SIZES),
+        "ffn_hidden_size": about.size("feed_forward_length"),
+        "num_kv_heads": kv_heads,
+        "multi_query": True,
+        "new_decoder_architecture": new,
+        **({"num_ln_in_parallel_attn": 2 if two_norms else 1} if new else {}),
+        "parallel_attn": True,
+        "bias": False,
+        "alibi": False,
+        "layer_norm_epsilon": about.number("attention.layer_norm_epsilon", 1e-5),
+        **about.rotary(),
+    }
+
+
+def _mpt(about: _About) -> dict[str, Any]:
+    if about.kv_heads() != about.size("attention.head_count") or "position_embd.weight" in about.tensors:
+        raise SllmError(f"{about.header.path}: MPT with grouped queries or learned positions is not supported")
+    width, inner = about.size("embedding_length"), about.size("feed_forward_length")
+    if inner % width:
+        raise SllmError(f"{about.header.path}: mpt.feed_forward_length {inner} is not a multiple of {width}")
+    bias_max, clip = about.number("attention.max_alibi_bias", 0.0), about.number("attention.clamp_kqv", 0.0)
+    if bias_max <= 0:
+        raise SllmError(f"{about.header.path}: MPT without ALiBi is not supported")
+    return {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        **about.shared("d_model", "n_layers", "n_heads", "max_seq_len"),
+        "expansion_ratio": inner // width,
+        "layer_norm_epsilon": about.number("attention.layer_norm_epsilon", 1e-5),
+        "attn_config": {
+            "alibi": True,
+            "alibi_bias_max": bias_max,
+            "clip_qkv": clip or None,
+            "qk_ln": "blk.0.attn_q_norm.weight" in about.tensors,
+        },
+    }
+
+
+_ARCHITECTURES: Mapping[str, Callable[[_About], dict[str, Any]]] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3"), _llama),
+    "gptneox": _gpt_neox,
+    "falcon": _falcon,
+    "mpt": _mpt,
+}
+
+
+def _share(dim: int, head_dim: int) -> float:
+    """The share of a head that rotates; `int(head_dim * share)` is `dim` again."""
+    share = dim / head_dim
+    return share if int(head_dim * share) == dim else math.nextafter(share, math.inf)
+
+
+def _token(header: Header, name: str) -> int | None:
+    value = header.get(f"tokenizer.ggml.{name}", _INTEGER)
+    return None if value is None or value >= 2**31 else int(value)  # 2**32 - 1 stands for none
+
+
+def _plain(value: Any) -> Any:
+    """A Python number with the shortest decimals that give the same value."""
+    return int(value) if isinstance(value, np.integer) else float(str(value))
