@@ -94,13 +94,13 @@ class _About:
     def size(self, key: str, default: int | None = None) -> int:
         """A positive integer; a list of them if all layers have the same. Raises `SllmError` if it is missing."""
         value: Any = self.header.get(f"{self.name}.{key}", (_INTEGER, np.ndarray), default)
-        values = set(np.ravel(value).tolist()) if isinstance(value, np.ndarray) else {value}
+        values = set(np.ravel(value).tolist()) if isinstance(value, np.ndarray | np.generic) else {value}
         if len(values) > 1:
             raise SllmError(f"{self.header.path}: {self.name}.{key} differs between layers, which is not supported")
         value = next(iter(values), None)
-        if not isinstance(value, int | np.integer) or value <= 0:
+        if not isinstance(value, int) or value <= 0:
             raise SllmError(f"{self.header.path}: {self.name}.{key} must be a positive integer; got {value!r:.80}")
-        return int(value)
+        return value
 
     def number(self, key: str, default: float | None = None) -> Any:
         """A finite number, or `default`."""

@@ -227,7 +227,6 @@ def test_a_tied_model_with_its_head_loads_without_a_warning(tied, architectures)
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        (["model.Q4_K_M.gguf"], "but GGUF files, which are not supported"),
         (
             ["adapter_config.json", "adapter_model.safetensors"],
             "but a PEFT adapter (merge it into its base model first",

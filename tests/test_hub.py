@@ -124,7 +124,7 @@ def folder_of_hub(tmp_path):
     return tmp_path / "downloaded"
 
 
-@pytest.mark.parametrize("files", [["config.json", "model.gguf"], ["model.safetensors"], []])
+@pytest.mark.parametrize("files", [["config.json", "model.h5"], ["model.safetensors"], []])
 def test_a_repository_without_a_model(files, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "model_info", listing(files))
     with pytest.raises(SllmError, match=r"^org/tiny-llama on Hugging Face cannot be loaded: expected config\.json"):
@@ -368,9 +368,84 @@ def test_a_folder_of_the_cache_stands_for_its_snapshot(cached):
 
 
 def test_a_repository_of_something_else_is_named(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "model.Q4_K_M.gguf"]))
-    with pytest.raises(SllmError, match=r"cannot be loaded: expected config.json .* but GGUF files"):
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "model.onnx"]))
+    with pytest.raises(SllmError, match=r"cannot be loaded: expected config.json .* but an ONNX model"):
         hub.resolve(NAME)
+
+
+# GGUF files
+
+QUANTIZED = ["model.Q4_0.gguf", "model.Q8_0.gguf", "BF16/model-00001-of-00002.gguf", "BF16/model-00002-of-00002.gguf"]
+
+
+@pytest.fixture
+def asked(folder_of_hub, monkeypatch):
+    """Which files of a repository with these GGUF files were downloaded, as (name, revision, files)."""
+    found = []
+
+    def snapshot_download(name, **options):
+        found.append((name, options["revision"], options["allow_patterns"]))
+        for file in options["allow_patterns"]:
+            (folder_of_hub / file).parent.mkdir(exist_ok=True)
+            (folder_of_hub / file).touch()
+        return str(folder_of_hub)
+
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "config.json", *QUANTIZED, "mmproj.gguf"]))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        (f"{NAME}/model.Q8_0.gguf", None),
+        (f"https://huggingface.co/{NAME}/blob/v1/model.Q8_0.gguf", "v1"),
+        (f"https://huggingface.co/{NAME}/resolve/v1/model.Q8_0.gguf?download=true", "v1"),
+        (f"hf://{NAME}/model.Q8_0.gguf", None),
+        (f"hf://{NAME}@v1/model.Q8_0.gguf", "v1"),
+    ],
+)
+def test_one_gguf_file_is_downloaded(asked, folder_of_hub, name, revision):
+    assert hub.resolve(name) == folder_of_hub / "model.Q8_0.gguf"
+    assert asked == [(NAME, revision, ["model.Q8_0.gguf"])]
+
+
+def test_all_parts_of_a_gguf_model_are_downloaded(asked, folder_of_hub):
+    assert hub.resolve(f"{NAME}/BF16/model-00001-of-00002.gguf", "v2") == folder_of_hub / QUANTIZED[2]
+    assert asked == [(NAME, "v2", QUANTIZED[2:])]
+
+
+def test_several_gguf_models_are_listed(asked):
+    with pytest.raises(SllmError, match=r"it has several GGUF files; give one as org/model/FILE: BF16/model-00001-of-"):
+        hub.resolve(NAME)
+
+
+def test_a_gguf_file_that_is_not_there(asked):
+    with pytest.raises(
+        SllmError, match=r"it has no model.Q2_K.gguf; its GGUF files: BF16/model-00001-of-00002.gguf, mo"
+    ):
+        hub.resolve(f"{NAME}/model.Q2_K.gguf")
+
+
+def test_the_only_gguf_model_of_a_repository(folder_of_hub, monkeypatch):
+    (folder_of_hub / "model.Q4_0.gguf").touch()
+    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "model.Q4_0.gguf"]))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(folder_of_hub))
+    assert hub.resolve(NAME) == folder_of_hub / "model.Q4_0.gguf"
+
+
+def test_a_cached_gguf_file_needs_no_hub(cached):
+    (cached / "gguf").mkdir()
+    (cached / "gguf" / "model.gguf").touch()
+    assert hub.resolve(f"{NAME}/gguf/model.gguf") == cached / "gguf" / "model.gguf"
+    with pytest.raises(SllmError, match="cannot be fetched"):
+        hub.resolve(f"{NAME}/gguf/other.gguf")
+
+
+@pytest.mark.parametrize("name", ["no.gguf", "./no.gguf", "/no/where/no.gguf"])
+def test_a_gguf_file_that_does_not_exist(name):
+    with pytest.raises(SllmError, match=f"file {name} not found"):
+        hub.resolve(name)
 
 
 def test_additional_chat_templates_come_along():
@@ -389,7 +464,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(name):
 def test_no_address_takes_time_that_grows_with_its_square(address):
     program = (
         "import sys; from sllm_jax.loading import hub; from sllm_jax.common.errors import SllmError\n"
-        "hub._from_hub = lambda *_: None\n"
+        "hub._from_hub = lambda *_: hub.Path()\n"
         f"try: hub.resolve({address!r}.format('a' * 500_000))\n"
         "except SllmError: pass"
     )

@@ -155,7 +155,7 @@ def tokenizer_files(files: Iterable[str]) -> list[str]:
 
 
 def _is_path(name: str) -> bool:
-    return not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name
+    return not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name or name.lower().endswith(SUFFIX)
 
 
 def _from_hub(name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path:

@@ -141,8 +141,9 @@ def _byte_level(header: Header, pieces: list[Piece], cut: Cut) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    merges = [tuple(merge.split(" ")) for merge in header.get(f"{_PREFIX}merges", list, []) if isinstance(merge, str)]
-    if not merges or any(len(merge) != 2 for merge in merges):
+    texts = header.get(f"{_PREFIX}merges", list, [])
+    merges = [(left, right) for left, _, right in (str(merge).partition(" ") for merge in texts)]
+    if not merges or not all(left and right and " " not in right for left, right in merges):
         raise SllmError(f"{header.path}: expected merges of two tokens each; fetch it again")
     vocab = {piece.text: i for i, piece in enumerate(pieces)}
     backend = Tokenizer(BPE(vocab, merges, ignore_merges=cut.whole_words))

@@ -135,6 +135,26 @@ def _build_orbax(folder: Path) -> None:
     convert(MODEL, folder / "model")
 
 
+def _build_gguf(folder: Path) -> None:
+    import torch
+    from gguf_files import write_model
+    from test_gguf_tokenizer import of_sentencepiece
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    write_model(folder / "model.gguf", model, tokenizer=of_sentencepiece(DATA / "tiny-tokenizer-spm/tokenizer.model"))
+
+
+def _read_gguf(folder: Path) -> None:
+    from sllm_jax.convert import load_params, read_config, read_generation_config
+
+    file = folder / "model.gguf"
+    module = read_config(file, np.float32)[1]
+    read_generation_config(file)
+    load_params(file, module)
+    _read_tokenizer(file)
+
+
 TEXTS = (np.arange(40) % 90,)
 
 
@@ -304,6 +324,7 @@ TARGETS = {
     "safetensors": Target(_copy_model, _load, "model.safetensors"),
     "index": Target(_build_shards, _load, "*.index.json"),
     "pickle": Target(_build_pickle, _load, "pytorch_model.bin"),
+    "gguf": Target(_build_gguf, _read_gguf),
     "orbax": Target(_build_orbax, lambda folder: _load(folder / "model"), "params/**/*"),
     "resume": Target(_build_resume, _read_resume),
     "prompts": Target(_build_prompts, _read_prompts),
