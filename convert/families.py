@@ -49,7 +49,7 @@ FAMILIES: dict[str, Family] = {
         LLAMA,
         {
             "llama": Published(
-                "Llama 1, 2, 3, 3.1, 3.2, TinyLlama, Vicuna, Yi, SmolLM", f"{_LLAMA}, attention_bias, mlp_bias"
+                "Llama 1, 2, 3, 3.1, 3.2, TinyLlama, Vicuna, Yi, SmolLM 1, 2", f"{_LLAMA}, attention_bias, mlp_bias"
             ),
             "mistral": Published("Mistral 7B", f"{_LLAMA}, sliding_window"),
             "qwen2": Published("Qwen2, Qwen2.5", f"{_LLAMA}, {_QWEN_WINDOW}"),

@@ -1,6 +1,7 @@
 """Attention on the first positions, against PyTorch transformers and its definition in NumPy."""
 
 import checkpoints
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sllm_jax.convert.families import module_for
 from sllm_jax.core.attention import attend_causally
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.attention_map import (
-    _on_first,
+    ON_FIRST,
     attend_and_measure,
     attention_maps,
     attention_on_first,
@@ -44,7 +45,7 @@ def test_logits_and_masses_equal_their_definition(length):
     config = module_for(TINY, jnp.float32).config
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     nothing = no_caches(config)[0]
-    (mass, logits), mixed = attend_and_measure(config, jnp.float32, length, _on_first)(nothing, *arrays)
+    (mass, logits), mixed = attend_and_measure(config, jnp.float32, length, ON_FIRST)(nothing, *arrays)
     np.testing.assert_array_equal(mixed, attend_causally(config, jnp.float32, length)(nothing, *arrays)[1])
 
     at = np.arange(length)
@@ -66,6 +67,17 @@ def test_batches_never_change_the_result(tiny, monkeypatch):
     for one, other in zip(measured, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 20])
+def test_blocks_of_queries_never_change_the_result(tiny, monkeypatch, size):
+    expected, maps = attention_on_first(tiny, WINDOWS), attention_maps(tiny, WINDOWS)
+    monkeypatch.setattr("sllm_jax.evaluate.attention_map._QUERIES", size)
+    jax.clear_caches()
+    for one, other in zip(attention_on_first(tiny, WINDOWS), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(attention_maps(tiny, WINDOWS), maps, atol=1e-5)
+    jax.clear_caches()
 
 
 def test_uniform_attention():

@@ -24,7 +24,7 @@ ModelName = Annotated[
         "-m",
         autocompletion=bundled_names,
         help=f"A bundled model ({', '.join(bundled_names())}), a Hugging Face name (such as "
-        "lmsys/vicuna-7b-v1.5), a Hugging Face folder, or a converted checkpoint.",
+        "lmsys/vicuna-7b-v1.5), a Hugging Face folder, a GGUF file, or a converted checkpoint.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -67,7 +67,10 @@ ControlTokens = Annotated[
 Json = Annotated[bool, Option("--json", help="Print only a JSON object on standard output.")]
 Stop = Annotated[list[str] | None, Option(help="Stop where this text appears; repeatable.")]
 Source = Annotated[
-    str, Argument(help="A bundled model, a Hugging Face name or folder, or a converted checkpoint.", metavar="SRC")
+    str,
+    Argument(
+        help="A bundled model, a Hugging Face name or folder, a GGUF file, or a converted checkpoint.", metavar="SRC"
+    ),
 ]
 Out = Annotated[Path, Argument(help="The folder to write; it must not exist yet.", metavar="OUT")]
 

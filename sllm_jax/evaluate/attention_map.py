@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,23 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.core.attention import causal_block
-from sllm_jax.core.blocks import block_scores, mix_values, sink_logits_of, sink_softmax
+from sllm_jax.core.blocks import Block, block_scores, mix_values, sink_logits_of, sink_softmax
 from sllm_jax.core.model import Model, check_finite
 from sllm_jax.models.attend import Attend, LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
 
-Measure = Callable[[Array, Array], LayerCache]  # scores, weights [K, G, T, T] -> two arrays, like a layer's cache
 FIRST = 4  # positions that are measured individually
 _BATCH_TOKENS = 4096  # tokens per device call, over all windows
+_QUERIES = 256  # queries whose scores are in memory at a time
+
+
+class Measure(NamedTuple):
+    """What is measured in one layer."""
+
+    # Scores and weights [K, G, N, T] of N queries and their positions [N] -> two arrays [N, ...].
+    of_queries: Callable[[Array, Array, Array], LayerCache]
+    # These of all T queries -> what is returned in place of the layer's cache.
+    of_window: Callable[[Array, Array], LayerCache]
 
 
 def attention_on_first(model: Model, windows: np.ndarray, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
@@ -35,12 +44,12 @@ def attention_on_first(model: Model, windows: np.ndarray, progress: Progress = s
     [L, H, 5]: one for each of these positions, and last the mean over the later positions that a query sees.
     `progress` is called as progress(windows done, windows).
     """
-    return _mean(model, windows, _on_first, progress)
+    return _mean(model, windows, ON_FIRST, progress)
 
 
 def attention_maps(model: Model, windows: np.ndarray, progress: Progress = silent) -> np.ndarray:
     """Mean attention maps over independent windows [B, T]: the weight of query i on key j, [L, H, T, T]."""
-    return _mean(model, windows, _whole, progress)[0]
+    return _mean(model, windows, WHOLE, progress)[0]
 
 
 def _mean(model: Model, windows: np.ndarray, measure: Measure, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -70,40 +79,83 @@ def uniform_mass(length: int) -> float:
 
 
 def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Measure) -> Attend:
-    """`attend_causally` that returns `measure(scores, weights)` in place of each layer's cache."""
-    block_of = causal_block(config, length)
+    """`attend_causally` that returns a measurement in place of each layer's cache.
+
+    Queries are taken `_QUERIES` at a time: the scores of a window of 4,096 tokens take 64 MB a head.
+    """
+    block_of, size = causal_block(config, length), min(length, _QUERIES)
+    starts = jnp.arange(0, length, size)
+    padding = len(starts) * size - length
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
     ) -> tuple[LayerCache, Float[Array, "T H D"]]:
-        blocks = [block_of(q, k, v)]
-        scores = block_scores(blocks, config.score_scale, dtype)  # [K, G, T, T]
-        weights = sink_softmax(scores, sink_logits_of(config))  # [K, G, T, T]
-        return measure(scores, weights), mix_values(weights, blocks, dtype)
+        whole = _pad_queries(block_of(q, k, v), padding)
+
+        def of_some(start: Int[Array, ""]) -> tuple[LayerCache, Float[Array, "N H D"]]:
+            block = _queries_of(whole, start, size)
+            scores = block_scores([block], config.score_scale, dtype)  # [K, G, N, T]
+            weights = sink_softmax(scores, sink_logits_of(config))  # [K, G, N, T]
+            found = measure.of_queries(scores, weights, start + jnp.arange(size))
+            return found, mix_values(weights, [block], dtype)
+
+        # Blocks of queries side by side, without the padding: [blocks, N, ...] -> [T, ...].
+        found, mixed = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], jax.lax.map(of_some, starts))
+        return measure.of_window(*found), mixed
 
     return attend
 
 
-def _whole(scores: Float[Array, "K G T T"], weights: Float[Array, "K G T T"]) -> LayerCache:
-    """All weights [H, T, T], and an empty second array."""
-    return weights.reshape(-1, *weights.shape[2:]), jnp.zeros(0)
+def _pad_queries(block: Block, count: int) -> Block:
+    """The block with `count` more queries, which see nothing."""
+    q = jnp.pad(block.q, ((0, 0), (0, 0), (0, count), (0, 0)))
+    bias = None if block.bias is None else jnp.pad(block.bias, ((0, 0), (0, 0), (0, count), (0, 0)))
+    return block._replace(q=q, mask=jnp.pad(block.mask, ((0, count), (0, 0))), bias=bias)
 
 
-def _on_first(scores: Float[Array, "K G T T"], weights: Float[Array, "K G T T"]) -> LayerCache:
-    """The mass [H, 4] and the scores [H, 5] of `attention_on_first`."""
-    late = slice(first_query(length := weights.shape[-1]), None)
-    mass = weights[:, :, late, :FIRST].mean(2)  # [K, G, 4], mean over queries
-    logits = _first_and_rest(scores[:, :, late], length).mean(2)  # [K, G, 5]
-    return mass.reshape(-1, FIRST), logits.reshape(-1, FIRST + 1)
+def _queries_of(block: Block, start: Int[Array, ""], size: int) -> Block:
+    """The block with `size` of its queries, from `start` on."""
+    taken = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+    bias = None if block.bias is None else taken(block.bias, axis=2)
+    return block._replace(q=taken(block.q, axis=2), mask=taken(block.mask, axis=0), bias=bias)
 
 
-def _first_and_rest(scores: Float[Array, "K G N T"], length: int) -> Float[Array, "K G N 5"]:
-    """For the last N of T queries: scores of the first 4 positions, and the mean score of the later visible ones."""
-    query, key = jnp.arange(first_query(length), length)[:, None], jnp.arange(length)
-    rest = (key >= FIRST) & (key <= query)  # [N, T]: visible and not among the first
-    # Mean over the visible keys: the masked sum divided by their number.
-    mean_of_rest = jnp.where(rest, scores, 0).sum(-1, keepdims=True) / rest.sum(-1, keepdims=True)
-    return jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
+def _weights_of_queries(
+    scores: Float[Array, "K G N T"], weights: Float[Array, "K G N T"], query: Int[Array, " N"]
+) -> LayerCache:
+    """All weights [N, H, T], and nothing [N]."""
+    return _by_query(weights), jnp.zeros(len(query))
+
+
+def _weights_of_window(weights: Float[Array, "T H T"], nothing: Float[Array, " T"]) -> LayerCache:
+    """Heads first: [H, T, T]."""
+    return weights.swapaxes(0, 1), nothing
+
+
+def _first_of_queries(
+    scores: Float[Array, "K G N T"], weights: Float[Array, "K G N T"], query: Int[Array, " N"]
+) -> LayerCache:
+    """The mass [N, H, 4] on the first 4 positions; their scores and the mean score of the rest, [N, H, 5]."""
+    key = jnp.arange(scores.shape[-1])
+    rest = (key >= FIRST) & (key <= query[:, None])  # [N, T]: visible and not among the first
+    # Mean over the visible keys: the masked sum divided by their number, of which early queries have none.
+    mean_of_rest = jnp.where(rest, scores, 0).sum(-1, keepdims=True) / jnp.maximum(rest.sum(-1, keepdims=True), 1)
+    logits = jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
+    return _by_query(weights[..., :FIRST]), _by_query(logits)
+
+
+def _first_of_window(mass: Float[Array, "T H 4"], logits: Float[Array, "T H 5"]) -> LayerCache:
+    """The means over the queries of the second half: [H, 4] and [H, 5]."""
+    late = slice(first_query(len(mass)), None)
+    return mass[late].mean(0), logits[late].mean(0)
+
+
+def _by_query(x: Float[Array, "K G N any"]) -> Float[Array, "N H any"]:
+    return x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
+
+
+ON_FIRST = Measure(_first_of_queries, _first_of_window)
+WHOLE = Measure(_weights_of_queries, _weights_of_window)
 
 
 @partial(jax.jit, static_argnames="measure")
