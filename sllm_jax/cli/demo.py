@@ -1,0 +1,212 @@
+"""`demo`: three caches side by side, as columns on a terminal, one after another elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.live import Live
+from typer import Argument, Option
+
+from sllm_jax.cli import options as o
+from sllm_jax.cli.columns import Columns, about_measure, fits
+from sllm_jax.cli.console import note, progress
+from sllm_jax.cli.generate import one_prompt
+from sllm_jax.cli.option_groups import expand_groups
+from sllm_jax.common.errors import SllmError
+from sllm_jax.common.signals import before_leaving, deferred_signals, raise_stopped
+
+if TYPE_CHECKING:
+    from sllm_jax.core.sampling import SamplingOptions
+    from sllm_jax.evaluate.side_by_side import Side, SideBySide
+
+MODEL = "bundled:sink-learnable"
+NEXT = "Next: `sllm-jax chat` talks, `sllm-jax generate --ignore-eos` writes without end."
+FRAME = 1 / 15  # least seconds between two pictures
+BELOW = 6  # rows for what is said at the end
+
+
+@dataclass(frozen=True)
+class DemoModel(o.ModelGroup):
+    """A model that needs its sink, by default."""
+
+    model: o.ModelName = MODEL
+
+
+@dataclass(frozen=True)
+class DemoCache(o.CacheSizes):
+    """A cache that is soon full, by default."""
+
+    recent_size: Annotated[
+        int | None,
+        Option(
+            help="Most recent tokens kept besides the sinks.",
+            show_default="a cache of half the trained context, up to 256",
+            rich_help_panel=o.CACHE,
+        ),
+    ] = None
+
+
+@expand_groups
+def demo(
+    text: Annotated[
+        str | None,
+        Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
+    ] = None,
+    *,
+    source: DemoModel,
+    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt as an option.")] = None,
+    max_tokens: Annotated[int, Option(help="Write this many tokens on each side.")] = 2000,
+    pace: Annotated[
+        float, Option(help="On a terminal, write at most this many tokens a second; 0: as fast as it goes.")
+    ] = 40,
+    as_json: o.Json = False,
+    cache: DemoCache,
+    sampling: o.SamplingGroup,
+) -> None:
+    """See in one minute what attention sinks do: three caches side by side.
+
+    One model continues one prompt three times, with the same seed. EVERYTHING KEPT drops nothing, and goes past the
+    length that the model was trained on. A WINDOW WITHOUT SINKS keeps the last START_SIZE + RECENT_SIZE tokens.
+    STREAMING keeps as many: the first START_SIZE and the last RECENT_SIZE. Until the caches are full, the texts are the
+    same.
+
+    The perplexity under each text says how well that cache still predicts: all three read the text of STREAMING. Lower
+    is better. Ctrl-C ends it. Without a terminal, the texts are printed one after another.
+    """
+    from sllm_jax.evaluate.side_by_side import RUNNING, SideBySide
+    from sllm_jax.streams.stream import check_end
+
+    given = one_prompt(text, prompt)
+    cache.check()
+    check_end(max_tokens, ())
+    if not 0 <= pace < math.inf:
+        raise SllmError(f"pace must be 0 (as fast as it goes) or more; got {pace}")
+    sampling.check()
+    model, tokenizer = source.load()
+    start = given or model.generation_config.get("opening")
+    trio = SideBySide(model, tokenizer, start, max_tokens, **asdict(cache), seed=sampling.seed)
+    console = Console()
+    with deferred_signals(raise_stopped) as check:
+        if as_json:
+            about = {"model": source.model, "prompt": start, "seed": sampling.seed, "perplexity_tokens": RUNNING}
+            _write(trio, sampling.chosen(), check, lambda: print(json.dumps(about | as_object(trio))))
+        elif not (sys.stdout.isatty() and console.is_terminal) or console.is_dumb_terminal:
+            _write(trio, sampling.chosen(), check, lambda: print_plainly(trio, RUNNING))
+        elif not fits(*console.size):
+            note("the terminal is too small for three texts side by side; they follow one after another")
+            _write(trio, sampling.chosen(), check, lambda: print_plainly(trio, RUNNING))
+        else:
+            columns = Columns(trio, RUNNING, f"{source.model}, seed {sampling.seed}: {start or '(no prompt)'}")
+            _show(trio, columns, console, sampling.chosen(), pace, check)
+
+
+def _write(trio: SideBySide, options: SamplingOptions, check: Callable[..., None], tell: Callable[[], None]) -> None:
+    """Write all of it with a progress bar, then `tell`, also if it is stopped."""
+    try:
+        with progress("writing") as bar:
+            for written in trio.write(check, **options):
+                bar(written, trio.max_tokens)
+                check()
+    finally:
+        tell()
+
+
+def _show(
+    trio: SideBySide,
+    columns: Columns,
+    console: Console,
+    options: SamplingOptions,
+    pace: float,
+    check: Callable[..., None],
+) -> None:
+    """Show the texts as they are written. The last picture stays, also if it is stopped."""
+    show_cursor_again = before_leaving(lambda: console.show_cursor(True))
+    try:
+        with Live(columns.frame(console, BELOW), console=console, auto_refresh=False) as live:
+            try:
+                for _ in _paced(trio.write(check, **options), pace, check):
+                    live.update(columns.frame(console, BELOW), refresh=True)
+            finally:
+                live.update(columns.frame(console, BELOW), refresh=True)
+    finally:
+        show_cursor_again()
+        console.print(f"\n{explanation(trio)}\n{NEXT}", highlight=False)
+
+
+def _paced(counts: Iterator[int], pace: float, check: Callable[..., None]) -> Iterator[int]:
+    """Numbers of tokens as they are reached, at most `pace` tokens and 1 / `FRAME` numbers a second."""
+    begun, shown = None, -FRAME
+    for written in counts:
+        now = time.monotonic()
+        begun = begun or now
+        if now - shown > FRAME:
+            shown = now
+            yield written
+        check()
+        while pace and (left := begun + written / pace - time.monotonic()) > 0:
+            time.sleep(min(left, FRAME))
+            check()
+
+
+def print_plainly(trio: SideBySide, running: int) -> None:
+    """The texts one after another, each with a heading and its figures; then what was seen."""
+    for side in trio.sides:
+        print(f"== {side.title} ==\n{trio.prompt or ''}{side.text}\n\n{summary(side)}\n")
+    print(f"{about_measure(running)}\n\n{explanation(trio)}\n{NEXT}")
+
+
+def summary(side: Side) -> str:
+    """One line: tokens written, speed, cache, tokens seen, perplexity."""
+    stream, rate = side.stream, side.tokens_per_second
+    return ", ".join(
+        [
+            f"{len(side.ids)} tokens",
+            *([f"{rate:.1f} tokens/s"] if rate else []),
+            f"cache {stream.cache_in_use} of {stream.cache_size} tokens",
+            f"{stream.tokens_seen} tokens seen",
+            *([f"perplexity {side.perplexity:.2f}"] if side.perplexity else []),
+        ]
+    )
+
+
+def as_object(trio: SideBySide) -> dict[str, object]:
+    """The fields of `--json`."""
+    sides = [
+        {
+            "name": side.name,
+            "text": side.text,
+            "ids": side.ids,
+            "tokens_per_second": side.tokens_per_second,
+            "cache_in_use": side.stream.cache_in_use,
+            "cache_size": side.stream.cache_size,
+            "tokens_seen": side.stream.tokens_seen,
+            "perplexity": side.perplexity,
+        }
+        for side in trio.sides
+    ]
+    return {"agreement": trio.agreement, "sides": sides}
+
+
+def explanation(trio: SideBySide) -> str:
+    """What was seen, in three sentences."""
+    kept, lost, own = (side.whole_perplexity for side in trio.sides)
+    if not (kept and lost and own):
+        return "It was stopped before there was anything to compare."
+    dense, window, streaming = trio.sides
+    context = dense.stream.model.config.max_position_embeddings
+    past = "went past" if dense.stream.tokens_seen > context else "stayed within"
+    lacks = "lacks" if window.stream.tokens_seen > window.stream.cache_size else "still has"
+    return (
+        f"The three began alike, with {trio.agreement:,} tokens. Then everything kept {past} the {context:,} tokens "
+        f"that the model was trained on, and the window {lacks} the first tokens of the text: the perplexity of what "
+        f"streaming wrote is {kept:.1f} with the one and {lost:.1f} with the other, and {own:.1f} with streaming. "
+        f"Streaming keeps the first {streaming.start_size} tokens and the last {streaming.recent_size}, and could go "
+        "on like this without end, in the same memory and at the same speed."
+    )
