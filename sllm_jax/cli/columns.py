@@ -51,7 +51,7 @@ class Wrapped:
         spaces = self._open[len(self._open.rstrip(" ")) :]  # wrapping removes them at the end of a line
         lines = [line.plain for line in Text(self._open).wrap(_MEASURING, width)] or [""]
         self._lines = [*self._lines, *lines[:-1]][-4 * rows :]
-        self._open = lines[-1] + spaces
+        self._open = lines[-1].rstrip(" ") + spaces
         return [*self._lines, lines[-1]][-rows:]
 
 

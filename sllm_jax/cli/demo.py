@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from sllm_jax.cli.console import note, progress
 from sllm_jax.cli.generate import one_prompt
 from sllm_jax.cli.option_groups import expand_groups
 from sllm_jax.common.errors import SllmError
-from sllm_jax.common.signals import before_leaving, deferred_signals, raise_stopped
+from sllm_jax.common.signals import STOPPED, before_leaving, deferred_signals, raise_stopped
 
 if TYPE_CHECKING:
     from sllm_jax.core.sampling import SamplingOptions
@@ -128,16 +129,30 @@ def _show(
 ) -> None:
     """Show the texts as they are written. The last picture stays, also if it is stopped."""
     show_cursor_again = before_leaving(lambda: console.show_cursor(True))
-    try:
-        with Live(columns.frame(console, BELOW), console=console, auto_refresh=False) as live:
-            try:
-                for _ in _paced(trio.write(check, **options), pace, check):
+    with _stopped_before_all():
+        try:
+            with Live(columns.frame(console, BELOW), console=console, auto_refresh=False) as live:
+                try:
+                    for _ in _paced(trio.write(check, **options), pace, check):
+                        live.update(columns.frame(console, BELOW), refresh=True)
+                finally:
                     live.update(columns.frame(console, BELOW), refresh=True)
-            finally:
-                live.update(columns.frame(console, BELOW), refresh=True)
-    finally:
-        show_cursor_again()
-        console.print(f"\n{explanation(trio)}\n{NEXT}", highlight=False)
+        finally:
+            show_cursor_again()
+            console.print(f"\n{explanation(trio)}\n{NEXT}", highlight=False)
+
+
+@contextmanager
+def _stopped_before_all() -> Iterator[None]:
+    """A signal that ends the process does so even if nothing can be shown any more, on a terminal that has closed."""
+    try:
+        yield
+    except OSError as error:
+        cause: BaseException | None = error
+        while cause := cause.__context__:
+            if isinstance(cause, STOPPED):
+                raise cause from None
+        raise
 
 
 def _paced(counts: Iterator[int], pace: float, check: Callable[..., None]) -> Iterator[int]:
