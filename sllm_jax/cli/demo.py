@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MODEL = "bundled:sink-learnable"
 NEXT = "Next: `sllm-jax chat` talks, `sllm-jax generate --ignore-eos` writes without end."
 FRAME = 1 / 15  # least seconds between two pictures
-BELOW = 6  # rows for what is said at the end
+BELOW = 8  # rows for what is said at the end
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ def demo(
     same.
 
     The perplexity under each text says how well that cache still predicts: all three read the text of STREAMING. Lower
-    is better. Ctrl-C ends it. Without a terminal, the texts are printed one after another.
+    is better. (The text favours its writer a little: `sllm-jax perplexity` compares caches on a text of yours.)
+
+    Ctrl-C ends it; the last picture stays. Without a terminal, or on one that is too small, the texts are printed one
+    after another.
     """
     from sllm_jax.evaluate.side_by_side import RUNNING, SideBySide
     from sllm_jax.streams.stream import check_end
