@@ -67,27 +67,30 @@ class Columns:
         self._wrapped = {side.name: Wrapped() for side in trio.sides}
 
     def frame(self, console: Console, below: int = 0) -> RenderableType:
-        """The picture for the terminal as it is now, with `below` rows left free if it is high enough."""
+        """The picture for the terminal as it is now, with `below` rows left free under columns if it is high enough."""
         width, height = console.size
         if not fits(width, height):
             return Text(
                 f"The terminal is too small: {LEAST_WIDTH} x {least_height(width)} or larger shows three texts."
             )
-        height -= min(below, height - least_height(width))
+        if beside(width):
+            height -= min(below, height - least_height(width))
         foot = Text(self._measure if self._trio.written else WAITING, "dim")
         left = height - 1 - len(foot.wrap(console, width)) - 1  # a heading, and the row of the cursor
         head = Text(self._heading, "bold", no_wrap=True, overflow="ellipsis")
         bars = console.encoding.startswith("utf")
+        sides = self._trio.sides
         if not beside(width):
-            return Group(head, *(self._panel(side, width, left // 3, bars) for side in self._trio.sides), foot)
+            return Group(
+                head, *(self._panel(side, width, left // 3, _in_two(figures(side)), bars) for side in sides), foot
+            )
         grid = Table.grid()
-        grid.add_row(*(self._panel(side, width // 3, left, bars) for side in self._trio.sides))
+        grid.add_row(*(self._panel(side, width // 3, left, figures(side), bars) for side in sides))
         return Group(head, grid, foot)
 
-    def _panel(self, side: Side, width: int, height: int, bars: bool) -> Panel:
-        """A text, its newest line at the bottom, and rows of figures under it."""
+    def _panel(self, side: Side, width: int, height: int, under: list[str], bars: bool) -> Panel:
+        """The last lines of a text, and rows of figures under it, the last one with bars."""
         inner = width - 4
-        under = figures(side) if beside(3 * width) else _in_two(figures(side))
         if bars:
             under[-1] += sparkline(side.curve, self._scale(), min(inner - len(under[-1]), MOST_BARS))
         rows = height - 2 - len(under)
@@ -129,9 +132,9 @@ def figures(side: Side) -> list[str]:
 
 
 def sparkline(values: Sequence[float], scale: tuple[float, float], width: int) -> str:
-    """Values as bars on a logarithmic scale; of more than `width`, evenly spread ones with the last."""
+    """Values as bars on a logarithmic scale, of a factor of 2 or more; of too many, evenly spread ones with the last."""
     low, high = (math.log(end) for end in scale)
-    step = (high - low) / (len(BARS) - 1) or 1.0
+    step = max(high - low, math.log(2)) / (len(BARS) - 1)
     count = max(min(width, len(values)), 0)
     chosen = [values[(i + 1) * len(values) // count - 1] for i in range(count)]
     return "".join(BARS[round((math.log(value) - low) / step)] for value in chosen)
