@@ -132,7 +132,7 @@ def figures(side: Side) -> list[str]:
 
 
 def sparkline(values: Sequence[float], scale: tuple[float, float], width: int) -> str:
-    """Values as bars on a logarithmic scale, of a factor of 2 or more; of too many, evenly spread ones with the last."""
+    """Values as bars on a logarithmic scale, of a factor of 2 at least; of too many, some and the last one."""
     low, high = (math.log(end) for end in scale)
     step = max(high - low, math.log(2)) / (len(BARS) - 1)
     count = max(min(width, len(values)), 0)

@@ -151,11 +151,10 @@ def _stopped_before_all() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause: BaseException | None = error
-        while cause := cause.__context__:
-            if isinstance(cause, STOPPED):
-                raise cause from None
-        raise
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, STOPPED):
+            cause = cause.__context__
+        raise cause or error from None
 
 
 def _paced(counts: Iterator[int], pace: float, check: Callable[..., None]) -> Iterator[int]:
