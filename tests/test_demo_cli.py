@@ -71,9 +71,9 @@ REFUSED = {
     "a negative window": (("--recent-size", -1), "recent_size must be an integer of 0 or more; got -1"),
     "no tokens": (("--max-tokens", 0), "max-tokens must be 1 or more; got 0"),
     "too many tokens": (("--max-tokens", 10**9), "give a smaller max-tokens"),
-    "a negative pace": (("--pace", -1), "pace must be 0 (as fast as it goes) or more; got -1"),
-    "an endless pace": (("--pace", "inf"), "pace must be 0 (as fast as it goes) or more; got inf"),
-    "two prompts": (("--prompt", "A dog"), "there are two prompts"),
+    "a negative pace": (("--pace", -1), "pace must be 0 (no limit) or more; got -1"),
+    "an endless pace": (("--pace", "inf"), "pace must be 0 (no limit) or more; got inf"),
+    "two prompts": (("--prompt", "A dog"), "got both PROMPT and --prompt"),
     "a temperature below 0": (("--temperature", -1), "temperature must be 0 (greedy) or more; got -1"),
     "no model": (("--model", "./nowhere"), "folder ./nowhere not found"),
 }
@@ -88,7 +88,7 @@ def test_help_says_what_the_three_are(run):
     out = " ".join(run("demo", "--help")[1].replace("│", " ").split())
     for words in (
         "EVERYTHING KEPT",
-        "A WINDOW WITHOUT SINKS",
+        "WINDOW WITHOUT SINKS",
         "STREAMING",
         "Lower is better",
         "bundled:sink-learnable",
@@ -125,8 +125,8 @@ def test_a_signal_keeps_the_figures_on_the_terminal(terminal, model, number, cod
     screen = terminal(*demo(model, "--max-tokens", 50_000))
     screen.expect("60 tokens seen")
     screen.process.send_signal(number)
-    screen.expect("The three began alike")
-    screen.expect("writes without end")
+    screen.expect("tokens of the three texts are the same")
+    screen.expect("text without end")
     assert screen.process.wait(timeout=60) == code
     assert "Traceback" not in screen.passed
     assert screen.passed.rfind("\x1b[?25h") > screen.passed.rfind("\x1b[?25l")  # the cursor is shown again
@@ -178,14 +178,14 @@ def test_where_no_columns_fit_the_texts_come_one_after_another(terminal, model, 
         screen.expect("the terminal is too small")
     screen.expect("== everything kept ==")
     screen.expect("== streaming ==")
-    screen.expect("writes without end")
+    screen.expect("text without end")
     assert screen.process.wait(timeout=60) == 0
     assert "╭" not in screen.passed
 
 
 def test_without_unicode_there_are_plain_borders_and_no_bars(terminal, model):
     screen = terminal(*demo(model, "--max-tokens", 60, "--pace", 0), PYTHONIOENCODING="ascii")
-    screen.expect("writes without end")
+    screen.expect("text without end")
     assert screen.process.wait(timeout=60) == 0
     assert "+-" in screen.passed
     assert not set(BARS) & set(screen.passed)
@@ -252,13 +252,13 @@ def test_bars_are_on_one_scale_and_end_with_the_last_value():
 
 
 def test_what_was_seen_is_told_by_what_happened(loaded, trio):
-    assert "everything kept went past the 128 tokens" in explanation(trio)
+    assert '"everything kept" went past the 128 tokens' in explanation(trio)
     assert "the window lacks the first tokens" in explanation(trio)
-    assert f"with {trio.agreement} tokens" in explanation(trio)
+    assert f"The first {trio.agreement} tokens" in explanation(trio)
     short = SideBySide(*loaded, "The cat", 8, 3, 20)
-    assert explanation(short) == "It was stopped before there was anything to compare."
+    assert explanation(short) == "Stopped before there was anything to compare."
     for _ in short.write(temperature=1.0):
         pass
-    assert "everything kept stayed within the 128 tokens" in explanation(short)
+    assert '"everything kept" stayed within the 128 tokens' in explanation(short)
     assert "the window still has the first tokens" in explanation(short)
-    assert "with 8 tokens" in explanation(short)
+    assert "The first 8 tokens" in explanation(short)

@@ -1,4 +1,4 @@
-"""Three texts side by side on a terminal, as they are written."""
+"""Columns of a terminal that show three texts as they are written."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ LEAST_COLUMN, LEAST_WIDTH = 24, 40  # characters: of a column beside others, of 
 LEAST_ROWS = 3  # of text
 MOST_BARS = 16
 FIGURES = 4  # rows of figures under a text in a column
-WAITING = "Preparing: the first start compiles nine programs, which takes a while."
+WAITING = "Preparing. The first start takes longer, because it compiles nine programs."
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {"dense": "red", "window": "yellow", "streaming": "green"}
 _CONTROL = re.compile(r"[^\n -~\u00a0-\U0010ffff]")  # characters that would move the cursor
 
 
 def about_measure(running: int) -> str:
-    """What the figure under each text means."""
+    """The meaning of the perplexity below each text."""
     return (
-        f"Perplexity: how surprised each cache is by the last {running} tokens of the streaming text, which all three "
+        f"Perplexity: how badly each cache predicts the last {running} tokens of the streaming text, which all three "
         "read. Lower is better."
     )
 
 
 class Wrapped:
-    """The last lines of a growing text at some width. Lines that are complete are never wrapped again."""
+    """The last lines of a growing text. Complete lines are not wrapped again."""
 
     def __init__(self) -> None:
         """Nothing yet."""
         self._width, self._taken = 0, 0
         self._lines: list[str] = []
-        self._open = ""  # the last line, to which more may come
+        self._open = ""  # the last line, which may grow
 
     def lines(self, text: str, width: int, rows: int) -> list[str]:
         """The last `rows` lines of `text`, which begins with the text of the call before."""
@@ -55,11 +55,11 @@ class Wrapped:
         return [*self._lines, lines[-1]][-rows:]
 
 
-_MEASURING = Console(width=80)  # wrapping asks a console, and takes nothing from it
+_MEASURING = Console(width=80)  # required by `wrap`, without effect
 
 
 class Columns:
-    """The picture of three sides; `frame` draws it as it is now."""
+    """Renders three sides."""
 
     def __init__(self, trio: SideBySide, running: int, heading: str) -> None:
         """`running`: tokens of the running perplexity."""
@@ -67,7 +67,7 @@ class Columns:
         self._wrapped = {side.name: Wrapped() for side in trio.sides}
 
     def frame(self, console: Console, below: int = 0) -> RenderableType:
-        """The picture for the terminal as it is now, with `below` rows left free under columns if it is high enough."""
+        """The current frame at the size of the terminal. `below`: rows to leave free below columns, if there is room."""
         width, height = console.size
         if not fits(width, height):
             return Text(

@@ -1,4 +1,4 @@
-"""`demo`: three caches side by side, as columns on a terminal, one after another elsewhere."""
+"""`demo`: three caches side by side; columns on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from sllm_jax.evaluate.side_by_side import Side, SideBySide
 
 MODEL = "bundled:sink-learnable"
-NEXT = "Next: `sllm-jax chat` talks, `sllm-jax generate --ignore-eos` writes without end."
-FRAME = 1 / 15  # least seconds between two pictures
-BELOW = 8  # rows for what is said at the end
+NEXT = "Next: `sllm-jax chat` for a conversation, `sllm-jax generate --ignore-eos` for text without end."
+FRAME = 1 / 15  # seconds between two frames, at least
+BELOW = 8  # rows for the explanation
 
 
 @dataclass(frozen=True)
 class DemoModel(o.ModelGroup):
-    """A model that needs its sink, by default."""
+    """The default is a model that needs its sink."""
 
     model: o.ModelName = MODEL
 
 
 @dataclass(frozen=True)
 class DemoCache(o.CacheSizes):
-    """A cache that is soon full, by default."""
+    """The default is a small cache, which is full soon."""
 
     recent_size: Annotated[
         int | None,
         Option(
-            help="Most recent tokens kept besides the sinks.",
-            show_default="a cache of half the trained context, up to 256",
+            help="Window: number of most recent tokens kept besides the sinks.",
+            show_default="a cache of half the trained context, at most 256 tokens",
             rich_help_panel=o.CACHE,
         ),
     ] = None
@@ -62,27 +62,26 @@ def demo(
     ] = None,
     *,
     source: DemoModel,
-    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt as an option.")] = None,
-    max_tokens: Annotated[int, Option(help="Write this many tokens on each side.")] = 2000,
+    prompt: Annotated[str | None, Option("--prompt", "-p", help="Same as PROMPT.")] = None,
+    max_tokens: Annotated[int, Option(help="Number of new tokens of each text.")] = 2000,
     pace: Annotated[
-        float, Option(help="On a terminal, write at most this many tokens a second; 0: as fast as it goes.")
+        float, Option(help="Maximum number of tokens per second of each text on a terminal; 0: no limit.")
     ] = 40,
     as_json: o.Json = False,
     cache: DemoCache,
     sampling: o.SamplingGroup,
 ) -> None:
-    """See in one minute what attention sinks do: three caches side by side.
+    """Show what attention sinks do, in one minute: three caches side by side.
 
-    One model continues one prompt three times, with the same seed. EVERYTHING KEPT drops nothing, and goes past the
-    length that the model was trained on. A WINDOW WITHOUT SINKS keeps the last START_SIZE + RECENT_SIZE tokens.
-    STREAMING keeps as many: the first START_SIZE and the last RECENT_SIZE. Until the caches are full, the texts are the
-    same.
+    One model continues one prompt three times, with the same seed. EVERYTHING KEPT evicts nothing and goes past the
+    trained context. WINDOW WITHOUT SINKS keeps the last START_SIZE + RECENT_SIZE tokens. STREAMING keeps the same
+    number: the first START_SIZE and the last RECENT_SIZE. The texts are the same until the cache is full.
 
-    The perplexity under each text says how well that cache still predicts: all three read the text of STREAMING. Lower
-    is better. (The text favours its writer a little: `sllm-jax perplexity` compares caches on a text of yours.)
+    The perplexity below each text shows how well its cache predicts the text of STREAMING, which all three read. Lower
+    is better. (This favours STREAMING slightly; `sllm-jax perplexity` compares caches on your own text.)
 
-    Ctrl-C ends it; the last picture stays. Without a terminal, or on one that is too small, the texts are printed one
-    after another.
+    Ctrl-C stops it and keeps the last figures. Without a terminal, or if the terminal is too small, the texts are
+    printed one after another.
     """
     from sllm_jax.evaluate.side_by_side import RUNNING, SideBySide
     from sllm_jax.streams.stream import check_end
@@ -91,7 +90,7 @@ def demo(
     cache.check()
     check_end(max_tokens, ())
     if not 0 <= pace < math.inf:
-        raise SllmError(f"pace must be 0 (as fast as it goes) or more; got {pace}")
+        raise SllmError(f"pace must be 0 (no limit) or more; got {pace}")
     sampling.check()
     model, tokenizer = source.load()
     start = given or model.generation_config.get("opening")
@@ -104,7 +103,7 @@ def demo(
         elif not (sys.stdout.isatty() and console.is_terminal) or console.is_dumb_terminal:
             _write(trio, sampling.chosen(), check, lambda: print_plainly(trio, RUNNING))
         elif not fits(*console.size):
-            note("the terminal is too small for three texts side by side; they follow one after another")
+            note("the terminal is too small for columns; the texts follow one after another")
             _write(trio, sampling.chosen(), check, lambda: print_plainly(trio, RUNNING))
         else:
             columns = Columns(trio, RUNNING, f"{source.model}, seed {sampling.seed}: {start or '(no prompt)'}")
@@ -112,7 +111,7 @@ def demo(
 
 
 def _write(trio: SideBySide, options: SamplingOptions, check: Callable[..., None], tell: Callable[[], None]) -> None:
-    """Write all of it with a progress bar, then `tell`, also if it is stopped."""
+    """Write everything with a progress bar. `tell` is called at the end, also after an interruption."""
     try:
         with progress("writing") as bar:
             for written in trio.write(check, **options):
@@ -130,7 +129,7 @@ def _show(
     pace: float,
     check: Callable[..., None],
 ) -> None:
-    """Show the texts as they are written. The last picture stays, also if it is stopped."""
+    """Show the texts live. The last frame stays on the terminal, also after an interruption."""
     show_cursor_again = before_leaving(lambda: console.show_cursor(True))
     with _stopped_before_all():
         try:
@@ -147,7 +146,7 @@ def _show(
 
 @contextmanager
 def _stopped_before_all() -> Iterator[None]:
-    """A signal that ends the process does so even if nothing can be shown any more, on a terminal that has closed."""
+    """Prefer the exception of a signal to later write errors, which a closed terminal causes."""
     try:
         yield
     except OSError as error:
@@ -158,7 +157,7 @@ def _stopped_before_all() -> Iterator[None]:
 
 
 def _paced(counts: Iterator[int], pace: float, check: Callable[..., None]) -> Iterator[int]:
-    """Numbers of tokens as they are reached, at most `pace` tokens and 1 / `FRAME` numbers a second."""
+    """Yield token counts, at most 1 / `FRAME` of them per second, and limit the speed to `pace` tokens per second."""
     begun, shown = None, -FRAME
     for written in counts:
         now = time.monotonic()
@@ -173,7 +172,7 @@ def _paced(counts: Iterator[int], pace: float, check: Callable[..., None]) -> It
 
 
 def print_plainly(trio: SideBySide, running: int) -> None:
-    """The texts one after another, each with a heading and its figures; then what was seen."""
+    """Print the texts one after another, each with a heading and its figures, then the explanation."""
     for side in trio.sides:
         print(f"== {side.title} ==\n{trio.prompt or ''}{side.text}\n\n{summary(side)}\n")
     print(f"{about_measure(running)}\n\n{explanation(trio)}\n{NEXT}")
@@ -212,18 +211,18 @@ def as_object(trio: SideBySide) -> dict[str, object]:
 
 
 def explanation(trio: SideBySide) -> str:
-    """What was seen, in three sentences."""
+    """What the run showed, in three sentences."""
     kept, lost, own = (side.whole_perplexity for side in trio.sides)
     if not (kept and lost and own):
-        return "It was stopped before there was anything to compare."
+        return "Stopped before there was anything to compare."
     dense, window, streaming = trio.sides
     context = dense.stream.model.config.max_position_embeddings
     past = "went past" if dense.stream.tokens_seen > context else "stayed within"
     lacks = "lacks" if window.stream.tokens_seen > window.stream.cache_size else "still has"
     return (
-        f"The three began alike, with {trio.agreement:,} tokens. Then everything kept {past} the {context:,} tokens "
-        f"that the model was trained on, and the window {lacks} the first tokens of the text: the perplexity of what "
-        f"streaming wrote is {kept:.1f} with the one and {lost:.1f} with the other, and {own:.1f} with streaming. "
-        f"Streaming keeps the first {streaming.start_size} tokens and the last {streaming.recent_size}, and could go "
-        "on like this without end, in the same memory and at the same speed."
+        f'The first {trio.agreement:,} tokens of the three texts are the same. Then "everything kept" {past} the '
+        f"{context:,} tokens of the trained context, and the window {lacks} the first tokens of the text: the "
+        f"perplexity of the streaming text is {kept:.1f} with the former, {lost:.1f} with the latter, and {own:.1f} "
+        f"with streaming. Streaming keeps the first {streaming.start_size} and the last {streaming.recent_size} tokens, "
+        "and could continue without end, in the same memory and at the same speed."
     )

@@ -1,11 +1,11 @@
-"""Three caches side by side: one model, prompt and seed, three texts written in step.
+"""Three caches side by side: one model, prompt and seed, three texts written in lock step.
 
-*Everything kept* goes past the trained context. A *window without sinks* and *streaming* have the same cache size. As
-long as nothing was evicted, the three texts are the same.
+*Everything kept* goes past the trained context. *Window without sinks* and *streaming* have the same cache size. The
+three texts are the same until the first token is evicted.
 
-What shows a cache that has gone wrong is a text that all three read: the streaming one. Its perplexity under each cache
-is compared token by token, and no text that loops can hide a broken cache, as it would if each cache judged its own
-text. The text favours the cache that wrote it a little; `token_nll` compares the caches on a text by somebody else.
+The measure of a cache is the perplexity of the same text, that of streaming, which all three read: scored on its own
+text, a broken cache that loops would have a low perplexity. The measure favours streaming slightly, because no cache
+predicts a text better on average than the one it was sampled from; use `token_nll` to compare caches on other texts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TITLES = {"dense": "everything kept", "window": "window without sinks", "streami
 
 
 class Side:
-    """One of the three: its stream and text, and how well its cache predicts the common text."""
+    """One of the three: a stream, its text, and the perplexity of the common text with its cache."""
 
     def __init__(self, name: str, model: Model, tokenizer: Any, start_size: int, recent_size: int, seed: int) -> None:
         """`name`: a key of `TITLES`. Raises `SllmError` as `Stream` does."""
@@ -52,21 +52,21 @@ class Side:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of writing, without the first block, which compiles; None before the second one."""
+        """Speed of writing, without the first block (compilation); None before the second block."""
         return self._timed / self._seconds if self._timed else None
 
     @property
     def perplexity(self) -> float | None:
-        """Of the last `RUNNING` tokens of the common text; None before the first chunk was read."""
+        """Perplexity of the last `RUNNING` tokens of the common text; None before the first chunk is read."""
         return self.curve[-1] if self.curve else None
 
     @property
     def whole_perplexity(self) -> float | None:
-        """Of all of the common text that was read; None before the first chunk was."""
+        """Perplexity of all tokens of the common text read so far; None before the first chunk is read."""
         return perplexity(self._nll) if self.curve else None
 
     def write(self, max_tokens: int, **options: Unpack[SamplingOptions]) -> Iterator[None]:
-        """Write `max_tokens`, and yield after each block."""
+        """Write `max_tokens` tokens and yield after each block."""
         begin = time.perf_counter()
         for piece in self.stream.generate(max_tokens, ignore_eos=True, **options):
             new = self.stream.tokens_written - len(self.ids)
@@ -79,7 +79,7 @@ class Side:
             begin = time.perf_counter()
 
     def read(self, ids: np.ndarray, prompt_tokens: int) -> None:
-        """Read the common text [T] on to its end; what was written of it counts, its prompt does not."""
+        """Read the common text [T] up to its end. Tokens of the prompt do not count."""
         model, before = self.stream.model, self._reading.done[0]
         for reading in token_nll_batch(model, [ids], chunk_size=CHUNK, since=self._reading):
             self._reading = reading
@@ -112,16 +112,16 @@ class SideBySide:
         if recent_size is None:
             recent_size = default_recent_size(model.config.max_position_embeddings, start_size)
         if start_size == 0:
-            raise SllmError("start_size must be 1 or more: without sinks, streaming is the window beside it")
+            raise SllmError("start_size must be 1 or more: without sinks, streaming is the same as the window")
         self.prompt, self.max_tokens, self._read_so_far = prompt, max_tokens, 0
-        # A Stream checks the tokenizer and gives warnings, which are the same for the window.
+        # Warnings come from this one; they would be the same for the window.
         streaming = Side("streaming", model, tokenizer, start_size, recent_size, seed)
         self._begin = start_ids(tokenizer) if prompt is None else encode(tokenizer, prompt, start=True)
         everything = len(self._begin) + max_tokens
         shapes = state_shapes(model.config, 0, everything, model.dtype)
         check_free(2 * bytes_of(shapes), f"keeping {everything} tokens in two caches", "give a smaller max-tokens")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "larger than the trained context": that is its point
+            warnings.simplefilter("ignore")  # larger than the trained context on purpose
             dense = Side("dense", model, tokenizer, 0, everything, seed)
             window = Side("window", model, tokenizer, 0, start_size + recent_size, seed)
         self.sides = dense, window, streaming
@@ -133,7 +133,7 @@ class SideBySide:
 
     @property
     def agreement(self) -> int:
-        """Tokens that all three wrote alike before the first difference."""
+        """The number of tokens before the first difference between the texts."""
         rows = zip(*(side.ids for side in self.sides), strict=False)
         return sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
 
@@ -151,7 +151,7 @@ class SideBySide:
             yield self.written
 
     def _read(self) -> None:
-        """Let every cache read the whole chunks of the common text; at its end, also the rest."""
+        """Read new whole chunks of the common text with every cache; at the end, also the rest."""
         prompt, written = len(self._begin), self.sides[-1].ids
         predicting = prompt + len(written) - 1  # the last token is only predicted
         if len(written) < self.max_tokens:
@@ -164,5 +164,5 @@ class SideBySide:
 
 
 def default_recent_size(context: int, start_size: int) -> int:
-    """A cache of half the trained context, up to 256 tokens, so that it is full before a viewer is bored."""
+    """The window of a cache of half the trained context, at most 256 tokens, so that it is full soon."""
     return max(min(context // 2, LARGEST) - start_size, LEAST_WINDOW)
