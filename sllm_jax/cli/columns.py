@@ -67,7 +67,7 @@ class Columns:
         self._wrapped = {side.name: Wrapped() for side in trio.sides}
 
     def frame(self, console: Console, below: int = 0) -> RenderableType:
-        """The current frame at the size of the terminal. `below`: rows to leave free below columns, if there is room."""
+        """The current frame at the size of the terminal. `below`: rows left free below columns, if there is room."""
         width, height = console.size
         if not fits(width, height):
             return Text(

@@ -223,6 +223,6 @@ def explanation(trio: SideBySide) -> str:
         f'The first {trio.agreement:,} tokens of the three texts are the same. Then "everything kept" {past} the '
         f"{context:,} tokens of the trained context, and the window {lacks} the first tokens of the text: the "
         f"perplexity of the streaming text is {kept:.1f} with the former, {lost:.1f} with the latter, and {own:.1f} "
-        f"with streaming. Streaming keeps the first {streaming.start_size} and the last {streaming.recent_size} tokens, "
-        "and could continue without end, in the same memory and at the same speed."
+        f"with streaming. Streaming keeps the first {streaming.start_size} and the last {streaming.recent_size} "
+        "tokens, and could continue without end, in the same memory and at the same speed."
     )
