@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from progress_lines import without_progress
+from terminals import Terminal
 
 from sllm_jax import cli
 from sllm_jax.common.signals import STOPPING
@@ -116,3 +117,18 @@ def run(monkeypatch, capfd):
         return leaving.value.code or 0, output.out, without_progress(output.err)
 
     return run
+
+
+@pytest.fixture
+def terminal():
+    """Starts a command on a terminal; ended with the test."""
+    started = []
+
+    def terminal(*arguments, **options):
+        started.append(Terminal(*arguments, **options))
+        return started[0]
+
+    yield terminal
+    started[0].process.kill()
+    started[0].process.wait()
+    os.close(started[0].controller)

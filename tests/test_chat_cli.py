@@ -1,12 +1,8 @@
 """`chat` in use: the line editor, commands, and piped lines."""
 
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import termios
 import threading
 
 import pytest
@@ -230,45 +226,6 @@ def test_a_reader_of_a_chat_that_leaves_ends_it_quietly(model):
     assert done.stdout.splitlines()[-1] == "1"
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
-
-
-class Terminal:
-    """A command on a pseudo-terminal of 100 columns."""
-
-    def __init__(self, *arguments, kind="xterm"):
-        self.controller, end = pty.openpty()
-        termios.tcsetwinsize(end, (30, 100))
-        environment = os.environ | {"TERM": kind, "PROMPT_TOOLKIT_NO_CPR": "1"}
-        command = [sys.executable, "-m", "sllm_jax", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
-        os.close(end)
-        self.shown, self.passed = "", ""
-
-    def expect(self, text):
-        """Read until this text has come, and forget what came up to it."""
-        while text not in self.shown:
-            assert select.select([self.controller], [], [], 60)[0], self.shown
-            self.shown += os.read(self.controller, 10_000).decode(errors="replace")
-        before, _, self.shown = self.shown.partition(text)
-        self.passed += before + text
-
-    def type(self, keys):
-        os.write(self.controller, keys.encode())
-
-
-@pytest.fixture
-def terminal():
-    """Starts a command on a terminal; ended with the test."""
-    started = []
-
-    def terminal(*arguments, **options):
-        started.append(Terminal(*arguments, **options))
-        return started[0]
-
-    yield terminal
-    started[0].process.kill()
-    started[0].process.wait()
-    os.close(started[0].controller)
 
 
 def test_at_a_terminal_a_chat_is_edited_from_the_first_message_to_the_last(terminal, model):

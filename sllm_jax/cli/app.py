@@ -9,6 +9,7 @@ import typer
 from sllm_jax.cli.benchmark import benchmark
 from sllm_jax.cli.chat import chat
 from sllm_jax.cli.convert import convert
+from sllm_jax.cli.demo import demo
 from sllm_jax.cli.generate import generate
 from sllm_jax.cli.models import models
 from sllm_jax.cli.perplexity import perplexity
@@ -66,5 +67,5 @@ def common(
         keep_programs()
 
 
-for command in (generate, chat, perplexity, reproduce, benchmark, train, convert, models):
+for command in (demo, generate, chat, perplexity, reproduce, benchmark, train, convert, models):
     app.command()(command)

@@ -50,7 +50,7 @@ def generate(
     """
     from sllm_jax.streams.stream import Stream, check_end
 
-    given = _prompt(text, prompt)
+    given = one_prompt(text, prompt)
     cache.check()
     check_end(max_tokens, stop or ())
     sampling.check()
@@ -114,7 +114,8 @@ class Written:
         self._ids = self._ids + self._stream.last_ids[-new:] if new > 0 else self._ids[: len(self._ids) + new]
 
 
-def _prompt(argument: str | None, option: str | None) -> str | None:
+def one_prompt(argument: str | None, option: str | None) -> str | None:
+    """The prompt, as an argument or as an option; `-` reads it. Raises `SllmError` for two, and for an empty one."""
     if argument is not None and option is not None:
         raise SllmError("got both PROMPT and --prompt; give one of them")
     prompt = option if argument is None else argument

@@ -1,0 +1,35 @@
+"""Commands on a pseudo-terminal."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+
+
+class Terminal:
+    """A command on a pseudo-terminal of some rows and columns."""
+
+    def __init__(self, *arguments, kind="xterm", size=(30, 100), **environment):
+        self.controller, end = pty.openpty()
+        termios.tcsetwinsize(end, size)
+        environment = os.environ | {"TERM": kind, "PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        command = [sys.executable, "-m", "sllm_jax", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
+        os.close(end)
+        self.shown, self.passed = "", ""
+
+    def expect(self, text):
+        """Read until this text has come, and forget what came up to it."""
+        end = time.monotonic() + 120
+        while text not in self.shown:
+            assert time.monotonic() < end, self.shown
+            assert select.select([self.controller], [], [], 60)[0], self.shown
+            self.shown += os.read(self.controller, 10_000).decode(errors="replace")
+        before, _, self.shown = self.shown.partition(text)
+        self.passed += before + text
+
+    def type(self, keys):
+        os.write(self.controller, keys.encode())
