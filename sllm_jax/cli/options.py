@@ -102,7 +102,7 @@ class CacheSizes:
 
     def check(self) -> None:
         """Raises `SllmError` for sizes that no cache can have."""
-        from sllm_jax.streams.kv_cache import check_sizes
+        from sllm_jax.core.kv_state import check_sizes
 
         check_sizes(self.start_size, self.recent_size or 0)
 
@@ -122,7 +122,7 @@ class CacheGroup:
 
     def check(self) -> None:
         """Raises `SllmError` for a mode or sizes that no stream can have."""
-        from sllm_jax.streams.kv_cache import check_sizes
+        from sllm_jax.core.kv_state import check_sizes
         from sllm_jax.streams.stream import check_stream_mode
 
         check_stream_mode(self.mode)

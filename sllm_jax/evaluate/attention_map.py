@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.core.attention import causal_block
-from sllm_jax.core.blocks import block_scores, mix_values, sink_logits_of, sink_softmax
+from sllm_jax.core.blocks import block_scores, sink_logit_of, sink_softmax, weighted_sum
 from sllm_jax.core.model import Model, check_finite
 from sllm_jax.models.attend import Attend, LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
@@ -78,8 +78,8 @@ def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Me
     ) -> tuple[LayerCache, Float[Array, "T H D"]]:
         blocks = [block_of(q, k, v)]
         scores = block_scores(blocks, config.score_scale, dtype)  # [K, G, T, T]
-        weights = sink_softmax(scores, sink_logits_of(config))  # [K, G, T, T]
-        return measure(scores, weights), mix_values(weights, blocks, dtype)
+        weights = sink_softmax(scores, sink_logit_of(config))  # [K, G, T, T]
+        return measure(scores, weights), weighted_sum(weights, blocks, dtype)
 
     return attend
 
