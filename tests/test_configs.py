@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,7 +177,10 @@ REFUSED = {
         "rotary_pct in config.json must be a non-negative number; got inf",
     ),
     "huge": (NEOX | {"rotary_emb_base": 10**400}, "rotary_emb_base in config.json must be a non-negative number"),
-    "not a number": (NEOX | {"layer_norm_eps": float("nan")}, "layer_norm_eps in config.json must be a number"),
+    "not a number": (
+        NEOX | {"layer_norm_eps": float("nan")},
+        "layer_norm_eps in config.json must be a non-negative number",
+    ),
     "yarn in part": (
         NEOX | {"rotary_pct": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
         "RoPE 'yarn' of 'gpt_neox' rotates whole heads of even size; got 4 of 8",
@@ -325,9 +329,11 @@ def test_the_defaults_are_those_of_transformers(family, model_type):
 def test_the_norms_of_a_falcon_are_made_in_a_fixed_order(monkeypatch):
     made = []
     monkeypatch.setattr(falcon, "layer_norm", lambda epsilon, dtype, name: made.append(name))
-    config = replace(module_for(FALCON, jnp.float32).config, norms=tuple("hgfedcbahg"))
-    falcon.FalconLayer.parts(SimpleNamespace(config=config, dtype=jnp.float32))
-    assert made == list("hgfedcba")
+    config = module_for(FALCON, jnp.float32).config
+    pairs = [(f"a{i}", f"b{i}") for i in range(20)] + [("both", "both")]
+    for norms in pairs:
+        falcon.FalconLayer.parts(SimpleNamespace(config=replace(config, norms=norms), dtype=jnp.float32))
+    assert made == [*chain(*pairs[:-1]), "both"]
 
 
 @pytest.mark.parametrize(

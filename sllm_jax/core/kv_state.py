@@ -164,7 +164,7 @@ def is_possible(state: KVState, vocab_size: int) -> bool:
     return bool(in_range.all() and in_order.all() and in_vocabulary.all() and finite)
 
 
-def over_streams(function: Callable[..., Any], state: KVState, in_axes: int | tuple[int | None, ...] = 0) -> Any:
+def over_streams(function: Callable[..., Any], state: KVState, in_axes: Any = 0) -> Callable[..., Any]:
     """`jax.vmap(function, in_axes)` if `state` is a batch; `function` itself if it is of a single stream."""
     return jax.vmap(function, in_axes=in_axes) if state.filled.ndim else function
 
