@@ -31,7 +31,7 @@ from sllm_jax.models.attend import Attend, attend_by_layer
 # A prompt of any length is processed in chunks of these sizes, one program each; the last chunk is padded.
 CHUNK_SIZES = (16, 128, 512)
 NO_TOKEN = -1  # marks the steps of a stream that has ended, or reached the limit
-NOT_FINITE = -2  # marks the steps of a stream whose logits are NaN or infinite
+NOT_FINITE = -2  # marks the steps of a stream whose logits are not finite numbers
 
 
 class Carry(struct.PyTreeNode):
@@ -103,8 +103,8 @@ def decode(
     `steps` is static: the program always runs this many. `limit` is traced, so that shorter runs reuse the program.
 
     A stream stops after it generates one of the token ids `eos_ids`, which is the last token of the output and is in
-    the cache. The remaining steps yield `NO_TOKEN`. A stream also stops if its logits hold a NaN or +inf; its remaining
-    steps up to `limit` yield `NOT_FINITE`. Each number of `eos_ids` compiles anew.
+    the cache. The remaining steps yield `NO_TOKEN`. A stream also stops if its logits hold a NaN or +inf, or are
+    all -inf; its remaining steps up to `limit` yield `NOT_FINITE`. Each number of `eos_ids` compiles anew.
 
     Raises `SllmError` for a carry that was donated before, and for arrays whose dtype or shape does not fit.
     """
@@ -142,7 +142,7 @@ def decode_program(
 
     def decode_one(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Int[Array, ""]]:
         is_over = carry.done | (i >= limit)
-        # max() is NaN if any logit is, and +inf if any is; a logit of -inf is a token of probability 0.
+        # max() is NaN if any logit is, and +inf if any is. A logit of -inf is a token of probability 0.
         is_finite = jnp.isfinite(carry.logits.max())
         is_frozen = is_over | ~is_finite
 

@@ -45,8 +45,10 @@ _SCATTER: Any = {"mode": "drop", "unique_indices": True}  # skip indices out of 
 class KVState(struct.PyTreeNode):
     """The cached tokens of one stream; or of a batch of B streams, then every array has a leading axis B."""
 
-    k: tuple[Leaf, ...]  # one array [K, D, A] per layer; the key in slot i is rotated to position i
-    v: tuple[Leaf, ...]  # one array [K, A, D] per layer; keys are transposed because decoding is faster so (docs/speed)
+    # One array per layer. The key in slot i is rotated to position i. Keys are transposed, which makes decoding faster
+    # on a CPU (docs/speed).
+    k: tuple[Leaf, ...]  # [K, D, A]
+    v: tuple[Leaf, ...]  # [K, A, D]
     token_ids: Leaf  # [A] int32, the token in each slot
     next_slot: Leaf  # [] int32, the slot of the next token; the token that it holds now is already evicted
     filled: Leaf  # [] int32, the number of tokens in the cache, at most cache_size

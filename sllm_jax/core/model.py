@@ -98,13 +98,11 @@ def dense_logits(model: Model, token_ids: IntArrayLike, rows: Any = slice(None))
     axis for an index, and one for a slice. Raises `SllmError` for token ids outside the vocabulary; in JAX arrays,
     which are not checked, they give NaN.
     """
-    token_ids = int32_array(token_ids, 1, "token_ids")
-    check_in_range(token_ids, 0, model.config.vocab_size, "token id")
-    attend = partial(attend_causally, dtype=model.dtype, length=len(token_ids))
+    ids = int32_array(token_ids, 1, "token_ids")
+    check_in_range(ids, 0, model.config.vocab_size, "token id")
+    attend = partial(attend_causally, dtype=model.dtype, length=len(ids))
     attends = attend_by_layer(model.config, attend)
-    return model.module.apply({"params": model.params}, jnp.asarray(token_ids), no_caches(model.config), attends, rows)[
-        0
-    ]
+    return model.module.apply({"params": model.params}, jnp.asarray(ids), no_caches(model.config), attends, rows)[0]
 
 
 def nll_of(logits: Float[Array, "*t V"], token_ids: Int[Array, "*t"]) -> Float[Array, "*t"]:
