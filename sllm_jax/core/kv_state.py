@@ -217,7 +217,7 @@ def visible_token_ids(state: KVState) -> Int[Array, " P"]:
     return jnp.where(position < state.filled, state.token_ids[cache_order(state)], -1)
 
 
-# Writing.
+# Writing and evicting.
 
 
 def write_token(
@@ -266,6 +266,15 @@ def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) 
         next_slot=slots_after(state, length + 1)[count],  # the slot after the last token's
         filled=jnp.minimum(state.filled + count, state.cache_size),
     )
+
+
+def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState:
+    """Drop the oldest window tokens until there is space for `num_coming` tokens, or only sinks remain.
+
+    Keys and values stay where they are and are not cleared; only `filled` changes.
+    """
+    kept = jnp.maximum(jnp.minimum(state.filled, state.start_size), state.cache_size - num_coming)
+    return state.replace(filled=jnp.minimum(state.filled, kept))
 
 
 # Angles, and keys without them.

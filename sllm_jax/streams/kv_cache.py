@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import supported
-from sllm_jax.core import evict, kv_state
+from sllm_jax.core import kv_state, repack
 from sllm_jax.core.kv_state import KVState, check_sizes, over_streams
 from sllm_jax.core.model import Model
 from sllm_jax.models.config import ModelConfig
@@ -83,14 +83,14 @@ class StartRecentKVCache:
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _first_and_last(state: KVState, start_size: int, recent_size: int, rope: Any) -> KVState:
-    return over_streams(lambda one: evict.first_and_last(one, start_size, recent_size, rope), state)(state)
+    return over_streams(lambda one: repack.first_and_last(one, start_size, recent_size, rope), state)(state)
 
 
 @jax.jit
 def _evict_for_space(state: KVState, num_coming: Int[Array, ""]) -> KVState:
-    return over_streams(lambda one: evict.evict_for_space(one, num_coming), state)(state)
+    return over_streams(lambda one: kv_state.evict_for_space(one, num_coming), state)(state)
 
 
 @partial(jax.jit, static_argnums=3)
 def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Any) -> KVState:
-    return over_streams(lambda one: evict.evict_range(one, start, end, rope), state)(state)
+    return over_streams(lambda one: repack.evict_range(one, start, end, rope), state)(state)

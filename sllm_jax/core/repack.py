@@ -1,4 +1,4 @@
-"""Evicting tokens from a state other than by overwriting the oldest: the cache methods of the paper's code.
+"""Moving the tokens of a state to other slots: the cache methods of the paper's code that need it.
 
 Axis letters as in `kv_state.py`.
 """
@@ -10,15 +10,6 @@ from jaxtyping import Array, Int
 
 from sllm_jax.core.kv_state import KVState, allocated_slots, angle_table, keys_and_values, slots_at
 from sllm_jax.models.position import Rope, rotate
-
-
-def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState:
-    """Drop the oldest window tokens until there is space for `num_coming` tokens, or only sinks remain.
-
-    Keys and values stay where they are and are not cleared; only `filled` changes.
-    """
-    kept = jnp.maximum(jnp.minimum(state.filled, state.start_size), state.cache_size - num_coming)
-    return state.replace(filled=jnp.minimum(state.filled, kept))
 
 
 def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Rope) -> KVState:
