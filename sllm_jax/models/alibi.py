@@ -1,9 +1,9 @@
 """Attention with linear biases (ALiBi, arXiv 2108.12409): a penalty on distance instead of a rotation.
 
 The bias is the head's slope times the distance between key and query in cache positions. Inside the window that is the
-true distance in the text, for sinks it is smaller, and it is bounded however long the stream. The formula of the paper
-has the key's position alone. Subtracting the query's position keeps scores near 0 and does not change an ordinary
-softmax; with the extra logit of `attention_sink` "zero", which is not shifted, it is part of the model's definition.
+true distance in the text, for sinks it is smaller, and it is bounded however long the stream. Falcon and MPT in
+transformers leave the query's position out. Subtracting it keeps scores near 0 and does not change an ordinary softmax;
+with the extra logit of `attention_sink` "zero", which is not shifted, it is part of the model's definition.
 
 Axis letters: T queries, n keys, H query heads.
 """
