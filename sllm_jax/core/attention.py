@@ -267,19 +267,19 @@ def sink_block(
     length, sink = len(p.slots), jnp.arange(state.start_size)
     position_angles = angles(p.position)
     index = sink - state.next_slot  # index in the chunk; negative for sinks that are cached already
-    is_new = index >= 0  # [S]
+    is_new = (sink >= state.next_slot)[:, None]  # [S, 1]
     token = jnp.clip(index, 0, length - 1)
     # A new sink is visible to itself and the tokens after it; a cached one to all (it is below `filled` in every state
     # that the library makes, see `is_possible`).
-    mask = jnp.where(is_new, jnp.arange(length)[:, None] >= index, sink < state.filled)  # [T, S]
+    mask = jnp.where(is_new[:, 0], jnp.arange(length)[:, None] >= index, sink < state.filled)  # [T, S]
     bias = position_bias(config, sink[None], p.position[:, None])
 
     def block(
         q: Float[Array, "K G T D"], cache: LayerCache, cache_k: Float[Array, "K T D"], v: Float[Array, "K T D"]
     ) -> Block:
         keys, values = cache
-        sink_k = jnp.where(is_new[:, None], cache_k[:, token], keys[:, :, : len(sink)].swapaxes(1, 2))
-        sink_v = jnp.where(is_new[:, None], v[:, token], values[:, : len(sink)])
+        sink_k = jnp.where(is_new, cache_k[:, token], keys[:, :, : len(sink)].swapaxes(1, 2))
+        sink_v = jnp.where(is_new, v[:, token], values[:, : len(sink)])
         return Block(rotate(q, position_angles), sink_k, sink_v, mask, bias)
 
     return block
