@@ -208,7 +208,8 @@ def cache_order(state: KVState) -> Int[Array, " P"]:
 
 def slots_at(state: KVState, positions: Int[Array, " P"]) -> Int[Array, " P"]:
     """The slots of the tokens at P cache positions; 0 for positions of `cache_size` or more, which callers mask."""
-    return cache_order(state).at[positions].get(mode="fill", fill_value=0)
+    # A gather with a fill value would do, but not from the empty array of a cache of size 0.
+    return jnp.append(cache_order(state), 0)[jnp.minimum(positions, state.cache_size)]
 
 
 def visible_token_ids(state: KVState) -> Int[Array, " P"]:
