@@ -17,7 +17,7 @@ from sllm_jax.convert.diagnosis import looks_like, summary
 from sllm_jax.convert.dtypes import READABLE, kept_as
 from sllm_jax.convert.names import own_name
 from sllm_jax.convert.table import Drop, Rule, Table
-from sllm_jax.core.int8 import INT8, quantize, scale_of
+from sllm_jax.core.int8 import INT8, quantize, scale_path
 from sllm_jax.core.model import parameter_shapes
 
 _SHOWN = 10  # problems of one checkpoint
@@ -29,7 +29,7 @@ _ALIGNMENT = 64  # bytes; JAX on a CPU uses an aligned array in place and copies
 def shapes_of(module: Any, int8: bool = False) -> dict[str, Shape]:
     """The shape of each parameter of a module, by path; with `int8` also the shapes of the scales."""
     shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(module), sep="/").items()}
-    scales = {scale: shape[:1] for path, shape in shapes.items() if int8 and (scale := scale_of(path))}
+    scales = {scale: shape[:1] for path, shape in shapes.items() if int8 and (scale := scale_path(path))}
     return shapes | scales
 
 
@@ -88,7 +88,7 @@ class _Assembly:
     ) -> None:
         self.config, self.dtype, self.place, self.int8 = module.config, dtype, place, int8
         self.shapes, self.table = shapes_of(module, int8), table
-        self.scales = {scale for path in self.shapes if (scale := scale_of(path))} if int8 else set()
+        self.scales = {scale for path in self.shapes if (scale := scale_path(path))} if int8 else set()
         self.rules = table.rules_for(self.shapes, module.config.num_hidden_layers)
         self.seen: dict[str, Shape] = {}
         self.maker: dict[str, str] = {}  # path of a parameter -> name of the tensor that it came from
@@ -172,7 +172,7 @@ class _Assembly:
 
     def _misfit(self, tensor: Tensor, rule: Rule) -> bool:
         expected = rule.source_shape(self.shapes, self.config)
-        is_weight = self.int8 and tensor.dtype == INT8 and scale_of(tensor.name)
+        is_weight = self.int8 and tensor.dtype == INT8 and scale_path(tensor.name)
         if tensor.shape != expected:
             self._problem("misshapen", f"misshapen tensor {tensor.name}: expected {expected}, got {tensor.shape}")
         elif tensor.dtype not in READABLE and not is_weight:
@@ -199,7 +199,7 @@ class _Assembly:
 
     def _arrays(self, tensor: Tensor, target: str, view: np.ndarray) -> dict[str, np.ndarray]:
         """The parameters made from a part of a tensor, by path: an array, or an int8 weight and its scale."""
-        scale = scale_of(target) if self.int8 else None
+        scale = scale_path(target) if self.int8 else None
         if scale is None:
             dtype = np.dtype(np.float32) if target in self.scales else self.dtype or kept_as(tensor.dtype)
             return {target: _owned(view, dtype)}

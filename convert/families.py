@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
         {
             "gpt_neox": Published(
                 "Pythia, GPT-NeoX-20B, RedPajama-INCITE, StableLM-alpha, Dolly v2",
-                "rotary_pct or partial_rotary_factor, rotary_emb_base, use_parallel_residual, attention_bias, "
+                "rotary_pct, rotary_emb_base, use_parallel_residual, attention_bias, "
                 "hidden_act, tie_word_embeddings, rope_scaling",
             )
         },

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm_jax.convert.families import module_for
-from sllm_jax.core.attention import attend_causally, plan
+from sllm_jax.core.attention import attend_causally, attend_chunk, attend_one, plan
 from sllm_jax.core.kv_state import advance, ages, cache_order, init_state, live
 
 MODULE = module_for(TINY, jnp.float32)
@@ -71,3 +71,19 @@ def test_causal_attention_equals_its_definition():
     scores[:, np.triu_indices(7, 1)[0], np.triu_indices(7, 1)[1]] = -np.inf
     expected = np.einsum("htn,nhd->thd", jax.nn.softmax(scores, -1), np.repeat(v, 2, 1))
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["one token", "chunk", "sequence"])
+def test_products_of_attention_accumulate_in_float32_whatever_the_dtype(of):
+    config, state = MODULE.config, init_state(MODULE.config, 2, 5, jnp.bfloat16)
+    length = 1 if of == "one token" else 7
+    attend = {
+        "one token": lambda: attend_one(config, jnp.bfloat16, state),
+        "chunk": lambda: attend_chunk(config, jnp.bfloat16, state, length, jnp.int32(length)),
+        "sequence": lambda: attend_causally(config, jnp.bfloat16, length),
+    }[of]()
+    q, k = jnp.zeros((length, 6, 10), jnp.bfloat16), jnp.zeros((length, 3, 10), jnp.bfloat16)
+    program = jax.make_jaxpr(attend)((state.k[0], state.v[0]), q, k, k)
+    products = [line for line in str(program).splitlines() if "dot_general" in line]
+    assert len(products) >= 2
+    assert all(":f32" in line.split("=")[0] for line in products), products

@@ -22,7 +22,7 @@ from sllm_jax.benchmark.run import BenchmarkSettings, decode_figures
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import Carry, decode_program, init_carry
-from sllm_jax.core.int8 import is_quantized, quantized
+from sllm_jax.core.int8 import is_quantized, quantize_model
 from sllm_jax.core.memory import free_memory
 from sllm_jax.core.model import Model, dense_logits, init_params
 
@@ -162,7 +162,7 @@ def test_the_operations_of_a_token_by_hand():
 @pytest.mark.parametrize("int8", [False, True])
 def test_random_weights_have_the_shapes_of_the_model_and_give_finite_logits(config, int8):
     chosen = random_model(config, jnp.bfloat16, int8)
-    expected = quantized(chosen).params if int8 else init_params(chosen.module)
+    expected = quantize_model(chosen).params if int8 else init_params(chosen.module)
     assert jax.tree.map(jnp.shape, chosen.params) == jax.tree.map(jnp.shape, expected)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(chosen.params)} == (
         {"bfloat16", "int8", "float32"} if int8 else {"bfloat16"}
@@ -243,7 +243,7 @@ BEFORE_LOADING = {
     "streams": (("--streams", 0), "streams must be 1 or more; got 0"),
     "one of several": (("--streams", 2, "--streams", -1), "streams must be 1 or more; got 2, -1"),
     "rounds": (("--rounds", 0), "rounds must be 1 or more; got 0"),
-    "start size": (("--start-size", -1), "start_size must be an integer of 0 or more; got -1"),
+    "start size": (("--start-size", -1), "start_size must be a non-negative integer; got -1"),
     "out": (("--out", "no/out.json"), "could not be written: No such file"),
     "profile": (("--profile", "file"), "could not be written: File exists"),
 }

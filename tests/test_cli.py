@@ -146,8 +146,8 @@ def broken(tmp_path, model, **files):
 BAD_GENERATE = {
     "missing folder": (["--model", "./nowhere"], "folder ./nowhere not found"),
     "empty prompt": (["--prompt", ""], "the prompt is empty"),
-    "negative start size": (["--start-size", "-1"], "start_size must be an integer of 0 or more; got -1"),
-    "negative recent size": (["--recent-size", "-3"], "recent_size must be an integer of 0 or more; got -3"),
+    "negative start size": (["--start-size", "-1"], "start_size must be a non-negative integer; got -1"),
+    "negative recent size": (["--recent-size", "-3"], "recent_size must be a non-negative integer; got -3"),
     "nothing kept": (["--start-size", "0", "--recent-size", "0"], "a cache of 0 tokens keeps nothing"),
     "no tokens": (["--max-tokens", "0"], "max-tokens must be 1 or more; got 0"),
     "negative temperature": (["--temperature", "-1"], "temperature must be 0"),

@@ -10,7 +10,7 @@ from conftest import TINY
 
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode, decode_program, extend, extend_program, init_carry
-from sllm_jax.core.int8 import quantized
+from sllm_jax.core.int8 import quantize_model
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.core.sampling import sampling
 
@@ -119,7 +119,7 @@ def test_extend_lowers_for_tpu_and_cuda_in_bfloat16(streams):
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("streams", [None, 3])
 def test_what_other_devices_compute_is_what_a_cpu_computes(tiny, monkeypatch, int8, streams):
-    model = quantized(tiny) if int8 else tiny
+    model = quantize_model(tiny) if int8 else tiny
     tokens = np.random.default_rng(0).integers(0, 101, 30, np.int32)
 
     def written():

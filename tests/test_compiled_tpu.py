@@ -17,7 +17,7 @@ from test_compiled import EOS, LIMIT, OPTIONS, aliased, caches_in, operations
 
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode_program, extend_program, init_carry
-from sllm_jax.core.int8 import scale_of
+from sllm_jax.core.int8 import scale_path
 from sllm_jax.core.model import Model, init_params
 
 pytestmark = [
@@ -91,7 +91,7 @@ def test_decode_runs_in_place_and_fits(tpu, arguments, options):
 def test_int8_weights_are_read_as_they_are(tpu):
     module, params = module_for(MANY, jnp.bfloat16), {}
     for path, leaf in flatten_dict(jax.eval_shape(lambda: init_params(module)), sep="/").items():
-        scale = scale_of(path)
+        scale = scale_path(path)
         params[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8) if scale else leaf
         params |= {scale: jax.ShapeDtypeStruct(leaf.shape[:1], jnp.float32)} if scale else {}
     model = Model(module, unflatten_dict(params, sep="/"))

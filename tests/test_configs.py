@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -16,6 +19,7 @@ import sllm_jax
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.assemble import shapes_of
 from sllm_jax.convert.families import FAMILIES, family_of, module_for, published
+from sllm_jax.models import falcon
 from sllm_jax.models.unsupported import refuse_unsupported
 
 FOLDERS = (Path(__file__).parent / "data/configs", SHARED / "data/hf_configs")
@@ -166,24 +170,27 @@ REFUSED = {
     "llama with a window": (GQA | {"model_type": "llama", "use_sliding_window": True}, "use_sliding_window = True"),
     "mistral with a bias": (GQA | {"model_type": "mistral", "attention_bias": True}, "attention_bias = True"),
     "unknown rope": (NEOX | {"rope_scaling": {"type": "su", "factor": 2.0}}, "RoPE type 'su' is not supported"),
-    "odd share": (NEOX | {"rotary_pct": 0.4}, "'gpt_neox' turns an even number of dimensions; got 3 of 8"),
-    "too much": (NEOX | {"rotary_pct": 2.0}, "'gpt_neox' turns an even number of dimensions; got 16 of 8"),
+    "odd share": (NEOX | {"rotary_pct": 0.4}, "'gpt_neox' rotates an even number of dimensions; got 3 of 8"),
+    "too much": (NEOX | {"rotary_pct": 2.0}, "'gpt_neox' rotates an even number of dimensions; got 16 of 8"),
     "endless": (
         NEOX | {"rotary_pct": float("inf")},
-        "rotary_pct in config.json must be a number of 0 or more; got inf",
+        "rotary_pct in config.json must be a non-negative number; got inf",
     ),
-    "huge": (NEOX | {"rotary_emb_base": 10**400}, "rotary_emb_base in config.json must be a number of 0 or more"),
-    "not a number": (NEOX | {"layer_norm_eps": float("nan")}, "layer_norm_eps in config.json must be a number"),
+    "huge": (NEOX | {"rotary_emb_base": 10**400}, "rotary_emb_base in config.json must be a non-negative number"),
+    "not a number": (
+        NEOX | {"layer_norm_eps": float("nan")},
+        "layer_norm_eps in config.json must be a non-negative number",
+    ),
     "yarn in part": (
         NEOX | {"rotary_pct": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "RoPE 'yarn' of 'gpt_neox' turns whole heads of even size; got 4 of 8",
+        "RoPE 'yarn' of 'gpt_neox' rotates whole heads of even size; got 4 of 8",
     ),
     "dynamic, two dimensions": (
         NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         "RoPE type 'dynamic' needs more than 2 rotated dimensions; got 2",
     ),
     "half a context": (NEOX | {"max_position_embeddings": 100.0}, "must be a positive integer; got 100.0"),
-    "no share": (NEOX | {"rotary_pct": 0.1}, "'gpt_neox' turns an even number of dimensions; got 0 of 8"),
+    "no share": (NEOX | {"rotary_pct": 0.1}, "'gpt_neox' rotates an even number of dimensions; got 0 of 8"),
     "neox heads": (NEOX | {"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
     "neox activation": (NEOX | {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
     "falcon activation": (FALCON | {"activation": "quick_gelu"}, "activation 'quick_gelu' is not supported"),
@@ -221,7 +228,7 @@ REFUSED = {
     "mpt attention": (MPT | {"attn_config": [1]}, r"attn_config in config.json must be an object; got \[1\]"),
     "mpt context": (MPT | {"max_seq_len": 0}, "needs a positive integer for each of max_seq_len; got max_seq_len = 0"),
     "mpt sizes": (MPT | {"d_model": None}, "needs a positive integer for each of d_model; got d_model = None"),
-    "mpt clip": (MPT | {"attn_config": {"clip_qkv": "8"}}, "clip_qkv in config.json must be a number of 0 or more"),
+    "mpt clip": (MPT | {"attn_config": {"clip_qkv": "8"}}, "clip_qkv in config.json must be a non-negative number"),
 }
 
 
@@ -317,6 +324,43 @@ def test_the_defaults_are_those_of_transformers(family, model_type):
     common = [name for name in ours if ours[name] is not None and theirs.get(name) is not None]
     assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
     assert len(common) >= 3
+
+
+def test_the_norms_of_a_falcon_are_made_in_a_fixed_order(monkeypatch):
+    made = []
+    monkeypatch.setattr(falcon, "layer_norm", lambda epsilon, dtype, name: made.append(name) or jnp.tanh)
+    config = module_for(FALCON, jnp.float32).config
+    pairs = [(f"a{i}", f"b{i}") for i in range(20)] + [("both", "both")]
+    for norms in pairs:
+        falcon.FalconLayer.parts(SimpleNamespace(config=replace(config, norms=norms), dtype=jnp.float32))
+    assert made == [*chain(*pairs[:-1]), "both"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rope_theta": 20_000.0},
+        {"partial_rotary_factor": 1.0},
+        {"rotary_emb_base": 500.0, "rope_theta": 20_000.0, "rotary_pct": 0.5, "partial_rotary_factor": 1.0},
+        {"rotary_pct": 0.5, "rope_parameters": {"rope_theta": 77.0, "partial_rotary_factor": 1.0}},
+        {"rotary_emb_base": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 77.0}},
+    ],
+)
+def test_the_rotary_options_of_a_neox_have_the_precedence_of_transformers(options):
+    theirs = AutoConfig.for_model(**NEOX | json.loads(json.dumps(options))).rope_parameters
+    ours = module_for(NEOX | options, jnp.float32).config.rope
+    assert (ours.rope_theta, ours.dim) == (theirs["rope_theta"], int(8 * theirs["partial_rotary_factor"]))
+
+
+ON_BY_DEFAULT = ("scale_attn_weights", "use_rope", "normalize_before", "do_layer_norm_before")
+
+
+@pytest.mark.parametrize("name", ON_BY_DEFAULT)
+@pytest.mark.parametrize("config", [LLAMA, NEOX, FALCON, MPT], ids=lambda config: config["model_type"])
+def test_an_option_that_is_on_by_default_is_refused_where_it_is_off(config, name):
+    with pytest.raises(SllmError, match=f"config.json asks for what is not supported in .*: {name} = False"):
+        module_for(config | {name: False}, jnp.float32)
+    assert module_for(config | {name: True}, jnp.float32) == module_for(config, jnp.float32)
 
 
 def test_a_familys_own_name_and_the_model_type_are_two_fields():

@@ -71,6 +71,28 @@ def test_any_chunking_of_ragged_streams_equals_the_lists(tiny, sizes, rounds, se
     assert batch.state.filled.tolist() == [len(one) for one in expected]
 
 
+@pytest.mark.parametrize("padding", [101, 32_000, 2**31 - 1, -102, -(2**31)])
+def test_padding_outside_the_vocabulary_changes_nothing(tiny, padding):
+    tokens = tokens_of(30)
+    expected, found = init_carry(tiny, 4, 12), init_carry(tiny, 4, 12)
+    for part in (tokens[:9], tokens[9:]):
+        chunk = np.full(40, padding, np.int32)
+        chunk[: len(part)] = part
+        found = extend(tiny, found, chunk, np.int32(len(part)))
+        expected = extend(tiny, expected, np.pad(part, (0, 40 - len(part))), np.int32(len(part)))
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    for one, other in zip(jax.tree.leaves(found.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_padding_outside_the_vocabulary_of_an_empty_stream_in_a_batch_changes_nothing(tiny):
+    chunk = np.array([[5, 9, 101, 101], [101] * 4], np.int32)
+    batch = extend(tiny, init_carry(tiny, 2, 6, streams=2), chunk, [2, 0])
+    alone = extend(tiny, init_carry(tiny, 2, 6), [5, 9, 0, 0], 2)
+    np.testing.assert_allclose(batch.logits[0], alone.logits, atol=TOLERANCE)
+    assert np.isfinite(np.concatenate([np.ravel(one) for one in (*batch.state.k, *batch.state.v)])).all()
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_decode_equals_the_list(tiny, sizes):
     tokens = tokens_of(23)

@@ -7,7 +7,7 @@ import pytest
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.files import new_file
-from sllm_jax.core.int8 import quantized
+from sllm_jax.core.int8 import quantize_model
 from sllm_jax.evaluate.evaluation import Evaluation, EvaluationSettings
 from sllm_jax.evaluate.perplexity import EVALUATION_MODES, token_nll
 
@@ -94,7 +94,7 @@ def test_another_evaluation_is_not_gone_on_with(tiny, texts, tmp_path, change, n
 def test_floats_are_not_gone_on_with_as_int8(tiny, texts, tmp_path):
     evaluation(tmp_path, tiny, texts)
     with pytest.raises(SllmError, match=r"\(different: weights\)"):
-        evaluation(tmp_path, quantized(tiny), texts)
+        evaluation(tmp_path, quantize_model(tiny), texts)
 
 
 def test_a_damaged_folder_is_refused(tiny, texts, tmp_path):

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.core.sampling import sampling_for
-from sllm_jax.models.generation_config import stop_strings, unsupported
+from sllm_jax.models.generation_config import stop_strings, unsupported_keys
 from sllm_jax.streams.stream import Stream
 
 
@@ -44,9 +44,9 @@ def test_several_are_one_note(loaded):
 
 def test_values_that_change_nothing_are_not_spoken_of():
     defaults = GenerationConfig._get_default_generation_params()
-    assert unsupported(defaults) == {}
-    assert unsupported(GenerationConfig().to_dict()) == {}
-    assert unsupported({"num_beams": 1, "typical_p": 1.0, "bad_words_ids": [], "guidance_scale": 1.0}) == {}
+    assert unsupported_keys(defaults) == {}
+    assert unsupported_keys(GenerationConfig().to_dict()) == {}
+    assert unsupported_keys({"num_beams": 1, "typical_p": 1.0, "bad_words_ids": [], "guidance_scale": 1.0}) == {}
 
 
 def test_every_key_of_transformers_is_honoured_or_said_or_about_something_else():
@@ -63,7 +63,7 @@ def test_every_key_of_transformers_is_honoured_or_said_or_about_something_else()
     }
     honoured = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
     honoured |= {"eos_token_id", "stop_strings"}
-    said = {name for name in GenerationConfig().to_dict() if unsupported({name: "some"})}
+    said = {name for name in GenerationConfig().to_dict() if unsupported_keys({name: "some"})}
     assert set(GenerationConfig().to_dict()) <= about_something_else | honoured | said
     assert not said & (about_something_else | honoured)
 

@@ -21,11 +21,11 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.dtypes import FLOATS
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import decode, decode_program, init_carry, prefill
-from sllm_jax.core.int8 import is_quantized, quantize, quantized, scale_of
+from sllm_jax.core.int8 import is_quantized, quantize, quantize_model, scale_path
 from sllm_jax.core.model import Model, init_params
 from sllm_jax.evaluate.perplexity import perplexity
 from sllm_jax.loading import pretrained as loading
-from sllm_jax.models.linear import times_int8
+from sllm_jax.models.linear import matmul_t_int8
 from sllm_jax.text.tokenizer import encode
 
 NOT_FASTER = pytest.mark.filterwarnings(f"ignore:{loading.SLOW_INT8}")
@@ -52,7 +52,7 @@ def test_no_weight_is_off_by_more_than_half_a_step(seed, dtype):
 def as_floats(model: Model) -> Model:
     """The model that an int8 one stands for."""
     flat = flatten_dict(model.params, sep="/")
-    scales = {path: flat.pop(scale) for path in [*flat] if (scale := scale_of(path)) in flat}
+    scales = {path: flat.pop(scale) for path in [*flat] if (scale := scale_path(path)) in flat}
     whole = {path: leaf * scales[path][:, None] if path in scales else leaf for path, leaf in flat.items()}
     return Model(model.module, unflatten_dict(whole, sep="/"), model.hf_config)
 
@@ -65,7 +65,7 @@ def test_a_product_is_that_of_the_weight_as_floats(shape, streams):
     weight, scale = map(jnp.asarray, quantize(rng.normal(size=(20, 33))))
 
     def product(x):
-        return times_int8(x, weight, scale, jnp.float32)
+        return matmul_t_int8(x, weight, scale, jnp.float32)
 
     ours = jax.jit(jax.vmap(product) if streams else product)(x)
     expected = np.asarray(x, np.float64) @ (np.asarray(weight, np.float64) * np.asarray(scale)[:, None]).T
@@ -113,8 +113,8 @@ def test_a_model_in_memory_becomes_what_loading_makes_of_it(tmp_path, tiny):
     convert.to_huggingface(tiny, tmp_path / "hf")
     with pytest.warns(UserWarning, match="no faster with them"):
         loaded, _ = loading.load(tmp_path / "hf", weights="int8")
-    jax.tree.map(np.testing.assert_array_equal, quantized(tiny).params, loaded.params)
-    assert quantized(loaded).params.keys() == loaded.params.keys()
+    jax.tree.map(np.testing.assert_array_equal, quantize_model(tiny).params, loaded.params)
+    assert quantize_model(loaded).params.keys() == loaded.params.keys()
 
 
 @NOT_FASTER
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused(tmp_path, tiny):
     with pytest.raises(SllmError, match=r"weights must be int8 or left out; got 'int4'"):
         loading.load(weights="int4")
     with pytest.raises(SllmError, match="int8 weights cannot be exported to Hugging Face"):
-        convert.to_huggingface(quantized(tiny), tmp_path / "out", dtype="bfloat16")
+        convert.to_huggingface(quantize_model(tiny), tmp_path / "out", dtype="bfloat16")
     model = llama()
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("inf")
     model.save_pretrained(tmp_path / "hf")
@@ -149,7 +149,7 @@ def test_no_weight_becomes_floats_in_memory(options):
     """The conversion stays inside the products: not moved out of the loop over steps, not written out in it."""
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 20}
     module = module_for(TINY | sizes, jnp.float32)
-    model = quantized(Model(module, init_params(module)))
+    model = quantize_model(Model(module, init_params(module)))
     arguments = model, init_carry(model, 4, 50), OPTIONS[options], EOS, LIMIT
     needs = decode_program.lower(*arguments, steps=8).compile().memory_analysis()
     assert needs.temp_size_in_bytes < 4 * 512 * 128  # of one weight

@@ -196,7 +196,7 @@ def test_names_and_defaults_of_the_original(tiny):
 def test_bad_arguments_are_refused_in_a_sentence(tiny):
     cache = enable_streaming_llm(tiny, 2, 5)
     state = cache.init_state()
-    with pytest.raises(SllmError, match="start_size must be an integer of 0 or more; got -1"):
+    with pytest.raises(SllmError, match="start_size must be a non-negative integer; got -1"):
         enable_streaming_llm(tiny, -1, 5)
     with pytest.raises(SllmError, match="num_coming must be 0 or more; got -2"):
         cache.evict_for_space(state, -2)

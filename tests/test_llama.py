@@ -114,12 +114,12 @@ def test_bfloat16_stays_within_one_percent_of_float32(shared):
     [
         ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple of num_key_value_heads 4"),
         ({"hidden_size": None}, "config.json needs a positive integer for each of hidden_size; got hidden_size = None"),
-        ({"head_dim": 7}, "RoPE .default. of .llama. turns whole heads of even size; got 7 of 7"),
-        ({"partial_rotary_factor": 0.4}, "RoPE .default. of .llama. turns whole heads of even size; got 4 of 10"),
-        ({"num_key_value_heads": "4"}, "num_key_value_heads in config.json must be an integer of 0 or more; got '4'"),
-        ({"num_key_value_heads": -3}, "num_key_value_heads in config.json must be an integer of 0 or more; got -3"),
+        ({"head_dim": 7}, "RoPE .default. of .llama. rotates whole heads of even size; got 7 of 7"),
+        ({"partial_rotary_factor": 0.4}, "RoPE .default. of .llama. rotates whole heads of even size; got 4 of 10"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads in config.json must be a non-negative integer; got '4'"),
+        ({"num_key_value_heads": -3}, "num_key_value_heads in config.json must be a non-negative integer; got -3"),
         ({"head_dim": 8.0}, "config.json needs a positive integer for each of head_dim; got head_dim = 8.0"),
-        ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json must be a number of 0 or more; got 'tiny'"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps in config.json must be a non-negative number; got 'tiny'"),
         ({"attention_bias": 1}, "attention_bias in config.json must be true or false; got 1"),
         (
             {"max_position_embeddings": "512"},

@@ -66,6 +66,12 @@ def test_free_memory_is_that_of_the_device(monkeypatch):
     assert free_memory() == 600
 
 
+@pytest.mark.parametrize("statistics", [None, {}, {"bytes_in_use": 400}])
+def test_free_memory_is_that_of_the_machine_if_the_device_reports_no_limit(monkeypatch, statistics):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(memory_stats=lambda: statistics)])
+    assert 2**20 < free_memory() < 2**50
+
+
 def test_free_memory_is_what_the_container_leaves(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     for name, content in {"max": "900000\n", "current": "500000\n", "stat": "anon 1\ninactive_file 7000\n"}.items():

@@ -88,7 +88,7 @@ def test_perplexity_is_the_exponential_of_the_mean():
         ((np.array([1.0, 2.0]),), "token ids must be one row of integers; got float64 of shape .2,."),
         ((np.array([[1, 2]]),), "token ids must be one row of integers; got int64 of shape .1, 2."),
         ((np.arange(9), "sparse"), "mode 'sparse' is not one of streaming, window, dense, recompute"),
-        ((np.arange(9), "streaming", -1), "start_size must be an integer of 0 or more; got -1"),
+        ((np.arange(9), "streaming", -1), "start_size must be a non-negative integer; got -1"),
         ((np.arange(9), "streaming", 4, 8, 0), "chunk size must be 1 or more; got 0"),
         ((np.arange(9), "recompute", 4, 8, 8, 0), "stride must be 1 or more; got 0"),
     ],

@@ -182,8 +182,8 @@ def test_perplexity_refuses(run, model, tmp_path):
 
 BEFORE_LOADING = {
     "chunk size": (("--chunk-size", 0), "chunk size must be 1 or more; got 0"),
-    "start size": (("--start-size", -1), "start_size must be an integer of 0 or more; got -1"),
-    "recent size": (("--recent-size", -5), "recent_size must be an integer of 0 or more; got -5"),
+    "start size": (("--start-size", -1), "start_size must be a non-negative integer; got -1"),
+    "recent size": (("--recent-size", -5), "recent_size must be a non-negative integer; got -5"),
     "no folder": (("--nll-out", "no/nll.npy"), "could not be written: No such file"),
     "a folder": (("--curve-out", "."), "could not be written: it is a folder"),
     "one file for both": (("--nll-out", "a.out", "--curve-out", "./a.out"), "are both a.out; give two files"),

@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.models.config import rotary
 from sllm_jax.models.position import AngleTable, Rope, rotate
 
 KINDS = {
@@ -126,8 +127,8 @@ def test_rotate_turns_the_rotary_dimensions_only(dim):
         ({"type": "dynamic", "factor": 2.0, "alpha": 1000}, "RoPE type 'dynamic' has no option alpha"),
         (["linear"], "rope_scaling must be one object with a rope_type"),
         ({"full_attention": {"rope_type": "default"}}, "one object with a rope_type, the same for all layers"),
-        ({"type": "yarn", "factor": "4"}, "factor of RoPE type 'yarn' must be a number of 0 or more; got '4'"),
-        ({"type": "yarn", "factor": -4}, "factor of RoPE type 'yarn' must be a number of 0 or more; got -4"),
+        ({"type": "yarn", "factor": "4"}, "factor of RoPE type 'yarn' must be a non-negative number; got '4'"),
+        ({"type": "yarn", "factor": -4}, "factor of RoPE type 'yarn' must be a non-negative number; got -4"),
         ({"type": "yarn", "truncate": "no"}, "truncate of RoPE type 'yarn' must be true or false; got 'no'"),
         ({"type": "linear", "factor": 0}, "RoPE type 'linear' needs the positive number.s. factor"),
         ({"type": "linear", "factor": float("inf")}, "RoPE type 'linear' needs the positive number.s. factor"),
@@ -136,3 +137,42 @@ def test_rotate_turns_the_rotary_dimensions_only(dim):
 def test_what_is_not_supported_is_refused_by_name(options, message):
     with pytest.raises(SllmError, match=message):
         Rope.from_hf({"rope_scaling": options}, 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "RoPE type 'yarn' in config.json has no finite frequencies with rope_theta 1, factor 4.0",
+        ),
+        ({"rope_theta": 1e-300}, "RoPE type 'default' in config.json has no finite frequencies with rope_theta 1e-300"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 1e-300}},
+            "RoPE type 'linear' in config.json has no finite frequencies",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_slow": 1e-310}},
+            "RoPE type 'yarn' in config.json has no finite freq.*beta_slow 1e-310",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 1e-300},
+            "'dynamic' in config.json has no finite freq",
+        ),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 2.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0}},
+            "high_freq_factor of RoPE type 'llama3' must be greater than low_freq_factor; got 2.0 and 2.0",
+        ),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+            "high_freq_factor of RoPE type 'llama3' must be greater than low_freq_factor; got 1.0 and 4.0",
+        ),
+    ],
+)
+def test_options_that_give_no_finite_frequencies_are_refused(config, message):
+    with pytest.raises(SllmError, match=message):
+        rotary(config, 16)
+
+
+def test_a_theta_of_1_is_read_as_transformers_reads_it():
+    np.testing.assert_array_equal(rotary({"rope_theta": 1}, 16).frequencies(40), np.ones(8))

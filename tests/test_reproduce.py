@@ -349,7 +349,7 @@ def test_bad_input_is_one_sentence(run, model, text, tmp_path):
     refuses("max-tokens must be 1 or more; got 0", "fig2", "--max-tokens", 0)
     refuses("recompute-every must be 1 or more; got 0", "fig3", "--recompute-every", 0)
     refuses("dense-tokens must be 1 or more; got -1", "fig3", "--dense-tokens", -1)
-    refuses("start_size must be an integer of 0 or more; got -1", "fig3", "--start-size", -1)
+    refuses("start_size must be a non-negative integer; got -1", "fig3", "--start-size", -1)
     assert sorted(os.listdir(tmp_path)) == ["text.txt"]
 
 

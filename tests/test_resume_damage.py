@@ -135,6 +135,27 @@ def test_a_state_with_a_nan_is_impossible(tiny):
     assert not is_possible(state.replace(k=(state.k[0].at[0, 0, 0].set(jnp.nan), *state.k[1:])), 101)
 
 
+@pytest.mark.parametrize(
+    ("next_slot", "filled", "possible"),
+    [
+        (0, 0, True),
+        (2, 2, True),
+        (3, 3, True),
+        (23, 20, True),
+        (5, 3, True),  # after evict_for_space
+        (1, 20, False),  # sinks would be overwritten
+        (0, 3, False),
+        (2, 1, False),
+        (1, 2, False),
+    ],
+)
+@pytest.mark.parametrize("streams", [None, 2])
+def test_the_next_slot_of_a_state_follows_from_its_sinks(tiny, next_slot, filled, possible, streams):
+    state = init_state(tiny.config, 3, 20, jnp.float32, streams)
+    state = state.replace(next_slot=state.next_slot + next_slot, filled=state.filled + filled)
+    assert is_possible(state, 101) == possible
+
+
 @pytest.mark.parametrize("done", [[-1, 0], [50, 0], [10**6, 10**6]])
 def test_impossible_counts_of_tokens_are_refused(saved, tiny, done):
     one = begin(saved, tiny)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert import convert, to_huggingface
 from sllm_jax.convert.families import module_for
-from sllm_jax.core.blocks import MASKED, sink_logits_of, sink_softmax
+from sllm_jax.core.blocks import MASKED, sink_logit_of, sink_softmax
 from sllm_jax.core.decode import NO_TOKEN, decode, extend, init_carry
 from sllm_jax.core.kv_state import visible_token_ids
 from sllm_jax.core.model import Model, dense_logits, nll_of
@@ -68,9 +68,9 @@ def test_zero_sink_is_softmax_off_by_one(zero):
     powers = np.exp(np.asarray(scores, np.longdouble))  # as the paper writes it; exp(1e4) needs more than float64
     expected = powers / (1 + powers.sum(-1, keepdims=True))
     np.testing.assert_allclose(
-        sink_softmax(scores, sink_logits_of(zero.config)), expected.astype(np.float64), rtol=1e-5, atol=1e-9
+        sink_softmax(scores, sink_logit_of(zero.config)), expected.astype(np.float64), rtol=1e-5, atol=1e-9
     )
-    assert not np.asarray(sink_softmax(scores, sink_logits_of(zero.config)))[5].any(), "nothing to see is nothing mixed"
+    assert not np.asarray(sink_softmax(scores, sink_logit_of(zero.config)))[5].any(), "nothing to see is nothing mixed"
 
 
 def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
@@ -78,7 +78,7 @@ def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=scores.shape), jnp.float32)
 
     def ours(scores):
-        return jnp.sum(weights * sink_softmax(scores, sink_logits_of(zero.config)))
+        return jnp.sum(weights * sink_softmax(scores, sink_logit_of(zero.config)))
 
     def over_one_more(scores):
         longer = jnp.concatenate([scores, jnp.zeros((len(scores), 1))], axis=-1)
@@ -93,7 +93,7 @@ def test_gradient_of_zero_sink_is_that_of_softmax_over_one_more(zero):
 def test_other_sinks_leave_the_softmax_alone(tiny, sink):
     config = replace(tiny.config, attention_sink=sink)
     np.testing.assert_array_equal(
-        sink_softmax(rows_of_scores(), sink_logits_of(config)), jax.nn.softmax(rows_of_scores(), axis=-1)
+        sink_softmax(rows_of_scores(), sink_logit_of(config)), jax.nn.softmax(rows_of_scores(), axis=-1)
     )
 
 

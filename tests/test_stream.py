@@ -314,7 +314,7 @@ def test_sizes_fit_the_models_own_sliding_window(loaded):
         (lambda make: make().generate(1, top_p=2.0), "top_p must be above 0"),
         (lambda make: make().chat("  "), "the message is empty"),
         (lambda make: make(mode="sparse"), "mode 'sparse' is not one of streaming, dense"),
-        (lambda make: make(start_size=-1), "start_size must be an integer of 0 or more; got -1"),
+        (lambda make: make(start_size=-1), "start_size must be a non-negative integer; got -1"),
         (lambda make: make(start_size=0, recent_size=0), "a cache of 0 tokens keeps nothing"),
         (lambda make: make(steps=0), "steps must be 1 or more; got 0"),
         (

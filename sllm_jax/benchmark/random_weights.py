@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PRNGKeyArray
 
 from sllm_jax.convert.families import module_for
-from sllm_jax.core.int8 import scale_of
+from sllm_jax.core.int8 import scale_path
 from sllm_jax.core.memory import bytes_of, check_free
 from sllm_jax.core.model import Model, parameter_shapes
 
@@ -31,7 +31,7 @@ def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, s
     check_free(needed, "a model of this config", "use a smaller model or another dtype")
     params: dict[str, Array] = {}
     for i, (path, leaf) in enumerate(flatten_dict(shapes, sep="/").items()):
-        key, scale = jax.random.fold_in(jax.random.key(seed), i), scale_of(path)
+        key, scale = jax.random.fold_in(jax.random.key(seed), i), scale_path(path)
         if leaf.ndim < 2:
             params[path] = (jnp.zeros if path.endswith("bias") else jnp.ones)(leaf.shape, leaf.dtype)
         elif int8 and scale:

@@ -105,7 +105,7 @@ class CacheSizes:
 
     def check(self) -> None:
         """Raises `SllmError` for invalid sizes."""
-        from sllm_jax.streams.kv_cache import check_sizes
+        from sllm_jax.core.kv_state import check_sizes
 
         check_sizes(self.start_size, self.recent_size or 0)
 
@@ -126,7 +126,7 @@ class CacheGroup:
 
     def check(self) -> None:
         """Raises `SllmError` for an invalid mode or invalid sizes."""
-        from sllm_jax.streams.kv_cache import check_sizes
+        from sllm_jax.core.kv_state import check_sizes
         from sllm_jax.streams.stream import check_stream_mode
 
         check_stream_mode(self.mode)

@@ -46,8 +46,8 @@ class PerplexityCache(o.CacheGroup):
 
     def check(self) -> None:
         """Raises `SllmError` for an invalid mode or invalid sizes."""
+        from sllm_jax.core.kv_state import check_sizes
         from sllm_jax.evaluate.perplexity import check_evaluation_mode
-        from sllm_jax.streams.kv_cache import check_sizes
 
         check_evaluation_mode(self.mode)
         check_sizes(self.start_size, self.recent_size or 0)

@@ -1,26 +1,33 @@
 """Sink-plus-window attention: pure functions of arrays (paper, section 3.2).
 
-Positions are counted inside the cache. A key is rotated once, by the number of its slot; the query is rotated to match.
-With 2 sinks and 5 window slots, when token 9 has just taken the slot of token 4:
+Positions are counted inside the cache. A key is rotated once, to the position of its slot. A query is rotated so that
+its position minus the slot equals the distance in the cache. That takes up to three rotations of each query: for sinks,
+for keys of the current lap of the ring, and for keys of its previous lap. A *lap* is one pass over the R window slots:
+slots before the next one hold tokens of the current lap, slots after it tokens of the previous lap.
 
-    slot              0   1  |   2    3    4    5    6
-    token             0   1  |   7    8    9    5    6    slots 2-4: this lap of the ring, 5-6: the previous one
-    cache position    0   1  |   4    5    6    2    3
-    query rotated by  6   6  |   4    4    4    9    9    its cache position, its slot, its slot + R
-    distance          6   5  |   2    1    0    4    3    the row above minus the slot = distance in the cache
+With 2 sinks and 5 window slots (R = 5), when token 9 has just taken the slot of token 4:
 
-Models with ALiBi rotate nothing: their scores get a bias that depends on the cache positions.
+                      sinks  |  current lap  |  previous lap
+    slot              0   1  |  2    3    4  |  5    6
+    token             0   1  |  7    8    9  |  5    6
+    cache position    0   1  |  4    5    6  |  2    3
+    query rotated to  6   6  |  4    4    4  |  9    9    cache position (6) | slot (4) | slot + R (9) of token 9
+    distance          6   5  |  2    1    0  |  4    3    = (query rotated to) - slot
+
+Models with ALiBi use no rotation: their scores get a bias that depends on the cache positions.
 
 `attend_one` (for `decode`) writes the token, then attends to the ring. `attend_chunk` (for `extend`) attends to the
-ring as it was and to the chunk, then writes. Both get slots, masks and positions from one `Plan`, made once per call.
+ring and to the chunk, then writes, because a chunk may overwrite slots that its earlier tokens still attend to. Both
+get slots, masks and positions from one `Plan`, made once per call. `dtype` is that of the attention weights and the
+output, and equals that of the cache.
 
-Axis letters as in `kv_state.py` and `blocks.py`.
+Axis letters as in `kv_state.py` and `blocks.py`, and W rotations of a query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,42 +42,54 @@ from sllm_jax.core.blocks import (
     heads_first,
     masked_scores,
     position_bias,
-    sink_logits_of,
+    sink_logit_of,
     sink_softmax,
 )
-from sllm_jax.core.kv_state import KVState, ages, angle_table, live, slots_after, write_chunk, write_slots, write_token
+from sllm_jax.core.kv_state import (
+    KVState,
+    ages,
+    angle_table,
+    live,
+    slots_after,
+    slots_to_write,
+    write_chunk,
+    write_token,
+)
 from sllm_jax.models.attend import Attend, LayerCache
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.linear import precision_of
 from sllm_jax.models.position import AngleTable, rotate
 
+# Which rotation of the query a key needs.
+THIS_LAP, PREVIOUS_LAP, SINK = 0, 1, 2
+
 
 class Plan(struct.PyTreeNode):
-    """Where the next T tokens of a stream go, and what each sees of the ring as it is before they are written."""
+    """The slots and positions of the next T tokens, and which tokens that are already in the ring each attends to."""
 
     slots: Int[Array, " T"]  # slot of each token
-    write_slot: Int[Array, " T"]  # the same, or A and more for tokens that are not written (see `write_slots`)
-    unwrapped_slot: Int[Array, " T"]  # next_slot + t, not wrapped around the ring
+    write_slot: Int[Array, " T"]  # the same, or A and more for tokens that are not written (see `slots_to_write`)
+    unwrapped_slot: Int[Array, " T"]  # next_slot + t, to which queries and keys of a chunk are rotated
     position: Int[Array, " T"]  # cache position of each token
-    key_position: Int[Array, "T A"]  # cache position of the token in each slot, when token t is the newest
+    key_position: Int[Array, "T A"]  # cache position of each slot's token at the time of query t
     mask: Bool[Array, "T A"]  # which slots each token attends to
-    previous_lap: Bool[Array, " A"]  # window slots still holding the previous lap, when the first token is the newest
+    previous_lap: Bool[Array, " A"]  # slots after next_slot, whose tokens are of the previous lap
 
 
 def plan(state: KVState, length: int, count: Int[Array, ""], sliding_window: int | None = None) -> Plan:
-    """The plan of a chunk of `length` places, of which the first `count` hold tokens and the rest padding.
+    """The plan of a padded chunk of `length` tokens, of which `count` are real.
 
-    A model with a sliding window sees no further back than that, except for the sinks.
+    A model with a sliding window attends to the last `sliding_window` tokens and to the sinks.
     """
     t, slot = jnp.arange(length), jnp.arange(state.allocated)
     is_sink = slot < state.start_size
-    # Distance, in tokens, from token t back to the one in each window slot.
+    # How many tokens before token t each window slot's token was written.
     distance = t[:, None] + ages(state)  # [T, A]
-    # The cache grows by one position a token until it is full; then the newest token is always the last.
+    # The cache grows by one position per token until it is full; from then on the newest token has position C - 1.
     position = jnp.minimum(state.filled + t, state.slots - 1)
     return Plan(
         slots=slots_after(state, length),
-        write_slot=write_slots(state, length, count),
+        write_slot=slots_to_write(state, length, count),
         unwrapped_slot=state.next_slot + t,
         position=position,
         key_position=jnp.where(is_sink, slot, position[:, None] - distance),
@@ -80,15 +99,15 @@ def plan(state: KVState, length: int, count: Int[Array, ""], sliding_window: int
 
 
 def _visible_window(state: KVState, sliding_window: int | None) -> int:
-    """How many tokens of the window a token sees, itself included."""
-    return min(state.window, sliding_window or state.window)
+    """How many tokens of the window a token attends to, itself included."""
+    return state.window if sliding_window is None else min(state.window, sliding_window)
 
 
 # Decoding: one token.
 
 
 def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
-    """Attention of a layer for the next token of a stream: write it, then attend to the ring, itself included."""
+    """Attention for decoding one token: writes its key and value to the ring, then attends to the ring."""
     start_size = state.start_size
     p = plan(state, 1, jnp.int32(1), config.sliding_window)
     angles = angle_table(config.rope, start_size, state.recent_size)
@@ -96,40 +115,43 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     rotations, choice = query_rotations(state, p)
     query_angles = angles(rotations[: _rotations_needed(config, start_size)])
     # The token attends to itself as well, in the slot that it is written to.
-    itself = jnp.arange(state.allocated) == p.slots[0]
-    mask = p.mask[0] | itself  # [A]
-    bias = position_bias(config, jnp.where(itself, p.position, p.key_position), p.position[:, None])
+    is_own_slot = jnp.arange(state.allocated) == p.slots[0]
+    mask = p.mask[0] | is_own_slot  # [A]
+    bias = position_bias(config, jnp.where(is_own_slot, p.position, p.key_position), p.position[:, None])
 
     def attend(
         cache: LayerCache, q: Float[Array, "1 H D"], k: Float[Array, "1 K D"], v: Float[Array, "1 K D"]
     ) -> tuple[LayerCache, Float[Array, "1 H D"]]:
         with jax.named_scope("cache_write"):
             keys, values = write_token(cache, p.slots[0], rotate(heads_first(k), key_angles), heads_first(v))
-        # The query in each of its rotations: [K, G, 1, D] -> [K, G, W, D].
+        # One copy of the query per rotation: [K, G, 1, D] -> [K, G, W, D].
         query = grouped(q, len(values))
-        query = jnp.broadcast_to(query, (*query.shape[:2], len(query_angles.cos), query.shape[3]))
+        K, G, _, D = query.shape  # noqa: N806
+        query = jnp.broadcast_to(query, (K, G, len(query_angles.cos), D))
         products = _chosen_products(rotate(query, query_angles), keys, choice, dtype)  # [K, G, A]
         scores = masked_scores(products, mask, config.score_scale, None if bias is None else bias[:, :, 0])
-        weights = sink_softmax(scores, sink_logits_of(config)).astype(dtype)  # [K, G, A]
-        mixed = jnp.einsum("kga,kad->kgd", weights, values, precision=precision_of(dtype))
-        return (keys, values), mixed.reshape(1, *q.shape[1:])
+        weights = sink_softmax(scores, sink_logit_of(config)).astype(dtype)  # [K, G, A]
+        product = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
+        output = product("kga,kad->kgd", weights, values).astype(dtype)
+        return (keys, values), output.reshape(1, *q.shape[1:])
 
     return attend
 
 
 def query_rotations(state: KVState, p: Plan) -> tuple[Int[Array, " W"], Int[Array, " A"]]:
-    """The W = 3 numbers by which the next token's query is rotated, and the index of the one for each slot's key.
+    """The W = 3 positions that the next token's query is rotated to, and for each slot which of them its key needs.
 
-    A rotation minus the number of the slot, by which its key was rotated, is their distance in cache positions.
+    That position minus the slot, the position of the key, is their distance in the cache.
     """
     slot = jnp.arange(state.allocated)
-    rotations = jnp.concatenate([p.slots, p.slots + state.window, p.position])  # this lap, the previous one, sinks
-    return rotations, jnp.where(slot < state.start_size, 2, p.previous_lap)
+    rotations = jnp.concatenate([p.slots, p.slots + state.window, p.position])  # THIS_LAP, PREVIOUS_LAP, SINK
+    # False is THIS_LAP, True is PREVIOUS_LAP.
+    return rotations, jnp.where(slot < state.start_size, SINK, p.previous_lap)
 
 
 def _rotations_needed(config: ModelConfig, start_size: int) -> int:
-    """W: how many of the query's rotations there are keys for."""
-    if config.rope.dim == 0:
+    """W, how many of the rotations of `query_rotations` are needed; `choice` is unused if it is 1."""
+    if config.rope.dim == 0:  # without RoPE, `rotate` is the identity: one product serves all keys
         return 1
     return 3 if start_size else 2
 
@@ -137,54 +159,58 @@ def _rotations_needed(config: ModelConfig, start_size: int) -> int:
 def _chosen_products(
     queries: Float[Array, "K G W D"], keys: Float[Array, "K D A"], choice: Int[Array, " A"], dtype: Any
 ) -> Float[Array, "K G A"]:
-    """The product of each key with the rotation of the query, one of W, that its slot needs. float32.
+    """The dot product, in float32, of each key with the query in the rotation that its slot needs (`choice`).
 
-    One matrix product with W rows. On a CPU, where three rows take up to 1.5 x as long as three products, W products.
+    Computes all W products and selects: as one matrix product, or on a CPU as W matrix-vector products, since one
+    product with three rows takes up to 1.5 times as long there.
     """
     product = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
 
     def choose(products: list[Array]) -> Array:
-        return reduce(
-            lambda chosen, i: jnp.where(choice == i, products[i], chosen), range(1, len(products)), products[0]
-        )
+        chosen = products[0]
+        for i in range(1, len(products)):
+            chosen = jnp.where(choice == i, products[i], chosen)
+        return chosen
 
-    def together(queries: Array, keys: Array) -> Array:
+    def one_matmul(queries: Array, keys: Array) -> Array:
         products = product("kgwd,kda->kgwa", queries, keys)
         return choose([products[:, :, i] for i in range(queries.shape[2])])
 
-    def apart(queries: Array, keys: Array) -> Array:
+    def w_matvecs(queries: Array, keys: Array) -> Array:
         return choose([product("kgd,kda->kga", queries[:, :, i], keys) for i in range(queries.shape[2])])
 
-    return jax.lax.platform_dependent(queries, keys, cpu=apart, default=together)
+    return jax.lax.platform_dependent(queries, keys, cpu=w_matvecs, default=one_matmul)
 
 
-# Reading: a chunk of tokens.
+# Prefill: a chunk of tokens.
 
 
 def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, count: Int[Array, ""]) -> Attend:
-    """Attention of a layer for the next `count` tokens, padded to `length`: equal to `count` single steps.
+    """Attention for the next `count` tokens, padded to `length`: equal to `count` single steps up to rounding.
 
-    The tokens' slots are not wrapped around the ring, so that one rotation of the query serves the ring and the chunk.
+    Queries and keys of the chunk are rotated to unwrapped slots, next_slot + t, so that one rotation of a query serves
+    all keys of the window. Sinks need another.
     """
     p = plan(state, length, count, config.sliding_window)
     angles = angle_table(config.rope, state.start_size, state.recent_size, length)
     slot_angles, query_angles = angles(p.slots), angles(p.unwrapped_slot)
-    ring, chunk = ring_block(config, state, p, angles), chunk_block(config, state, p)
-    sinks = sink_block(config, state, p, angles)
+    make_ring_block = ring_block(config, state, p, angles)
+    make_chunk_block = chunk_block(config, state, p)
+    make_sink_block = sink_block(config, state, p, angles)  # used only if there are sinks
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
     ) -> tuple[LayerCache, Float[Array, "T H D"]]:
         keys, values = cache
         q, k, v = grouped(q, len(values)), heads_first(k), heads_first(v).astype(values.dtype)
-        written = rotate(k, slot_angles).astype(keys.dtype)
-        rotated = rotate(q, query_angles)
-        blocks = [ring(rotated, cache), chunk(rotated, rotate(k, query_angles), v)]
+        cache_k = rotate(k, slot_angles).astype(keys.dtype)
+        rotated_q = rotate(q, query_angles)
+        blocks = [make_ring_block(rotated_q, cache), make_chunk_block(rotated_q, rotate(k, query_angles), v)]
         if state.start_size:
-            blocks.append(sinks(q, cache, written, v))
-        mixed = attend_to_blocks(blocks, config, dtype)
+            blocks.append(make_sink_block(q, cache, cache_k, v))
+        output = attend_to_blocks(blocks, config, dtype)
         with jax.named_scope("cache_write"):
-            return write_chunk(cache, p.write_slot, written, v), mixed
+            return write_chunk(cache, p.write_slot, cache_k, v), output
 
     return attend
 
@@ -192,16 +218,20 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
 def ring_block(
     config: ModelConfig, state: KVState, p: Plan, angles: AngleTable
 ) -> Callable[[Float[Array, "K G T D"], LayerCache], Block]:
-    """The window slots as they were before the chunk. Queries are rotated by their unwrapped slots."""
-    # Such a query is R too far along for keys of the previous lap, so those turn back by R.
-    turn_back = angles(jnp.where(p.previous_lap, state.window, 0)).inverse()
+    """Returns a function that makes the block of the window tokens that are already in the ring.
+
+    Its queries are rotated to their unwrapped slots.
+    """
+    # The distance to a key of the previous lap is next_slot + t - (slot - R): rotate such keys back by R.
+    rotate_back = angles(jnp.where(p.previous_lap, state.window, 0)).inverse()
     # The sinks have a block of their own.
-    mask = p.mask & (jnp.arange(state.allocated) >= state.start_size)  # [T, A]
+    is_window = jnp.arange(state.allocated) >= state.start_size  # [A]
+    mask = p.mask & is_window  # [T, A]
     bias = position_bias(config, p.key_position, p.position[:, None])
 
     def block(q: Float[Array, "K G T D"], cache: LayerCache) -> Block:
         keys, values = cache  # [K, D, A] and [K, A, D]
-        return Block(q, rotate(keys.swapaxes(1, 2), turn_back), values, mask, bias)
+        return Block(q, rotate(keys.swapaxes(1, 2), rotate_back), values, mask, bias)
 
     return block
 
@@ -209,11 +239,15 @@ def ring_block(
 def chunk_block(
     config: ModelConfig, state: KVState, p: Plan
 ) -> Callable[[Float[Array, "K G T D"], Float[Array, "K T D"], Float[Array, "K T D"]], Block]:
-    """The chunk's own window tokens. Queries and keys are rotated by their unwrapped slots."""
+    """Returns a function that makes the block of the window tokens of the chunk itself.
+
+    Its queries and keys are rotated to their unwrapped slots.
+    """
     t = jnp.arange(len(p.slots))
     distance = t[:, None] - t  # [T, T]
     in_window = (distance >= 0) & (distance < _visible_window(state, config.sliding_window))
-    mask = in_window & (p.slots >= state.start_size)
+    # The sinks have a block of their own.
+    mask = in_window & (p.slots >= state.start_size)  # [T, T] & [T], over the keys
     bias = position_bias(config, p.position[:, None] - distance, p.position[:, None])
 
     def block(q: Float[Array, "K G T D"], k: Float[Array, "K T D"], v: Float[Array, "K T D"]) -> Block:
@@ -225,33 +259,37 @@ def chunk_block(
 def sink_block(
     config: ModelConfig, state: KVState, p: Plan, angles: AngleTable
 ) -> Callable[[Float[Array, "K G T D"], LayerCache, Float[Array, "K T D"], Float[Array, "K T D"]], Block]:
-    """The S sinks, of the ring or of this chunk. Queries come unrotated and are rotated by their cache positions."""
+    """Returns a function that makes the block of the S sinks.
+
+    They come from the ring or, while the stream is shorter than S, from this chunk. The function takes unrotated
+    queries and rotates them to their cache positions.
+    """
     length, sink = len(p.slots), jnp.arange(state.start_size)
     position_angles = angles(p.position)
-    # Sinks from next_slot on come with this chunk: sink s is its token s - next_slot.
+    index = sink - state.next_slot  # index in the chunk; negative for sinks that are cached already
     is_new = (sink >= state.next_slot)[:, None]  # [S, 1]
-    token = jnp.clip(sink - state.next_slot, 0, length - 1)
-    # An earlier sink is seen if it is there; a new one by the tokens from itself on.
-    seen_from = sink - state.next_slot
-    mask = jnp.where(is_new[:, 0], jnp.arange(length)[:, None] >= seen_from, sink < state.filled)  # [T, S]
+    token = jnp.clip(index, 0, length - 1)
+    # A new sink is visible to itself and the tokens after it; a cached one to all (it is below `filled` in every state
+    # that the library makes, see `is_possible`).
+    mask = jnp.where(is_new[:, 0], jnp.arange(length)[:, None] >= index, sink < state.filled)  # [T, S]
     bias = position_bias(config, sink[None], p.position[:, None])
 
     def block(
-        q: Float[Array, "K G T D"], cache: LayerCache, written: Float[Array, "K T D"], v: Float[Array, "K T D"]
+        q: Float[Array, "K G T D"], cache: LayerCache, cache_k: Float[Array, "K T D"], v: Float[Array, "K T D"]
     ) -> Block:
         keys, values = cache
-        sink_k = jnp.where(is_new, written[:, token], keys[:, :, : len(sink)].swapaxes(1, 2))
+        sink_k = jnp.where(is_new, cache_k[:, token], keys[:, :, : len(sink)].swapaxes(1, 2))
         sink_v = jnp.where(is_new, v[:, token], values[:, : len(sink)])
         return Block(rotate(q, position_angles), sink_k, sink_v, mask, bias)
 
     return block
 
 
-# Dense attention: a whole text, nothing kept.
+# Dense attention: a whole sequence, without a cache.
 
 
 def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
-    """Ordinary causal attention of a layer over a text of `length` tokens; keeps nothing."""
+    """Dense causal attention over a whole sequence of `length` tokens, without a cache."""
     block = causal_block(config, length)
 
     def attend(
@@ -265,11 +303,15 @@ def attend_causally(config: ModelConfig, dtype: Any, length: int) -> Attend:
 def causal_block(
     config: ModelConfig, length: int
 ) -> Callable[[Float[Array, "T H D"], Float[Array, "T K D"], Float[Array, "T K D"]], Block]:
-    """A whole text as one block: each token sees itself and those before it, inside the model's sliding window."""
+    """Returns a function that makes one block of a whole sequence.
+
+    Each token attends to itself and to earlier ones, inside the model's sliding window if it has one.
+    """
     t = jnp.arange(length)
     angles = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(t)
     distance = t[:, None] - t  # [T, T]
-    mask = (distance >= 0) & (distance < (config.sliding_window or length))
+    window = length if config.sliding_window is None else config.sliding_window
+    mask = (distance >= 0) & (distance < window)
     bias = position_bias(config, t[None], t[:, None])
 
     def block(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Block:

@@ -1,7 +1,8 @@
-"""The two programs of a stream: `extend` reads tokens, `decode` writes them. Both consume the carry they are given.
+"""The two compiled programs of a stream: `extend` processes given tokens, `decode` generates new ones.
 
-Each compiles once per shape and serves a stream of any length. A carry with an axis B in front of every array holds B
-streams, which advance side by side, each with its own state.
+Both donate their carry: its buffers are reused, and it must not be used afterwards. Each program compiles once per
+shape and serves a stream of any length. A carry can hold a batch of B streams: then every array has a leading axis B,
+and the streams advance together, each with its own state.
 
 `extend` and `decode` check their arguments and run `extend_program` and `decode_program`, which are `jax.jit` functions
 of arrays.
@@ -9,7 +10,7 @@ of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,78 +18,99 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sllm_jax.common.errors import SllmError
+from sllm_jax.core.arrays import IntArrayLike, Leaf, check_in_range, int32_array
 from sllm_jax.core.attention import attend_chunk, attend_one
-from sllm_jax.core.kv_state import KVState, Leaf, advance, init_state, live, over_streams
+from sllm_jax.core.kv_state import KVState, advance, init_state, live, over_streams
 from sllm_jax.core.model import Model
 from sllm_jax.core.sampling import Sampling, sample
 from sllm_jax.models.attend import Attend, attend_by_layer
 
-CHUNK_SIZES = (16, 128, 512)  # a prompt of any length is read in chunks of these sizes, the last one padded
-Integers = ArrayLike | Sequence[Any]  # whatever becomes an array of integers
-NO_TOKEN = -1  # what a frozen stream writes
-NOT_FINITE = -2  # what a stream writes whose logits are not numbers
+# A prompt of any length is processed in chunks of these sizes, one program each; the last chunk is padded.
+CHUNK_SIZES = (16, 128, 512)
+NO_TOKEN = -1  # marks the steps of a stream that has ended, or reached the limit
+NOT_FINITE = -2  # marks the steps of a stream whose logits are not finite numbers
 
 
 class Carry(struct.PyTreeNode):
-    """All that one stream carries from call to call; or B streams, with an axis B in front of every array.
+    """The state of generation of one stream; or of a batch of B streams, then every array has a leading axis B.
 
-    Every token that was read or written is in `state`, and `logits` say what may come next. They depend on the tokens
-    of the stream alone, not on how it was cut into chunks. How to sample from them is decided when writing.
+    `state` holds every token that was processed or generated, and `logits` predict the next one. They depend only on
+    the tokens, not on how these were cut into chunks (up to rounding). Sampling options are arguments of `decode`.
     """
 
     state: KVState
     logits: Leaf  # [V] float32
-    done: Leaf  # [] bool: the stream has written an end-of-text token and is frozen until more is read
-    key: Leaf  # [] random key
+    done: Leaf  # [] bool: the stream has generated an end-of-text token, and is frozen until it is extended
+    key: Leaf  # [] typed PRNG key (jax.random.key)
 
     def copy(self) -> Carry:
-        """The same carry in arrays of its own."""
+        """A deep copy. Needed to keep a carry, because `extend` and `decode` donate theirs."""
         return jax.tree.map(jnp.copy, self)
 
 
 def init_carry(model: Model, start_size: int, recent_size: int, seed: int = 0, streams: int | None = None) -> Carry:
-    """An empty stream, or `streams` of them, each with a random key of its own."""
+    """An empty stream that keeps the first `start_size` and the last `recent_size` tokens.
+
+    With `streams` = B, a batch of B empty streams; each gets a random key of its own, made from `seed`. Raises
+    `SllmError` for invalid sizes, and before allocating anything if the state does not fit in free memory.
+    """
+    state = init_state(model.config, start_size, recent_size, model.dtype, streams)
     batch = () if streams is None else (streams,)
     key = jax.random.key(seed)
     return Carry(
-        state=init_state(model.config, start_size, recent_size, model.dtype, streams),
+        state=state,
         logits=jnp.zeros((*batch, model.config.vocab_size), jnp.float32),
         done=jnp.zeros(batch, bool),
         key=key if streams is None else jax.random.split(key, streams),
     )
 
 
-def extend(model: Model, carry: Carry, token_ids: Integers, counts: Integers) -> Carry:
-    """Read a chunk: the first `counts` [*B] of the token ids [*B, T] of each stream; the rest is padding.
+def extend(model: Model, carry: Carry, token_ids: IntArrayLike, counts: IntArrayLike) -> Carry:
+    """Process one chunk of tokens, and return the new carry.
 
-    A stream with count 0 stays as it is; with more, one that was done goes on. Raises `SllmError` for a carry that was
-    consumed before, and for token ids outside the vocabulary and counts above T, unless they are on a device already.
+    `token_ids` [*B, T] are padded on the right with any number; `counts` [*B] are the numbers of real tokens. T is a
+    shape: each new T compiles. A stream with count 0 is unchanged; any tokens un-freeze a stream that was done.
+
+    Raises `SllmError` for a carry that was donated before, for arrays whose dtypes or shapes do not fit, for token ids
+    outside the vocabulary, and for counts above T. The values in JAX arrays are not checked, since that would wait for
+    the device.
     """
-    check_not_consumed(carry)
-    ids, count = _int32(token_ids, carry.done.ndim + 1, "token_ids"), _int32(counts, carry.done.ndim, "counts")
-    check_in_range(count, ids.shape[-1] + 1, "count")
+    check_not_donated(carry)
+    ids = int32_array(token_ids, carry.done.ndim + 1, "token_ids")
+    count = int32_array(counts, carry.done.ndim, "counts")
+    if not ids.shape[:-1] == count.shape == carry.done.shape:
+        raise SllmError(
+            f"token_ids have shape {ids.shape}, counts {count.shape}, and the carry has streams {carry.done.shape}; "
+            "expected one row of token_ids and one count for each stream"
+        )
+    check_in_range(count, 0, ids.shape[-1] + 1, "count")
     if isinstance(ids, np.ndarray) and isinstance(count, np.ndarray):
-        check_in_range(ids[np.arange(ids.shape[-1]) < count[..., None]], model.config.vocab_size, "token id")
+        is_real = np.arange(ids.shape[-1]) < count[..., None]
+        check_in_range(ids[is_real], 0, model.config.vocab_size, "token id")
+    if ids.shape[-1] == 0:
+        return carry
     return extend_program(model, carry, jnp.asarray(ids), jnp.asarray(count))
 
 
 def decode(
-    model: Model, carry: Carry, options: Sampling, eos_ids: Integers, limit: Integers, steps: int
+    model: Model, carry: Carry, options: Sampling, eos_ids: IntArrayLike, limit: IntArrayLike, steps: int
 ) -> tuple[Carry, Int[Array, "*B steps"]]:
-    """Write up to `steps` tokens, at most `limit`: sample one, feed it back, and so on, without host round-trips.
+    """Generate up to min(`steps`, `limit`) tokens per stream without host round-trips; return the carry and the tokens.
 
-    A stream freezes after one of `eos_ids` [N], and all do once `limit` tokens are written. Frozen streams write
-    `NO_TOKEN`. A stream whose logits hold a NaN or an infinity freezes too, and writes `NOT_FINITE`. Returns the carry
-    and the tokens. Raises `SllmError` for a carry that was consumed before. Another number N of `eos_ids` compiles
-    another program.
+    `steps` is static: the program always runs this many. `limit` is traced, so that shorter runs reuse the program.
+
+    A stream stops after it generates one of the token ids `eos_ids`, which is the last token of the output and is in
+    the cache. The remaining steps yield `NO_TOKEN`. A stream also stops if its logits hold a NaN or +inf, or are
+    all -inf; its remaining steps up to `limit` yield `NOT_FINITE`. Each number of `eos_ids` compiles anew.
+
+    Raises `SllmError` for a carry that was donated before, and for arrays whose dtype or shape does not fit.
     """
-    check_not_consumed(carry)
-    ends, most = _int32(eos_ids, 1, "eos_ids"), _int32(limit, 0, "limit")
-    return decode_program(model, carry, options, jnp.asarray(ends), jnp.asarray(most), steps=steps)
+    check_not_donated(carry)
+    eos_ids, limit = int32_array(eos_ids, 1, "eos_ids"), int32_array(limit, 0, "limit")
+    return decode_program(model, carry, options, jnp.asarray(eos_ids), jnp.asarray(limit), steps=steps)
 
 
 @partial(jax.jit, donate_argnames="carry")
@@ -109,51 +131,66 @@ def extend_program(model: Model, carry: Carry, token_ids: Int[Array, "*B T"], co
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="carry")
 def decode_program(
-    model: Model, carry: Carry, options: Sampling, eos_ids: Int[Array, " N"], limit: Int[Array, ""], steps: int
+    model: Model,
+    carry: Carry,
+    options: Sampling,
+    eos_ids: Int[Array, " num_eos"],
+    limit: Int[Array, ""],
+    steps: int,
 ) -> tuple[Carry, Int[Array, "*B steps"]]:
     """`decode` as one compiled program of int32 arrays."""
 
     def decode_one(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, Int[Array, ""]]:
-        state = carry.state
-        ended = carry.done | (i >= limit)
-        finite = jnp.isfinite(carry.logits.max())  # a NaN and an infinity are the largest of any numbers
-        frozen = ended | ~finite
+        is_over = carry.done | (i >= limit)
+        # max() is NaN if any logit is, and +inf if any is. A logit of -inf is a token of probability 0.
+        is_finite = jnp.isfinite(carry.logits.max())
+        is_frozen = is_over | ~is_finite
 
-        # Sample from the logits of the last token.
-        greedy = options.temperature is None
-        next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
-        token = sample(options, carry.logits, key, state.token_ids, live(state))
+        token, next_key = _next_token(carry, options)
 
-        # Feed it back. A frozen stream does too: what it writes into the dead slot is never seen.
-        attend = partial(attend_one, dtype=model.dtype, state=state)
-        fed, logits = forward(model, state, token[None], attend_by_layer(model.config, attend), rows=0)
-
-        # Advance, unless frozen.
-        written = Carry(
-            state=advance(fed, token[None], jnp.where(frozen, 0, 1)),
-            logits=jnp.where(frozen, carry.logits, logits),
-            done=carry.done | (~frozen & jnp.isin(token, eos_ids)),
-            key=jnp.where(frozen, carry.key, next_key),
+        # Frozen streams run too, for vmap has no branches, but write only to the masked slot at next_slot, and do not
+        # advance.
+        attend = partial(attend_one, dtype=model.dtype, state=carry.state)
+        state, logits = forward(model, carry.state, token[None], attend_by_layer(model.config, attend), rows=0)
+        next_carry = Carry(
+            state=advance(state, token[None], jnp.where(is_frozen, 0, 1)),
+            logits=jnp.where(is_frozen, carry.logits, logits),
+            done=carry.done | (~is_frozen & jnp.isin(token, eos_ids)),
+            key=jnp.where(is_frozen, carry.key, next_key),
         )
-        return written, jnp.where(ended, NO_TOKEN, jnp.where(finite, token, NOT_FINITE))
+        return next_carry, jnp.where(is_over, NO_TOKEN, jnp.where(is_finite, token, NOT_FINITE))
 
     step = over_streams(decode_one, carry.state, in_axes=(0, None))
     carry, tokens = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.int32))
-    return carry, jnp.moveaxis(tokens, 0, -1)
+    return carry, jnp.moveaxis(tokens, 0, -1)  # [steps, *B] -> [*B, steps]
+
+
+def _next_token(carry: Carry, options: Sampling) -> tuple[Int[Array, ""], PRNGKeyArray]:
+    """Sample from the logits; the token, and the key for the next one."""
+    greedy = options.temperature is None
+    next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
+    return sample(options, carry.logits, key, carry.state.token_ids, live(carry.state)), next_key
 
 
 def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:
-    """Cut token ids [N] into padded chunks of a few sizes, each with the number of tokens in it."""
+    """Yield (chunk, count): pieces of one stream's `token_ids`, each padded with 0 to a size in `CHUNK_SIZES`.
+
+    The size is the smallest that holds all remaining tokens, or else the largest: a chunk of few tokens is not padded
+    to 512, and a long text takes few calls.
+    """
     while len(token_ids):
         size = next((size for size in CHUNK_SIZES if size >= len(token_ids)), CHUNK_SIZES[-1])
         chunk, token_ids = token_ids[:size], token_ids[size:]
         yield np.pad(chunk, (0, size - len(chunk))).astype(np.int32), np.int32(len(chunk))
 
 
-def prefill(model: Model, carry: Carry, token_ids: Integers) -> Carry:
-    """Read a prompt of any length into one stream, in chunks. Raises `SllmError` as `extend` does."""
-    ids = np.asarray(_int32(token_ids, 1, "token_ids"))
-    check_in_range(ids, model.config.vocab_size, "token id")
+def prefill(model: Model, carry: Carry, token_ids: IntArrayLike) -> Carry:
+    """Process a prompt [T] of any length in chunks, with one program per chunk size, and return the new carry.
+
+    For a single stream; for a batch use `extend`. Raises `SllmError` as `extend` does, but checks JAX arrays too.
+    """
+    ids = np.asarray(int32_array(token_ids, 1, "token_ids"))
+    check_in_range(ids, 0, model.config.vocab_size, "token id")
     for chunk, count in chunks(ids):
         carry = extend(model, carry, chunk, count)
     return carry
@@ -162,7 +199,13 @@ def prefill(model: Model, carry: Carry, token_ids: Integers) -> Carry:
 def read_chunk(
     model: Model, state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""], rows: Any = slice(None)
 ) -> tuple[KVState, Float[Array, "*t V"]]:
-    """The state of one stream after the first `count` of T tokens, and the logits of those that `rows` selects."""
+    """Process the first `count` of T tokens of one stream: the new state, and logits.
+
+    `rows` is an index or a slice over the T tokens: logits [*t, V] are computed for these tokens only, since the
+    projection to the vocabulary is large. `*t` is no axis for an index, and one for a slice.
+    """
+    # Padding may be any number. An id outside the vocabulary would become a NaN embedding, and 0 * NaN is NaN.
+    token_ids = jnp.where(jnp.arange(len(token_ids)) < count, token_ids, 0)
     attend = partial(attend_chunk, dtype=model.dtype, state=state, length=len(token_ids), count=count)
     state, logits = forward(model, state, token_ids, attend_by_layer(model.config, attend), rows)
     return advance(state, token_ids, count), logits
@@ -171,36 +214,18 @@ def read_chunk(
 def forward(
     model: Model, state: KVState, token_ids: Int[Array, " T"], attends: tuple[Attend, ...], rows: Any
 ) -> tuple[KVState, Float[Array, "*t V"]]:
-    """The state with the keys and values of T tokens written, and the logits of those that `rows` selects."""
+    """Run the model on T tokens: the state with new `k` and `v`, not advanced, and the logits at `rows`."""
     caches = tuple(zip(state.k, state.v, strict=True))
     logits, caches = model.module.apply({"params": model.params}, token_ids, caches, attends, rows)
     k, v = zip(*caches, strict=True)
     return state.replace(k=k, v=v), logits
 
 
-def check_not_consumed(carry: Carry) -> None:
+def check_not_donated(carry: Carry) -> None:
     """Raises `SllmError` for a carry whose arrays were donated to an earlier call."""
     logits = carry.logits
     if isinstance(logits, jax.Array) and not isinstance(logits, jax.core.Tracer) and logits.is_deleted():
         raise SllmError(
-            "this carry was consumed by an earlier call; go on with the carry that the call returned, "
+            "this carry was donated to an earlier call; continue with the carry that the call returned, "
             "or call with carry.copy() to keep it"
         )
-
-
-def check_in_range(values: Any, end: int, what: str, begin: int = 0) -> None:
-    """Raises `SllmError` unless `begin` <= values < `end`. Arrays on a device are not looked at: that would wait."""
-    if isinstance(values, np.ndarray) and values.size and not (begin <= values.min() and values.max() < end):
-        bad = values.min() if values.min() < begin else values.max()
-        raise SllmError(f"{what} must be from {begin} to {end - 1}; got {bad}")
-
-
-def _int32(values: Any, ndim: int, what: str) -> Any:
-    """Python and NumPy integers as an int32 array, which shares the program of JAX's; those pass as they are."""
-    if isinstance(values, jax.Array):
-        return values
-    array = np.asarray(values)
-    if array.ndim != ndim or (array.size and array.dtype.kind not in "iu"):
-        raise SllmError(f"{what} must be integers with {ndim} axes; got {array.dtype} of shape {array.shape}")
-    check_in_range(array, 2**31, what, begin=-(2**31))
-    return array.astype(np.int32)

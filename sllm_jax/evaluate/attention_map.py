@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.core.attention import causal_block
-from sllm_jax.core.blocks import Block, block_scores, mix_values, sink_logits_of, sink_softmax
+from sllm_jax.core.blocks import Block, block_scores, sink_logit_of, sink_softmax, weighted_sum
 from sllm_jax.core.model import Model, check_finite
 from sllm_jax.models.attend import Attend, LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
@@ -95,9 +95,9 @@ def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Me
         def of_some(start: Int[Array, ""]) -> tuple[LayerCache, Float[Array, "N H D"]]:
             block = _queries_of(whole, start, size)
             scores = block_scores([block], config.score_scale, dtype)  # [K, G, N, T]
-            weights = sink_softmax(scores, sink_logits_of(config))  # [K, G, N, T]
+            weights = sink_softmax(scores, sink_logit_of(config))  # [K, G, N, T]
             found = measure.of_queries(scores, weights, start + jnp.arange(size))
-            return found, mix_values(weights, [block], dtype)
+            return found, weighted_sum(weights, [block], dtype)
 
         # Blocks of queries side by side, without the padding: [blocks, N, ...] -> [T, ...].
         found, mixed = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], jax.lax.map(of_some, starts))

@@ -21,9 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.core.decode import Carry, read_chunk
-from sllm_jax.core.kv_state import KVState, init_state, over_streams
+from sllm_jax.core.kv_state import KVState, check_sizes, init_state, over_streams
 from sllm_jax.core.model import Model, check_finite, dense_logits, nll_of
-from sllm_jax.streams.kv_cache import check_sizes
 
 EVALUATION_MODES = ("streaming", "window", "dense", "recompute")
 CHUNK_SIZE = 256

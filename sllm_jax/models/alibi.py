@@ -1,8 +1,9 @@
 """Attention with linear biases (ALiBi, arXiv 2108.12409): a penalty on distance instead of a rotation.
 
 The bias is the head's slope times the distance between key and query in cache positions. Inside the window that is the
-true distance, and it is bounded however long the stream. Subtracting the query's own position does not change the
-softmax and keeps scores near 0.
+true distance in the text, for sinks it is smaller, and it is bounded however long the stream. Falcon and MPT in
+transformers leave the query's position out. Subtracting it keeps scores near 0 and does not change an ordinary softmax;
+with the extra logit of `attention_sink` "zero", which is not shifted, it is part of the model's definition.
 
 Axis letters: T queries, n keys, H query heads.
 """
@@ -22,16 +23,17 @@ from jaxtyping import Array, Float, Int
 class Alibi:
     """The biases of one model."""
 
-    slopes: tuple[float, ...]  # one a query head
+    slopes: tuple[float, ...]  # one per query head
     in_bfloat16: bool = False  # round slopes, positions and their products, as Falcon does
     scale: float = 1.0  # factor of the biases; Falcon scales them like the scores
 
-    def bias(self, key: Int[Array, "#T n"], query: Int[Array, "T 1"]) -> Float[Array, "H T n"]:
-        """The bias of each scaled score, given the cache positions of key and query."""
+    def bias(self, key_position: Int[Array, "#T n"], query_position: Int[Array, "T 1"]) -> Float[Array, "H T n"]:
+        """The bias of each scaled score, given the cache positions of keys and queries."""
         slopes = jnp.array(self.slopes, jnp.float32)[:, None, None]
         if not self.in_bfloat16:
-            return slopes * (key - query) * self.scale
-        return (_rounded_product(slopes, key) - _rounded_product(slopes, query)) * self.scale
+            return slopes * (key_position - query_position) * self.scale
+        rounded = _rounded_product(slopes, key_position) - _rounded_product(slopes, query_position)
+        return rounded * self.scale
 
 
 def falcon_alibi(heads: int, head_dim: int) -> Alibi:
@@ -62,7 +64,10 @@ def _geometric(heads: int, bias_max: float) -> np.ndarray:
     return 2.0 ** (-np.arange(1, heads + 1) * bias_max / heads)
 
 
-def _rounded_product(slopes: Float[Array, "H 1 1"], position: Int[Array, "t n"]) -> Float[Array, "H t n"]:
+def _rounded_product(
+    slopes: Float[Array, "H 1 1"], position: Int[Array, "rows columns"]
+) -> Float[Array, "H rows columns"]:
+    """Slopes times the positions of keys [1 or T, n] or queries [T, 1]; factors and product are rounded to bfloat16."""
     return _in_bfloat16(_in_bfloat16(slopes) * _in_bfloat16(position.astype(jnp.float32)))
 
 

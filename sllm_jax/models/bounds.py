@@ -18,5 +18,5 @@ def check_largest(name: str, value: int) -> int:
     """`value` itself; raises `SllmError` if it is above the bound for `name`."""
     largest = MAX_SIZES.get(name, MAX_SIZE)
     if value > largest:
-        raise SllmError(f"{name} in config.json must be at most {largest}; got {value!r:.80}; fetch the file again")
+        raise SllmError(f"{name} in config.json must be at most {largest}; got {value!r:.80}")
     return value

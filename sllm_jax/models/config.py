@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import Alibi
-from sllm_jax.models.options import grouped, head_size, option, options, required_sizes, size
+from sllm_jax.models.options import checked_kv_heads, head_size, option, options, required_sizes, size
 from sllm_jax.models.position import OPTIONS as ROPE_OPTIONS
-from sllm_jax.models.position import Rope
+from sllm_jax.models.position import Rope, check_frequencies
 from sllm_jax.models.sliding_window import sliding_window
 from sllm_jax.models.unsupported import refuse_unsupported
 
@@ -23,14 +23,15 @@ _SHARED_DEFAULTS = {"tie_word_embeddings": False, "attention_sink": None, **dict
 class ModelConfig:
     """The config of a model. Fields carry their Hugging Face names.
 
-    A family gives the class variables, and fields for its own options. A field with the name of an option in
+    Subclasses set the class variables and add fields for their own options. A field with the name of an option in
     `defaults` or `sizes` is read from that option; `position` and `own_options` compute all others.
     """
 
     family: ClassVar[str]  # the family's own name, a key of `FAMILIES` in sllm_jax.convert.families
-    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]  # model_type: every option it understands, as in transformers
+    # model_type -> {option: default of transformers}, for every option that is understood.
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
     sizes: ClassVar[tuple[str, ...]] = ()  # further sizes without a default
-    names: ClassVar[Mapping[str, str]] = {}  # shared field: the family's name for it, where that differs
+    names: ClassVar[Mapping[str, str]] = {}  # our field name -> the family's name in config.json, where that differs
 
     model_type: str  # Hugging Face's
     vocab_size: int
@@ -41,7 +42,7 @@ class ModelConfig:
     head_dim: int
     rope: Rope  # dimension 0 where positions enter through `alibi` alone
     alibi: Alibi | None = None
-    sliding_window: int | None = None  # how many tokens, itself included, a token attends to besides the sinks
+    sliding_window: int | None = None  # window in tokens, the query's own included; None: unlimited
     softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
     tie_word_embeddings: bool = False
     attention_sink: str = "none"
@@ -55,19 +56,21 @@ class ModelConfig:
         sizes = [*map(cls.name_of, _SHARED_SIZES), *cls.sizes]
         refuse_unsupported(config, {*sizes, *defaults})
         # Every option that the family understands, with its default where the config has none.
-        read = {"model_type": model_type} | required_sizes(config, *sizes) | options(config, defaults)
-        # Computed fields override those that carry an option's name.
-        same_names = {field.name: read[field.name] for field in fields(cls) if field.name in read}
-        shared = {name: read[cls.name_of(name)] for name in _SHARED_SIZES}
-        shared |= {"attention_sink": _attention_sink(read["attention_sink"])} | _heads(read, shared)
-        if "sliding_window" in read:
-            shared["sliding_window"] = sliding_window(read, shared["num_hidden_layers"])
-        position = cls.position(read, shared["num_attention_heads"], shared["head_dim"])
-        return cls(**same_names | shared | position | cls.own_options(read))
+        values = {"model_type": model_type} | required_sizes(config, *sizes) | options(config, defaults)
+        named_alike = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        shared_sizes = {name: values[cls.name_of(name)] for name in _SHARED_SIZES}
+        heads = _heads(values, shared_sizes)
+        sink = {"attention_sink": _attention_sink(values["attention_sink"])}
+        window = {}
+        if "sliding_window" in values:
+            window["sliding_window"] = sliding_window(values, shared_sizes["num_hidden_layers"])
+        position = cls.position(values, shared_sizes["num_attention_heads"], heads["head_dim"])
+        # Later ones win: fields that are computed override options of the same name.
+        return cls(**named_alike | shared_sizes | heads | sink | window | position | cls.own_options(values))
 
     @classmethod
     def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
-        """The fields `rope` and `alibi`: here RoPE of whole heads. `config` has a value for each option."""
+        """The fields `rope` and `alibi`; by default RoPE of whole heads. `config` has a value for each option."""
         return {"rope": rotary(config, head_dim)}
 
     @classmethod
@@ -96,32 +99,35 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """The factor of the products of queries and keys; YaRN scales both of them."""
+        """The scale of attention scores. YaRN's attention factor applies to both q and k, and is hence squared."""
         return self.rope.attention_factor**2 * (self.softmax_scale or self.head_dim**-0.5)
 
 
 def _heads(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
     """The number of key/value heads and the head dimension: options of some families, derived in the others."""
     hidden_size, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    # `config` has every option that the family understands. With a head_dim option, transformers rounds the default
+    # down; families without one need an exact division.
     derived = hidden_size // heads if "head_dim" in config else head_size(hidden_size, heads)
     return {
-        "num_key_value_heads": grouped(heads, option(config, "num_key_value_heads", heads)),
+        "num_key_value_heads": checked_kv_heads(heads, option(config, "num_key_value_heads", heads)),
         "head_dim": size(config, "head_dim", derived),
     }
 
 
 def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -> Rope:
-    """The config's RoPE; raises `SllmError` if it does not fit heads of this size.
+    """The config's RoPE; raises `SllmError` if it does not fit heads of this size, or has no finite frequencies.
 
-    YaRN always needs `whole_heads`: it scales the rotated dimensions, so the scores of a head with unrotated ones have
-    no common scale.
+    YaRN always needs `whole_heads`, because it scales the rotated dimensions: with unrotated dimensions in a head, its
+    scores would have no common scale.
     """
     rope = Rope.from_hf(config, head_dim)
     whole_heads = whole_heads or rope.attention_factor != 1
     if rope.dim == 0 or rope.dim % 2 or rope.dim > head_dim or (whole_heads and rope.dim != head_dim):
         expected = "whole heads of even size" if whole_heads else "an even number of dimensions"
         kind = f"RoPE {rope.rope_type!r} of {config.get('model_type')!r:.80}"
-        raise SllmError(f"{kind} turns {expected}; got {rope.dim} of {head_dim} dimensions of a head")
+        raise SllmError(f"{kind} rotates {expected}; got {rope.dim} of {head_dim} dimensions of a head")
+    check_frequencies(rope)
     return rope
 
 

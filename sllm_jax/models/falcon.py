@@ -12,11 +12,14 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import falcon_alibi
 from sllm_jax.models.config import ModelConfig, rotary
 from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
-from sllm_jax.models.options import grouped, option, size
+from sllm_jax.models.options import checked_kv_heads, option, size
 from sllm_jax.models.position import Rope
 
-_FIRST_NAMES = {  # name in the first configs: current name
-    **{"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},
+# Name in the first configs -> current name.
+_FIRST_NAMES = {
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_head_kv": "num_kv_heads",
     "n_embed": "hidden_size",
 }
 
@@ -47,11 +50,11 @@ class FalconConfig(ModelConfig):
     activation: str
     bias: bool
     parallel_attn: bool
-    norms: tuple[str, str]  # before attention and the feed-forward network
+    norms: tuple[str, str]  # names of the norms before attention and before the feed-forward network
 
     @classmethod
     def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
-        """RoPE, or ALiBi where the config says so."""
+        """RoPE, or ALiBi if the config says so."""
         if not config["alibi"]:
             return {"rope": rotary(config, head_dim), "alibi": None}
         context = size(config, "max_position_embeddings", 2048)
@@ -70,13 +73,15 @@ class FalconConfig(ModelConfig):
     def with_current_names(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """As `ModelConfig.with_current_names`, from the first configs of Falcon.
 
-        `RefinedWebModel` is Falcon 7B and RW, `RefinedWeb` Falcon 40B. The names of the code that came with those
-        checkpoints are left out.
+        `RefinedWebModel` is Falcon 7B and RW, `RefinedWeb` Falcon 40B. `auto_map`, which names the code that came with
+        those checkpoints, is removed.
         """
         renamed = {new: config[old] for old, new in _FIRST_NAMES.items() if config.get(old) is not None}
         kept = {name: value for name, value in config.items() if name not in _FIRST_NAMES}
         if config.get("model_type") == "falcon":
+            # As in transformers: `n_embed` wins over `hidden_size`; the other first names lose to the current ones.
             return {**renamed, **kept, "hidden_size": config.get("n_embed") or config.get("hidden_size")}
+        # In these configs the first names win.
         of_40b = config.get("model_type") == "RefinedWeb"
         return {
             **{name: value for name, value in kept.items() if name != "auto_map"},
@@ -90,9 +95,10 @@ class FalconConfig(ModelConfig):
 
 
 def _kv_heads(config: Mapping[str, Any]) -> int:
+    """The number of key/value heads."""
     heads = config["num_attention_heads"]
     if config["new_decoder_architecture"]:
-        return grouped(heads, option(config, "num_kv_heads", heads))
+        return checked_kv_heads(heads, option(config, "num_kv_heads", heads))
     return 1 if config["multi_query"] else heads
 
 
@@ -111,12 +117,12 @@ def _norms(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class FalconLayer(Layer):
-    """Attention and the feed-forward network, on one norm or two of the same input, or one after the other."""
+    """Attention and the feed-forward network: sequential, or parallel with one shared norm (7B) or two (40B)."""
 
     def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
-        """Layer norms, and linear layers that all have biases or none."""
+        """Layer norms. All linear layers have biases, or none has."""
         config, dtype = self.config, self.dtype
-        norms = {name: layer_norm(config.layer_norm_epsilon, dtype, name) for name in set(config.norms)}
+        norms = {name: layer_norm(config.layer_norm_epsilon, dtype, name) for name in dict.fromkeys(config.norms)}
         return (
             norms[config.norms[0]],
             Attention(config, dtype, config.bias, config.bias, name="self_attn"),
@@ -130,10 +136,10 @@ class FalconLayer(Layer):
 
 
 class Falcon(Decoder):
-    """Token ids to logits."""
+    """The Falcon language model."""
 
     layer = FalconLayer
 
     def norm(self) -> Norm:
-        """Layer norm."""
+        """The final norm, a layer norm."""
         return layer_norm(self.config.layer_norm_epsilon, self.dtype, "norm")

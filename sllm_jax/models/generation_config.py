@@ -41,7 +41,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
+def unsupported_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The unsupported keys that would change the text, with their values."""
     return {name: config[name] for name, neutral in _UNSUPPORTED.items() if config.get(name) not in neutral}
 

@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from sllm_jax.models.config import ModelConfig, rotary
 from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
-from sllm_jax.models.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +24,8 @@ class GPTNeoXConfig(ModelConfig):
             "hidden_act": "gelu",
             "attention_bias": True,
             "use_parallel_residual": True,
-            "rotary_pct": None,  # None: partial_rotary_factor
-            "partial_rotary_factor": 0.25,
-            "rotary_emb_base": None,  # None: rope_theta
-            "rope_theta": 10_000.0,
+            "rotary_pct": 0.25,
+            "rotary_emb_base": 10_000.0,
         }
     }
 
@@ -40,18 +37,21 @@ class GPTNeoXConfig(ModelConfig):
 
     @classmethod
     def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
-        """RoPE of a part of each head. The family's own names for share and base win, as in transformers."""
-        share = option(config, "rotary_pct", config["partial_rotary_factor"])
-        theta = option(config, "rotary_emb_base", config["rope_theta"])
-        config = {**config, "partial_rotary_factor": share, "rope_theta": theta}
+        """RoPE of a part of each head.
+
+        Fraction and base come from `rope_parameters`, or else from the family's own options. As in transformers,
+        `partial_rotary_factor` and `rope_theta` at the top level of the config are ignored.
+        """
+        own = {"partial_rotary_factor": config["rotary_pct"], "rope_theta": config["rotary_emb_base"]}
+        config = {**config, **own}
         return {"rope": rotary(config, head_dim, whole_heads=False)}
 
 
 class GPTNeoXLayer(Layer):
-    """Attention and the feed-forward network on two norms of the same input, or one after the other."""
+    """Attention and the feed-forward network: parallel, each with its own norm of the input, or sequential."""
 
     def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
-        """Layer norms, and biases in all linear layers, or in all but those of attention."""
+        """Layer norms. The feed-forward network has biases; attention has them if the config says so."""
         config, dtype = self.config, self.dtype
         return (
             layer_norm(config.layer_norm_eps, dtype, "input_layernorm"),
@@ -66,10 +66,10 @@ class GPTNeoXLayer(Layer):
 
 
 class GPTNeoX(Decoder):
-    """Token ids to logits."""
+    """The GPT-NeoX language model."""
 
     layer = GPTNeoXLayer
 
     def norm(self) -> Norm:
-        """Layer norm."""
+        """The final norm, a layer norm."""
         return layer_norm(self.config.layer_norm_eps, self.dtype, "norm")

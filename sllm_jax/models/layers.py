@@ -1,6 +1,9 @@
 """Building blocks of the families: norms, attention, feed-forward networks, and the decoder around them.
 
-Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimension, F feed-forward size, V vocabulary.
+Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimension, F feed-forward size, V vocabulary,
+*t selected tokens (no axis for an integer `rows`, one for a slice). Joined letters (HD) are a flattened axis.
+
+`config` is annotated as Any where subclasses read fields of their family's own config.
 """
 
 from __future__ import annotations
@@ -16,25 +19,25 @@ from jaxtyping import Array, Float, Int
 from sllm_jax.models.activations import ACTIVATIONS
 from sllm_jax.models.attend import Attend, LayerCache
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.linear import Linear, times
+from sllm_jax.models.linear import Linear, matmul_t
 
 Heads = tuple[Array, Array, Array]  # queries [T, H, D], keys and values [T, K, D]
 
 
 def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.RMSNorm:
-    """Root-mean-square norm over the last axis."""
+    """RMSNorm over the last axis."""
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, param_dtype=dtype, name=name)
 
 
 def layer_norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.LayerNorm:
-    """Layer norm over the last axis, with the two-pass variance."""
+    """LayerNorm over the last axis, with the two-pass variance."""
     return nn.LayerNorm(
         epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name
     )
 
 
 class Attention(nn.Module):
-    """Grouped-query attention between its four linear layers."""
+    """Grouped-query attention with q, k, v and output projections. The attention itself is the caller's `attend`."""
 
     config: Any
     dtype: Any
@@ -52,18 +55,16 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "T E"], LayerCache]:
         """The attention output of each token, and the layer's new cache."""
         config, dtype = self.config, self.dtype
-        sizes = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        sizes["v_proj"] = config.num_key_value_heads
+        q_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         with jax.named_scope("qkv"):
-            projected = [
-                Linear(count * config.head_dim, self.qkv_bias, dtype, name=name)(hidden)
-                for name, count in sizes.items()
-            ]
-            heads = self.prepare(*projected)
+            q = Linear(q_size, self.qkv_bias, dtype, name="q_proj")(hidden)  # [T, HD]
+            k = Linear(kv_size, self.qkv_bias, dtype, name="k_proj")(hidden)  # [T, KD]
+            v = Linear(kv_size, self.qkv_bias, dtype, name="v_proj")(hidden)  # [T, KD]
+            heads = self.prepare(q, k, v)
         with jax.named_scope("attention"):
-            cache, mixed = attend(cache, *heads)  # [T, H, D]
-        output = Linear(config.hidden_size, self.output_bias, dtype, name="o_proj")
-        return output(mixed.reshape(len(hidden), -1)), cache
+            cache, output = attend(cache, *heads)  # [T, H, D]
+        output_projection = Linear(config.hidden_size, self.output_bias, dtype, name="o_proj")
+        return output_projection(output.reshape(len(hidden), -1)), cache
 
 
 class MLP(nn.Module):
@@ -77,7 +78,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        """Position-wise."""
+        """Applies the network to each token."""
         up = Linear(self.intermediate_size, self.use_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
         down = Linear(self.config.hidden_size, self.use_bias, self.dtype, name="down_proj")
         return down(ACTIVATIONS[self.act](up))
@@ -97,7 +98,10 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def is_parallel(self) -> bool:
-        """Whether the feed-forward network reads the layer's input instead of attention's residual output."""
+        """Whether the feed-forward network reads the layer's input (parallel residual, as in GPT-J).
+
+        Otherwise it reads the output of the attention residual.
+        """
         return False
 
     @nn.compact
@@ -106,13 +110,13 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "T E"], LayerCache]:
         """The layer's output, and its new cache."""
         attention_norm, attention, mlp_norm, mlp = self.parts()
-        mixed, cache = attention(attention_norm(hidden), cache, attend)
-        after = hidden + mixed
-        return after + mlp(mlp_norm(hidden if self.is_parallel() else after)), cache
+        output, cache = attention(attention_norm(hidden), cache, attend)
+        residual = hidden + output
+        return residual + mlp(mlp_norm(hidden if self.is_parallel() else residual)), cache
 
 
 class Decoder(nn.Module):
-    """Token ids to logits. Attention and its caches come from the caller; a family gives the layers."""
+    """A decoder-only language model. Attention and its caches come from the caller; a family gives the layers."""
 
     layer: ClassVar[type[Layer]]
 
@@ -132,18 +136,23 @@ class Decoder(nn.Module):
         attends: Sequence[Attend],
         rows: Any = slice(None),
     ) -> tuple[Float[Array, "*t V"], tuple[LayerCache, ...]]:
-        """Logits (float32) of the tokens that `rows` selects of the T, and the new caches. One of each per layer."""
+        """Logits in float32, and the new caches. `caches` and `attends` have one entry per layer.
+
+        `rows` is an index or a slice over the T tokens, to compute the projection to the vocabulary for these only.
+        """
         config, dtype = self.config, self.dtype
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, name="embed_tokens")
+        # Argument 3 of a layer, counting self, is `attend`.
         layer: Any = nn.remat(self.layer, static_argnums=(3,)) if self.remat else self.layer
         with jax.named_scope("embedding"):
-            hidden, kept = embed(token_ids), []  # hidden [T, E]
+            hidden = embed(token_ids)  # [T, E]
+        new_caches = []
         layers = range(config.num_hidden_layers)
         for i, cache, attend in zip(layers, caches, attends, strict=True):
             hidden, cache = layer(config, dtype, name=f"layers_{i}")(hidden, cache, attend)  # [T, E]
-            kept.append(cache)
+            new_caches.append(cache)
         hidden = self.norm()(hidden[rows])
         with jax.named_scope("head"):
             if config.tie_word_embeddings:
-                return times(hidden, embed.embedding, jnp.float32), tuple(kept)
-            return Linear(config.vocab_size, False, dtype, jnp.float32, name="lm_head")(hidden), tuple(kept)
+                return matmul_t(hidden, embed.embedding, jnp.float32), tuple(new_caches)
+            return Linear(config.vocab_size, False, dtype, jnp.float32, name="lm_head")(hidden), tuple(new_caches)

@@ -3,7 +3,9 @@
 At batch 1 the time of a product is the time to read its weight. A CPU reads [out, in], whose rows each give one output,
 faster than [in, out].
 
-A layer with a `scale` has an int8 weight: symmetric, one scale for each output channel. See `sllm_jax.core.int8`.
+A layer with a `scale` has an int8 weight: symmetric, one scale for each output channel.
+
+Axes: *t any number of leading axes (usually the tokens), `in` and `out` features.
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ def precision_of(dtype: Any) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def times(x: Float[Array, "*t in"], weight: Float[Array, "out in"], out_dtype: Any) -> Float[Array, "*t out"]:
-    """`x` times the transposed weight."""
+def matmul_t(x: Float[Array, "*t in"], weight: Float[Array, "out in"], out_dtype: Any) -> Float[Array, "*t out"]:
+    """Matrix product of `x` and the transposed weight."""
     precision = precision_of(weight.dtype)
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision, preferred_element_type=out_dtype)
 
 
-def times_int8(
+def matmul_t_int8(
     x: Float[Array, "*t in"], weight: Int8[Array, "out in"], scale: Float[Array, " out"], out_dtype: Any
 ) -> Float[Array, "*t out"]:
-    """`x` times the transposed int8 weight, scaled.
+    """Matrix product of `x` and the transposed int8 weight, times the scale of each output channel.
 
-    GPU and TPU compilers fuse the conversion into the product and read the weight as int8. A CPU's matrix product would
-    write the weight out in floats first, so there a single vector is multiplied and summed instead.
+    On GPU and TPU, XLA fuses the conversion into the product and reads the weight as int8. On a CPU, the matrix product
+    would first write a float copy of the weight, so there a single vector is multiplied and summed instead.
     """
 
     def product(x: Array, weight: Array) -> Array:
-        return times(x, weight.astype(x.dtype), jnp.float32)
+        return matmul_t(x, weight.astype(x.dtype), jnp.float32)
 
     def on_cpu(x: Array, weight: Array) -> Array:
-        # Without the barrier the conversion is hoisted out of the loop over steps, and floats are kept.
+        # Otherwise XLA hoists the conversion out of the decoding loop and keeps a float copy of the weights.
         x, weight = jax.lax.optimization_barrier((x, weight))
         if math.prod(x.shape[:-1]) > 1:
             return product(x, weight)
@@ -60,12 +62,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*t in"]) -> Float[Array, "*t out"]:
-        """Position-wise."""
+        """Applies the layer to the last axis."""
         x, out_dtype = x.astype(self.dtype), self.out_dtype or self.dtype
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         weight = self.param("weight", init, (self.features, x.shape[-1]), self.dtype)
         if self.has_variable("params", "scale"):
-            out = times_int8(x, weight, self.get_variable("params", "scale"), out_dtype)
+            out = matmul_t_int8(x, weight, self.get_variable("params", "scale"), out_dtype)
         else:
-            out = times(x, weight, out_dtype)
+            out = matmul_t(x, weight, out_dtype)
         return out + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype) if self.use_bias else out

@@ -55,11 +55,11 @@ class LlamaConfig(ModelConfig):
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool = False
-    qk_norm: bool = False  # RMS norm of each query and key head
+    qk_norm: bool = False  # RMSNorm of each query and key head
 
     @classmethod
     def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The biases, and what one `model_type` has that the others do not."""
+        """The biases, and the options that only one `model_type` has."""
         bias = config.get("attention_bias", False)
         biases = {"qkv_bias": bias, "output_bias": bias}
         match config["model_type"]:
@@ -73,10 +73,10 @@ class LlamaConfig(ModelConfig):
 
 
 class LlamaAttention(Attention):
-    """Grouped-query attention; in Qwen3 with RMS norm of queries and keys."""
+    """Grouped-query attention; in Qwen3 with RMSNorm of queries and keys."""
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Split into heads, and norm each head of queries and keys."""
+        """Split into heads, and apply RMSNorm to each head of queries and keys."""
         q, k, v = super().prepare(q, k, v)
         if self.config.qk_norm:
             epsilon, dtype = self.config.rms_norm_eps, self.dtype
@@ -92,7 +92,7 @@ class LlamaMLP(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        """Position-wise."""
+        """Applies the network to each token."""
         config, size = self.config, self.config.intermediate_size
         gate = Linear(size, config.mlp_bias, self.dtype, name="gate_proj")(hidden)  # [T, F]
         up = Linear(size, config.mlp_bias, self.dtype, name="up_proj")(hidden)  # [T, F]
@@ -104,7 +104,7 @@ class LlamaLayer(Layer):
     """Attention, then the feed-forward network."""
 
     def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
-        """Root-mean-square norms, and a gated feed-forward network."""
+        """RMSNorm before attention and before a gated feed-forward network."""
         config, dtype = self.config, self.dtype
         return (
             rms_norm(config.rms_norm_eps, dtype, "input_layernorm"),
@@ -115,10 +115,10 @@ class LlamaLayer(Layer):
 
 
 class Llama(Decoder):
-    """Token ids to logits."""
+    """The Llama language model."""
 
     layer = LlamaLayer
 
     def norm(self) -> Norm:
-        """Root-mean-square norm."""
+        """The final norm, an RMSNorm."""
         return rms_norm(self.config.rms_norm_eps, self.dtype, "norm")

@@ -21,21 +21,25 @@ from sllm_jax.models.options import options, size
 from sllm_jax.models.position import Rope
 from sllm_jax.models.unsupported import refuse_unknown
 
-_ATTENTION = {"clip_qkv": 0.0, "qk_ln": False, "softmax_scale": 0.0, "alibi_bias_max": 8.0}  # of attn_config; 0: none
-_FIXED: dict[str, tuple[Any, ...]] = {  # options that have one value in all published models, or equivalent ones
+# Options of attn_config with their defaults; 0 means no clipping and the ordinary scale.
+_ATTENTION = {"clip_qkv": 0.0, "qk_ln": False, "softmax_scale": 0.0, "alibi_bias_max": 8.0}
+# Options of which only these values are supported: the published models have no others.
+_FIXED: dict[str, tuple[Any, ...]] = {
     "no_bias": (True,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
     "attn_config.alibi": (True,),
     "attn_config.attn_type": ("multihead_attention",),
     "attn_config.sliding_window_size": (-1,),
     "attn_config.fused_qkv": (True,),
-    **dict.fromkeys(
-        [f"attn_config.{name}" for name in ("rope", "qk_gn", "prefix_lm", "attn_uses_sequence_id")], (False,)
-    ),
+    "attn_config.rope": (False,),
+    "attn_config.qk_gn": (False,),
+    "attn_config.prefix_lm": (False,),
+    "attn_config.attn_uses_sequence_id": (False,),
     "ffn_config.ffn_type": ("mptmlp",),
     "ffn_config.ffn_act_fn": ({"name": "gelu", "approximate": "none"}, {"name": "gelu"}),
 }
-_PARTS = {  # the options of each part besides `_FIXED`; those of RoPE have no effect beside ALiBi
+# The other options of each part. Those of RoPE have no effect in a model with ALiBi.
+_PARTS = {
     "attn_config": (*_ATTENTION, "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"),
     "ffn_config": (),
 }
@@ -43,11 +47,13 @@ _PARTS = {  # the options of each part besides `_FIXED`; those of RoPE have no e
 
 @dataclass(frozen=True, kw_only=True)
 class MPTConfig(ModelConfig):
-    """Sizes and options of an MPT; those that other families have too, under their names there."""
+    """Sizes and options of an MPT. Those that other families share have the shared names."""
 
     family: ClassVar[str] = "mpt"
     names: ClassVar[Mapping[str, str]] = {
-        **{"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
         "max_position_embeddings": "max_seq_len",
     }
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -60,7 +66,7 @@ class MPTConfig(ModelConfig):
             "ffn_config": None,
             "no_bias": None,
             "norm_type": None,
-            "learned_pos_emb": None,  # has no effect beside ALiBi
+            "learned_pos_emb": None,  # has no effect in a model with ALiBi
         }
     }
 
@@ -71,14 +77,14 @@ class MPTConfig(ModelConfig):
 
     @classmethod
     def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
-        """ALiBi."""
+        """ALiBi; no dimension is rotated."""
         bias_max = options(_part(config, "attn_config"), _ATTENTION)["alibi_bias_max"]
         rope = Rope(dim=0, max_position_embeddings=size(config, "max_seq_len", 2048))
         return {"rope": rope, "alibi": mpt_alibi(heads, bias_max)}
 
     @classmethod
     def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What `attn_config` says, and the width of the feed-forward network."""
+        """The options of `attn_config`, and the width of the feed-forward network."""
         _check_fixed(config)
         attention = options(_part(config, "attn_config"), _ATTENTION)
         return {
@@ -90,6 +96,7 @@ class MPTConfig(ModelConfig):
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object `name` of the config, or an empty one; raises `SllmError` for another value."""
     part = config.get(name) or {}
     if not isinstance(part, Mapping):
         raise SllmError(f"{name} in config.json must be an object; got {part!r:.80}")
@@ -97,7 +104,7 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _check_fixed(config: Mapping[str, Any]) -> None:
-    """Raises `SllmError` for a config that differs from `_FIXED`, or has more in a part than is known here."""
+    """Raises `SllmError` for values that are not in `_FIXED`, and for unknown options in a part of the config."""
     for path, allowed in _FIXED.items():
         part, _, name = path.rpartition(".")
         value = (_part(config, part) if part else config).get(name)
@@ -113,7 +120,7 @@ class MPTAttention(Attention):
     """Attention with optional clipping of queries, keys and values, and layer norm of queries and keys."""
 
     def prepare(self, q: Float[Array, "T HD"], k: Float[Array, "T KD"], v: Float[Array, "T KD"]) -> Heads:
-        """Clip, norm, then split into heads."""
+        """Clip, apply layer norms, then split into heads."""
         config, dtype = self.config, self.dtype
         if limit := config.clip_qkv:
             q, k, v = (jnp.clip(x, -limit, limit) for x in (q, k, v))
@@ -140,10 +147,10 @@ class MPTLayer(Layer):
 
 
 class MPT(Decoder):
-    """Token ids to logits."""
+    """The MPT language model."""
 
     layer = MPTLayer
 
     def norm(self) -> Norm:
-        """Layer norm without a bias."""
+        """The final norm, a layer norm without a bias."""
         return layer_norm(self.config.layer_norm_epsilon, self.dtype, "norm", use_bias=False)

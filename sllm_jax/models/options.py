@@ -10,8 +10,8 @@ from sllm_jax.models.activations import check_activation
 from sllm_jax.models.bounds import check_largest
 from sllm_jax.models.position import is_number
 
-_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window")  # null is a value of its own, not the default
-_EXPECTED = {bool: "true or false", int: "an integer of 0 or more", float: "a number of 0 or more"}
+_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window")  # null in the config means None, not the default
+_EXPECTED = {bool: "true or false", int: "a non-negative integer", float: "a non-negative number"}
 
 
 def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -24,14 +24,20 @@ def required_sizes(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
-    """One option, or its default where the config has none or null. Raises `SllmError` for a value of another type.
+    """One option, or its default if the config has none or null. Raises `SllmError` for a value of another type.
 
-    The default gives the type: a bool, an int or float of 0 or more, or a str, the name of an activation. An option
-    whose default is None is returned unchecked.
+    The default gives the type:
+
+        bool          true or false
+        int, float    a non-negative integer or number
+        str           the name of an activation
+        None          any value, unchecked
     """
     value, kind = config.get(name), type(default)
-    if value is None or default is None:
-        return default if value is None else value
+    if value is None:
+        return default
+    if default is None:
+        return value
     if kind is str:
         return check_activation(name, value)
     is_of_kind = is_number(value) if kind is float else type(value) is kind
@@ -41,7 +47,7 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The `option` of each name in `defaults`; None for one of `_NULLABLE` that is null in the config."""
+    """The `option` of each name in `defaults`; but None for those of `_NULLABLE` that are null in the config."""
     nulls = {name for name in _NULLABLE if name in config and config[name] is None}
     return {name: None if name in nulls else option(config, name, default) for name, default in defaults.items()}
 
@@ -52,7 +58,7 @@ def size(config: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def optional_size(config: Mapping[str, Any], name: str) -> int | None:
-    """A positive integer; None where the config has none, null or 0."""
+    """A positive integer, or None if the config has none, null or 0."""
     return option(config, name, 0) or None
 
 
@@ -63,8 +69,8 @@ def head_size(hidden_size: int, heads: int) -> int:
     return hidden_size // heads
 
 
-def grouped(heads: int, kv_heads: int) -> int:
-    """`kv_heads`; raises `SllmError` unless each key/value head serves the same number of query heads."""
+def checked_kv_heads(heads: int, kv_heads: int) -> int:
+    """`kv_heads` itself; raises `SllmError` unless each key/value head serves the same number of query heads."""
     if kv_heads == 0 or heads % kv_heads:
         raise SllmError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     return kv_heads

@@ -1,6 +1,8 @@
 """Rotary position embeddings (RoPE): the frequencies of each kind, and the rotation of queries and keys.
 
-Keys are rotated once, by positions that the caller bounds, so all angles are bounded; `core/attention.py` chooses them.
+Positions come from the caller and are bounded.
+
+Axis letters: T tokens, D head dimension, half = dim / 2 rotated pairs of dimensions.
 """
 
 from __future__ import annotations
@@ -29,13 +31,20 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 _OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
-_OF_ALL = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
-OPTIONS = (  # of a Hugging Face config, that `Rope` reads
-    *("max_position_embeddings", "max_sequence_length", "original_max_position_embeddings"),
-    *("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"),
+# Keys of rope_scaling or rope_parameters that every RoPE type may have.
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
+# The options of a Hugging Face config that `Rope` reads.
+OPTIONS = (
+    "max_position_embeddings",
+    "max_sequence_length",
+    "original_max_position_embeddings",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "partial_rotary_factor",
 )
 _TOO_LARGE = 1e30
-_STRIDE = 256  # positions are split into a multiple of this and a rest
+_STRIDE = 256  # positions are split into a multiple of this and a remainder
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,24 @@ class Rope:
             raise SllmError(f"RoPE type {kind!r:.80} is not supported; supported are {', '.join(ROPE_KINDS)}")
         own = _own_options(kind, options)
         context = _context(config, kind)
-        name = "original_max_position_embeddings"  # at the top level, as in Phi, it overrides the option
-        original = _positive(config, name) or _positive(options, name) or context
-        share = "partial_rotary_factor"
-        dim = int(head_dim * (_positive(options, share) or _positive(config, share) or 1))
+        # Values in the options override those at the top level of the config, except for the original context, which
+        # some models (Phi) have at the top level.
+        original = (
+            _positive(config, "original_max_position_embeddings")
+            or _positive(options, "original_max_position_embeddings")
+            or context
+        )
+        fraction = _positive(options, "partial_rotary_factor") or _positive(config, "partial_rotary_factor") or 1
+        theta = _positive(options, "rope_theta") or _positive(config, "rope_theta") or 10_000.0
+        dim = int(head_dim * fraction)
         if kind == "yarn":
-            own = _complete_yarn(own, context / original)
+            own = _complete_yarn(own, default_factor=context / original)
         if kind == "dynamic" and dim <= 2:
             raise SllmError(f"RoPE type 'dynamic' needs more than 2 rotated dimensions; got {dim}")
         return cls(
             dim=dim,
             max_position_embeddings=context,
-            rope_theta=_positive(options, "rope_theta") or _positive(config, "rope_theta") or 10_000.0,
+            rope_theta=theta,
             rope_type=kind,
             original_max_position_embeddings=original,
             **own,
@@ -94,6 +109,7 @@ class Rope:
         `length`: the number of positions in use. Only dynamic NTK depends on it, and only beyond the trained context.
         """
         theta = self.rope_theta
+        # Dynamic NTK (arXiv 2309.00071, section 3.3), with the formula of transformers: theta grows with the length.
         if self.rope_type == "dynamic":
             stretch = self.factor * max(length, self.max_position_embeddings) / self.max_position_embeddings
             theta *= (stretch - (self.factor - 1)) ** (self.dim / (self.dim - 2))
@@ -102,9 +118,9 @@ class Rope:
             case "linear":
                 return plain / self.factor
             case "llama3":
-                return plain * _llama3_share(self, plain)
+                return plain * _llama3_factor(self, plain)
             case "yarn":
-                kept = _yarn_share_kept(self)
+                kept = _yarn_fraction_kept(self)
                 return plain * kept + plain / self.factor * (1 - kept)
         return plain
 
@@ -116,6 +132,19 @@ def _rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
             f"rope_scaling must be one object with a rope_type, the same for all layers; got {options!r:.80}"
         )
     return {name: value for name, value in options.items() if value is not None}
+
+
+def check_frequencies(rope: Rope) -> None:
+    """Raises `SllmError` unless all frequencies can be computed, and angles are finite."""
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            is_finite = bool((rope.frequencies(rope.max_position_embeddings) < _TOO_LARGE).all())
+    except (ArithmeticError, ValueError):  # overflow, division by zero, log of 0
+        is_finite = False
+    if not is_finite:
+        names = ["rope_theta", *_REQUIRED[rope.rope_type], *_OPTIONAL.get(rope.rope_type, ())]
+        options = ", ".join(f"{name} {getattr(rope, name)!r}" for name in names if hasattr(rope, name))
+        raise SllmError(f"RoPE type {rope.rope_type!r} in config.json has no finite frequencies with {options}")
 
 
 def is_number(value: Any) -> bool:
@@ -138,15 +167,19 @@ def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise SllmError(
             f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options!r:.200}"
         )
-    unknown = [name for name in options if name not in (*own, *_OF_ALL)]
+    unknown = [name for name in options if name not in (*own, *_COMMON)]
     if unknown and kind != "default":  # some configs keep the options of a scaling that is off
         raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {', '.join(own)}")
     chosen = {name: options[name] for name in own if name in options}
     for name, value in chosen.items():
         is_bool = name == "truncate"
         if isinstance(value, bool) != is_bool or (not is_bool and (not is_number(value) or value < 0)):
-            expected = "true or false" if is_bool else "a number of 0 or more"
+            expected = "true or false" if is_bool else "a non-negative number"
             raise SllmError(f"{name} of RoPE type {kind!r:.80} must be {expected}; got {value!r:.80}")
+    if kind == "llama3" and (low := chosen["low_freq_factor"]) >= (high := chosen["high_freq_factor"]):
+        raise SllmError(
+            f"high_freq_factor of RoPE type 'llama3' must be greater than low_freq_factor; got {high} and {low}"
+        )
     return chosen
 
 
@@ -165,9 +198,9 @@ def _context(config: Mapping[str, Any], kind: str) -> int:
     return max(values.values(), default=2048)
 
 
-def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]:
-    """The fields of `Rope` for YaRN. The default factor is `stretch`, the ratio of the contexts."""
-    factor = options.get("factor") or stretch
+def _complete_yarn(options: Mapping[str, Any], default_factor: float) -> dict[str, Any]:
+    """The fields of `Rope` for YaRN. `default_factor` is the ratio of the trained context to the original one."""
+    factor = options.get("factor") or default_factor
     return {
         "factor": factor,
         "attention_factor": options.get("attention_factor") or _yarn_attention_factor(factor, options),
@@ -177,38 +210,42 @@ def _complete_yarn(options: Mapping[str, Any], stretch: float) -> dict[str, Any]
     }
 
 
-def _llama3_share(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
+def _llama3_factor(rope: Rope, frequencies: np.ndarray) -> np.ndarray:
     """Llama 3.1: high frequencies are kept, low ones are divided by `factor`, with a ramp in between."""
-    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # rotations within the original context
-    ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    rotations = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # within the original context
+    ramp = np.clip((rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
     return ramp + (1 - ramp) / rope.factor
 
 
-def _yarn_share_kept(rope: Rope) -> np.ndarray:
-    """YaRN (arXiv 2309.00071, section 3.2): the share of each frequency that is not interpolated."""
+def _yarn_fraction_kept(rope: Rope) -> np.ndarray:
+    """YaRN (arXiv 2309.00071, section 3.2): the fraction of each frequency that is not interpolated."""
 
-    def pair_that_turns(times: float) -> float:
-        circle = rope.original_max_position_embeddings / (times * 2 * math.pi)
-        return rope.dim * math.log(circle) / (2 * math.log(rope.rope_theta))
+    def pair_with(rotations: float) -> float:
+        """The index of the pair that rotates this often within the original context."""
+        positions_per_radian = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return rope.dim * math.log(positions_per_radian) / (2 * math.log(rope.rope_theta))
 
-    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    low, high = pair_with(rope.beta_fast), pair_with(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
-    return 1 - np.clip((np.arange(rope.dim // 2) - low) / (max(high - low, 0) or 0.001), 0, 1)
+    width = max(high - low, 0) or 0.001  # not 0, to avoid a division by it
+    return 1 - np.clip((np.arange(rope.dim // 2) - low) / width, 0, 1)
 
 
 def _yarn_attention_factor(factor: float, options: Mapping[str, Any]) -> float:
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(max(factor, 1)) + 1
+    """YaRN's factor of rotated queries and keys (section 3.4), with the scales of DeepSeek if the config has both."""
+
+    def scaled(mscale: float) -> float:
+        return 0.1 * mscale * math.log(max(factor, 1)) + 1
 
     if options.get("mscale") and options.get("mscale_all_dim"):
-        return magnitude(options["mscale"]) / magnitude(options["mscale_all_dim"])
-    return magnitude(1)
+        return scaled(options["mscale"]) / scaled(options["mscale_all_dim"])
+    return scaled(1)
 
 
 class Angles(NamedTuple):
-    """Cosine and sine of one angle for each of T positions and each rotated pair."""
+    """cos and sin [T, dim / 2] of the angle of each position and each rotated pair of dimensions."""
 
     cos: Float[Array, "T half"]
     sin: Float[Array, "T half"]
@@ -224,6 +261,9 @@ class AngleTable:
 
     Computed in float32, cos(position * frequency) is off by 6e-4 at position 4,096. Here a position is split into a
     multiple of 256 and a remainder, whose rotations are composed: the error is at most 2e-7 at every position.
+
+    The tables hold cos + i sin as complex numbers. On the device, cosines and sines are separate arrays, because not
+    every backend has complex numbers.
     """
 
     coarse: np.ndarray  # [limit / 256, half], complex64
@@ -231,21 +271,25 @@ class AngleTable:
 
     @classmethod
     def of(cls, rope: Rope, length: int, limit: int) -> AngleTable:
-        """`length`: as in `Rope.frequencies`; `limit`: the number of positions in the table."""
+        """`length`: the number of positions in use, as in `Rope.frequencies`; `limit`: the number in the table."""
         frequencies = rope.frequencies(length)
         starts = np.arange(0, limit + _STRIDE, _STRIDE)
-        return cls(_turn(starts, frequencies), _turn(np.arange(_STRIDE), frequencies))
+        return cls(_rotations(starts, frequencies), _rotations(np.arange(_STRIDE), frequencies))
 
     def __call__(self, position: Int[Array, " T"]) -> Angles:
         """Angles of `position` [T], each in 0 ... limit - 1."""
-        coarse, fine = (
-            Angles(jnp.asarray(table.real)[index], jnp.asarray(table.imag)[index])
-            for table, index in ((self.coarse, position // _STRIDE), (self.fine, position % _STRIDE))
-        )
+
+        def look_up(table: np.ndarray, index: Int[Array, " T"]) -> Angles:
+            return Angles(jnp.asarray(table.real)[index], jnp.asarray(table.imag)[index])
+
+        multiple, remainder = position // _STRIDE, position % _STRIDE
+        coarse, fine = look_up(self.coarse, multiple), look_up(self.fine, remainder)
+        # cos(a + b) and sin(a + b)
         return Angles(coarse.cos * fine.cos - coarse.sin * fine.sin, coarse.sin * fine.cos + coarse.cos * fine.sin)
 
 
-def _turn(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+def _rotations(position: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """cos + i sin of the angle of each position and frequency."""
     return np.exp(1j * np.outer(position, frequencies)).astype(np.complex64)
 
 
@@ -260,5 +304,5 @@ def rotate(x: Float[Array, "*heads T D"], angles: Angles) -> Float[Array, "*head
     with jax.named_scope("rope"):
         first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
         first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-        turned = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
-        return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
+        rotated = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
+        return jnp.concatenate([*(part.astype(x.dtype) for part in rotated), rest], axis=-1)

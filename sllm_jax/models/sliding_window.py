@@ -8,7 +8,7 @@ from typing import Any
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.options import option, optional_size
 
-_LAYER_TYPES = {"full_attention": False, "sliding_attention": True}  # whether such a layer has the window
+_LAYER_TYPES = {"full_attention": False, "sliding_attention": True}  # layer type -> whether it has the window
 
 
 def sliding_window(config: Mapping[str, Any], layers: int) -> int | None:
@@ -19,18 +19,19 @@ def sliding_window(config: Mapping[str, Any], layers: int) -> int | None:
     """
     window = optional_size(config, "sliding_window") if option(config, "use_sliding_window", True) else None
     first = option(config, "max_window_layers", 0)
-    slides = [window is not None and i >= first for i in range(layers)]
+    is_sliding = [window is not None and i >= first for i in range(layers)]
     if layer_types := config.get("layer_types"):
-        slides = _slides(layer_types, layers)
-    if len(set(slides)) > 1:
+        is_sliding = _checked_layer_types(layer_types, layers)
+    if len(set(is_sliding)) > 1:
         raise SllmError(
-            f"{sum(slides)} of {layers} layers have a sliding window (layer_types, max_window_layers); supported "
+            f"{sum(is_sliding)} of {layers} layers have a sliding window (layer_types, max_window_layers); supported "
             "are models in which all layers have it, or none"
         )
-    return window if slides[0] else None
+    return window if is_sliding[0] else None
 
 
-def _slides(layer_types: Any, layers: int) -> list[bool]:
+def _checked_layer_types(layer_types: Any, layers: int) -> list[bool]:
+    """For each layer, whether `layer_types` says that it has the window; raises `SllmError` for another value."""
     is_list = isinstance(layer_types, list) and len(layer_types) == layers
     if not is_list or any(not isinstance(kind, str) or kind not in _LAYER_TYPES for kind in layer_types):
         raise SllmError(

@@ -13,11 +13,10 @@ import numpy as np
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.version import __version__
-from sllm_jax.core.kv_state import check_memory
+from sllm_jax.core.kv_state import check_memory, check_sizes
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.perplexity import check_token_ids
 from sllm_jax.reproduce.arc import ArcQuestion
-from sllm_jax.streams.kv_cache import check_sizes
 from sllm_jax.streams.stream import fit_sizes
 from sllm_jax.text.long_text import encode_blocks, text_blocks
 from sllm_jax.text.tokenizer import encode

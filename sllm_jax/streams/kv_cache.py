@@ -8,17 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import supported
-from sllm_jax.core import kv_state
-from sllm_jax.core.kv_state import KVState, over_streams
+from sllm_jax.core import kv_state, repack
+from sllm_jax.core.kv_state import KVState, check_sizes, over_streams
 from sllm_jax.core.model import Model
 from sllm_jax.models.config import ModelConfig
-
-MAX_CACHE_SIZE = 2**30 - 2  # numbers in a state are int32 and stay below twice the number of slots
 
 
 def enable_streaming_llm(model: Model, start_size: int, recent_size: int) -> StartRecentKVCache:
@@ -84,18 +81,9 @@ class StartRecentKVCache:
         return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config.rope)
 
 
-def check_sizes(start_size: int, recent_size: int) -> None:
-    """Raises `SllmError` unless both sizes are integers of 0 or more and their sum is at most `MAX_CACHE_SIZE`."""
-    for name, size in (("start_size", start_size), ("recent_size", recent_size)):
-        if not isinstance(size, int | np.integer) or size < 0:
-            raise SllmError(f"{name} must be an integer of 0 or more; got {size!r}")
-    if start_size + recent_size > MAX_CACHE_SIZE:
-        raise SllmError(f"a cache holds {MAX_CACHE_SIZE} tokens at most; got {start_size} + {recent_size}")
-
-
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _first_and_last(state: KVState, start_size: int, recent_size: int, rope: Any) -> KVState:
-    return over_streams(lambda one: kv_state.first_and_last(one, start_size, recent_size, rope), state)(state)
+    return over_streams(lambda one: repack.first_and_last(one, start_size, recent_size, rope), state)(state)
 
 
 @jax.jit
@@ -105,4 +93,4 @@ def _evict_for_space(state: KVState, num_coming: Int[Array, ""]) -> KVState:
 
 @partial(jax.jit, static_argnums=3)
 def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Any) -> KVState:
-    return over_streams(lambda one: kv_state.evict_range(one, start, end, rope), state)(state)
+    return over_streams(lambda one: repack.evict_range(one, start, end, rope), state)(state)

@@ -16,11 +16,12 @@ from sllm_jax.common.progress import Progress, silent
 from sllm_jax.common.signals import deferred_signals
 from sllm_jax.core import decode
 from sllm_jax.core.decode import NO_TOKEN
+from sllm_jax.core.kv_state import check_sizes
 from sllm_jax.core.model import Model, check_finite
 from sllm_jax.core.sampling import Sampling, SamplingOptions, sampling_for
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.generation_config import stop_strings, unsupported
-from sllm_jax.streams.kv_cache import check_sizes, enable_streaming_llm
+from sllm_jax.models.generation_config import stop_strings, unsupported_keys
+from sllm_jax.streams.kv_cache import enable_streaming_llm
 from sllm_jax.text.chat import TurnEnd, render_turn, turn_end
 from sllm_jax.text.detokenize import Detokenizer, text_lengths
 from sllm_jax.text.stop_text import StopText
@@ -65,7 +66,7 @@ class Stream:
             raise SllmError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
         if steps < 1:
             raise SllmError(f"steps must be 1 or more; got {steps}")
-        if ignored := unsupported(model.generation_config):
+        if ignored := unsupported_keys(model.generation_config):
             named = ", ".join(f"{name}={value!r}"[:60] for name, value in ignored.items())
             warnings.warn(f"{named} in generation_config.json is not supported and is ignored", stacklevel=2)
         if mode == "dense":

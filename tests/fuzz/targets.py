@@ -46,13 +46,13 @@ def _read_generation_config(folder: Path) -> None:
     from sllm_jax.common.files import load_generation_config
     from sllm_jax.core.model import Model
     from sllm_jax.core.sampling import sampling_for
-    from sllm_jax.models.generation_config import stop_strings, unsupported
+    from sllm_jax.models.generation_config import stop_strings, unsupported_keys
     from sllm_jax.streams.stream import eos_ids
 
     config = load_generation_config(folder)
     sampling_for(config)
     stop_strings(config)
-    unsupported(config)
+    unsupported_keys(config)
     eos_ids(Model(None, None, {}, config), SimpleNamespace(eos_token_id=2))
 
 

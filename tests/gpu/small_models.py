@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sllm_jax import load
 from sllm_jax.benchmark.random_weights import random_model
 from sllm_jax.convert.families import module_for
-from sllm_jax.core.int8 import quantized
+from sllm_jax.core.int8 import quantize_model
 from sllm_jax.core.model import Model
 
 SIZES = {"vocab_size": 101, "hidden_size": 48, "max_position_embeddings": 64}
@@ -38,7 +38,7 @@ def small_model(name: str, precision: str, layers: int) -> Model:
         model = random_model(RANDOM[name] | {"num_hidden_layers": layers}, dtype)
     else:
         model, _ = load(name, dtype)
-    return quantized(model) if precision == "int8" else model
+    return quantize_model(model) if precision == "int8" else model
 
 
 def in_float32(model: Model) -> Model:
