@@ -68,7 +68,7 @@ def test_the_bundled_model_shows_that_it_needs_its_sink_and_its_trained_context(
 
 REFUSED = {
     "no sinks": (("--start-size", 0), "start_size must be 1 or more"),
-    "a negative window": (("--recent-size", -1), "recent_size must be an integer of 0 or more; got -1"),
+    "a negative window": (("--recent-size", -1), "recent_size must be a non-negative integer; got -1"),
     "no tokens": (("--max-tokens", 0), "max-tokens must be 1 or more; got 0"),
     "too many tokens": (("--max-tokens", 10**9), "give a smaller max-tokens"),
     "a negative pace": (("--pace", -1), "pace must be 0 (no limit) or more; got -1"),

@@ -139,8 +139,8 @@ def test_the_default_cache_is_soon_full(context, start, recent):
     ("options", "message"),
     [
         ({"start_size": 0}, "start_size must be 1 or more: without sinks, streaming is the same as the window"),
-        ({"start_size": -1}, "start_size must be an integer of 0 or more; got -1"),
-        ({"recent_size": -1}, "recent_size must be an integer of 0 or more; got -1"),
+        ({"start_size": -1}, "start_size must be a non-negative integer; got -1"),
+        ({"recent_size": -1}, "recent_size must be a non-negative integer; got -1"),
         ({"max_tokens": 0}, "max-tokens must be 1 or more; got 0"),
         ({"max_tokens": 10**9}, r"keeping \d+ tokens in two caches takes .* GiB of memory, .*; give a smaller max-t"),
         ({"seed": -1}, "seed must be from 0 to"),
