@@ -167,7 +167,7 @@ def _llama(about: _About) -> dict[str, Any]:
 
 
 def _gpt_neox(about: _About) -> dict[str, Any]:
-    head_dim = about.head_dim()
+    head_dim, rotary = about.head_dim(), about.rotary()
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -178,7 +178,8 @@ def _gpt_neox(about: _About) -> dict[str, Any]:
         "use_parallel_residual": bool(about.header.get("gptneox.use_parallel_residual", np.bool_, True)),
         "attention_bias": "blk.0.attn_qkv.bias" in about.tensors,
         "rotary_pct": _share(about.size("rope.dimension_count", head_dim), head_dim),
-        **about.rotary(),
+        "rotary_emb_base": rotary.pop("rope_theta"),
+        **rotary,
     }
 
 

@@ -162,7 +162,6 @@ def assert_dense_equal(ours, theirs):
     [
         ("gpt_neox", "theta, epsilon", {"rotary_pct": 0.25, "rotary_emb_base": 500}),
         ("gpt_neox", "half rotates, tied", {"rotary_pct": 0.5, "rotary_emb_base": 10000}),
-        ("gpt_neox", "half rotates, tied", {"partial_rotary_factor": 0.5}),
         (
             *("gpt_neox", "rope linear"),
             {"rope_scaling": {"type": "linear", "factor": 3.0}, "rotary_emb_base": 500, "rotary_pct": 0.25},

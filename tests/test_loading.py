@@ -128,7 +128,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_a_file_instead_of_a_folder(folder):
-    with pytest.raises(SllmError, match=r"model\.safetensors is a file; give the folder of the model$"):
+    with pytest.raises(SllmError, match=r"model\.safetensors is a file; give the folder of the model, or a GGUF file"):
         loading.load(folder / "model.safetensors")
 
 
