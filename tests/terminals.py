@@ -16,6 +16,8 @@ class Terminal:
         self.controller, end = pty.openpty()
         termios.tcsetwinsize(end, size)
         environment = os.environ | {"TERM": kind, "PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        for name in ("COLUMNS", "LINES"):  # of another terminal; pytest's parallel processes have them
+            environment.pop(name, None)
         command = [sys.executable, "-m", "sllm_jax", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
         os.close(end)
