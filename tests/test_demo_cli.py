@@ -165,7 +165,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 PLAIN = {
     "low": {"size": (10, 100)},
-    "narrow": {"size": (50, 30)},
     "tiny": {"size": (1, 1)},
     "dumb": {"kind": "dumb"},
 }
@@ -173,7 +172,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
 def test_where_no_columns_fit_the_texts_come_one_after_another(terminal, model, options):
-    screen = terminal(*demo(model, "--max-tokens", 40), **options)
+    screen = terminal(*demo(model, "--max-tokens", 60), **options)
     if "size" in options:
         screen.expect("the terminal is too small")
     screen.expect("== everything kept ==")

@@ -113,6 +113,7 @@ def test_there_and_back_is_exact(case, tmp_path):
     assert load_config(tmp_path / "back") == load_config(folder)
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)  # the other options have the same operations
 @pytest.mark.parametrize("platforms", [("tpu", "cuda")])
 def test_both_programs_lower_for_tpu_and_cuda_in_bfloat16(case, platforms):
     module = module_for(case[2].hf_config, jnp.bfloat16)

@@ -57,12 +57,12 @@ def test_everything_kept_is_dense_mode_up_to_the_trained_context(loaded, sampled
 
 def test_everything_kept_is_dense_attention_past_the_trained_context(loaded):
     """Greedily, the most probable token after all before it; ties within rounding aside."""
-    side = written(SideBySide(*loaded, PROMPT, 250, 3, 20), temperature=0.0)["dense"]
+    side = written(SideBySide(*loaded, PROMPT, 300, 3, 20), temperature=0.0)["dense"]
     before = ids_before(loaded, PROMPT)
     ids = np.array([*before, *side.ids])
     logits = np.asarray(dense_logits(loaded[0], jnp.asarray(ids[:-1])))[len(before) - 1 :]
     chosen = np.take_along_axis(logits, ids[len(before) :, None], 1)[:, 0]
-    assert len(chosen) == 250 > CONTEXT
+    assert len(chosen) == 300 > CONTEXT
     np.testing.assert_allclose(chosen, logits.max(1), atol=1e-4)
     assert side.stream.cache_in_use == len(ids) == side.stream.cache_size
 
