@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,14 @@ def read_headers(path: Path) -> list[Header]:
 
 def read_header(path: Path) -> Header:
     """The header of one file. Raises `SllmError` if it is damaged, or of another version."""
-    with foreign(str(check_file(path)), "fetch it again", "is truncated or not a GGUF file"):
-        data = np.memmap(path, np.uint8, "r")
-        return _Reader(path, data).header()
+    status = check_file(path).stat()
+    return _read_header(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=32)  # config, tokenizer and tensors of a model are read one after another, each from the headers
+def _read_header(path: Path, modified: int, size: int) -> Header:
+    with foreign(str(path), "fetch it again", "is truncated or not a GGUF file"):
+        return _Reader(path, np.memmap(path, np.uint8, "r")).header()
 
 
 class _Reader:
