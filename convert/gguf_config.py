@@ -11,24 +11,17 @@ import numpy as np
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.gguf_file import Header, read_headers
-from sllm_jax.convert.gguf_rope import rope_scaling
+from sllm_jax.convert.gguf_rope import FREQUENCIES, rope_scaling
 
 _INTEGER, _NUMBER = np.integer, (np.integer, np.floating)
 
-# Metadata of an architecture, without its name: those that are read, and those that change nothing here.
-_READ = frozenset(
-    {
-        *("block_count", "embedding_length", "feed_forward_length", "context_length", "attention.head_count"),
-        *("attention.head_count_kv", "attention.key_length", "attention.layer_norm_epsilon"),
-        *("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base"),
-        *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
-        *("rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
-        *("use_parallel_residual", "attention.clamp_kqv", "attention.max_alibi_bias", "tensor_data_layout"),
-    }
-)
-_HARMLESS = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.value_length", "expert_used_count"})
-_ONLY = {"expert_count": 0, "attention.causal": True, "tensor_data_layout": ("Meta AI original pth", "jploski")}
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # of general.sampling.
+# Metadata of an architecture, without its name, that change nothing here, and that must have one of these values.
+_HARMLESS = frozenset({"vocab_size", "rope.scaling.finetuned", "expert_used_count"})
+_ONLY = {"expert_count": (0,), "attention.causal": (True,), "tensor_data_layout": ("Meta AI original pth", "jploski")}
+# Of general.sampling.: those of Hugging Face, and those that change the text and have no counterpart there.
+_SAMPLING = {"temp": "temperature"} | {
+    name: name for name in ("top_k", "top_p", "min_p", "penalty_repeat", "xtc_probability", "mirostat")
+}
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml.: text, turn, message
 
 
@@ -49,9 +42,10 @@ def config(path: Path) -> dict[str, Any]:
     """
     headers = read_headers(path)
     about = _About(headers)
-    about.refuse_unknown()
+    found = _ARCHITECTURES[about.name](about)
+    about.refuse_unread()
     return {
-        **_ARCHITECTURES[about.name](about),
+        **found,
         "vocab_size": about.rows("token_embd.weight"),
         "tie_word_embeddings": "output.weight" not in about.tensors,
         "bos_token_id": _token(about.header, "bos_token_id"),
@@ -72,28 +66,33 @@ def generation_config(path: Path) -> dict[str, Any]:
 
 
 class _About:
-    """The metadata of one architecture, and the tensors of all files."""
+    """The metadata of one architecture, and the tensors of all files. Remembers which keys were read."""
 
     def __init__(self, headers: list[Header]) -> None:
         self.header, self.name = headers[0], architecture(headers[0])
         self.tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
+        self.read: set[str] = set()
 
-    def refuse_unknown(self) -> None:
-        """Raises `SllmError` for metadata that is not known to be read or harmless."""
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """The value of a key without the architecture's name, as `Header.get`."""
+        self.read.add(key)
+        return self.header.get(f"{self.name}.{key}", kind, default)
+
+    def refuse_unread(self) -> None:
+        """Raises `SllmError` for metadata that the architecture did not read, unless it is known to be harmless."""
         prefix = f"{self.name}."
         keys = [key.removeprefix(prefix) for key in self.header.metadata if key.startswith(prefix)]
-        if unknown := [key for key in keys if key not in _READ | _HARMLESS | _ONLY.keys()]:
+        if unknown := [key for key in keys if key not in self.read | _HARMLESS | _ONLY.keys()]:
             listed = ", ".join(f"{prefix}{key:.80}" for key in unknown[:10])
             raise SllmError(f"{self.header.path} has metadata that is not supported: {listed}")
-        for key, only in _ONLY.items():
+        for key, allowed in _ONLY.items():
             value = self.header.metadata.get(prefix + key)
-            allowed = only if isinstance(only, tuple) else (only,)
-            if value is not None and not any(type(value) is not list and value == one for one in allowed):
+            if value is not None and (isinstance(value, list | np.ndarray) or value not in allowed):
                 raise SllmError(f"{self.header.path}: {prefix}{key} {value!r:.80} is not supported")
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive integer; a list of them if all layers have the same. Raises `SllmError` if it is missing."""
-        value: Any = self.header.get(f"{self.name}.{key}", (_INTEGER, np.ndarray), default)
+        value: Any = self.get(key, (_INTEGER, np.ndarray), default)
         values = set(np.ravel(value).tolist()) if isinstance(value, np.ndarray | np.generic) else {value}
         if len(values) > 1:
             raise SllmError(f"{self.header.path}: {self.name}.{key} differs between layers, which is not supported")
@@ -104,7 +103,7 @@ class _About:
 
     def number(self, key: str, default: float | None = None) -> Any:
         """A finite number, or `default`."""
-        value = self.header.get(f"{self.name}.{key}", _NUMBER)
+        value = self.get(key, _NUMBER)
         if value is not None and not math.isfinite(value):
             raise SllmError(f"{self.header.path}: {self.name}.{key} must be finite; got {value!r:.80}")
         return default if value is None else _plain(value)
@@ -137,7 +136,8 @@ class _About:
 
     def rotary(self) -> dict[str, Any]:
         """The options of RoPE."""
-        scaling = rope_scaling(self.header, self.tensors, self.name, self.number)
+        kind = self.get("rope.scaling.type", str)
+        scaling = rope_scaling(self.header.path, self.tensors.get(FREQUENCIES), kind, self.number)
         return {"rope_theta": self.number("rope.freq_base", 10_000.0)} | ({"rope_scaling": scaling} if scaling else {})
 
 
@@ -175,7 +175,7 @@ def _gpt_neox(about: _About) -> dict[str, Any]:
         "intermediate_size": about.size("feed_forward_length"),
         "hidden_act": "gelu",
         "layer_norm_eps": about.number("attention.layer_norm_epsilon", 1e-5),
-        "use_parallel_residual": bool(about.header.get("gptneox.use_parallel_residual", np.bool_, True)),
+        "use_parallel_residual": bool(about.get("use_parallel_residual", np.bool_, True)),
         "attention_bias": "blk.0.attn_qkv.bias" in about.tensors,
         "rotary_pct": _share(about.size("rope.dimension_count", head_dim), head_dim),
         "rotary_emb_base": rotary.pop("rope_theta"),
@@ -184,7 +184,10 @@ def _gpt_neox(about: _About) -> dict[str, Any]:
 
 
 def _falcon(about: _About) -> dict[str, Any]:
-    if about.header.metadata.get("falcon.tensor_data_layout") != "jploski":
+    head_dim = about.head_dim()
+    if about.size("rope.dimension_count", head_dim) != head_dim:
+        raise SllmError(f"{about.header.path}: Falcon with RoPE of a part of each head is not supported")
+    if about.get("tensor_data_layout", str) != "jploski":
         raise SllmError(f"{about.header.path}: Falcon's tensor_data_layout must be 'jploski'; convert it again")
     kv_heads, two_norms = about.kv_heads(), "blk.0.attn_norm_2.weight" in about.tensors
     new = kv_heads > 1 or two_norms

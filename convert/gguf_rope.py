@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sllm_jax.common.errors import SllmError
-from sllm_jax.common.gguf_file import Entry, Header
+from sllm_jax.common.gguf_file import Entry
 from sllm_jax.convert.gguf_quants import dequantized
 
 FREQUENCIES = "rope_freqs.weight"  # float32 [head_dim / 2]: what each frequency is divided by
@@ -19,11 +20,17 @@ _TOLERANCE = 1e-5  # relative; the factors were computed in float32
 Number = Callable[..., Any]  # the number under a key without the architecture's name, or a default
 
 
-def rope_scaling(header: Header, tensors: Mapping[str, Entry], name: str, number: Number) -> dict[str, Any] | None:
-    """Hugging Face's `rope_scaling`, or None. Raises `SllmError` for what is not supported."""
-    if FREQUENCIES in tensors:
-        return _llama3(header, tensors[FREQUENCIES], number)
-    kind = header.get(f"{name}.rope.scaling.type", str, "linear" if number("rope.scale_linear", 1) != 1 else "none")
+def rope_scaling(path: Path, factors: Entry | None, kind: str | None, number: Number) -> dict[str, Any] | None:
+    """Hugging Face's `rope_scaling`, or None.
+
+    `factors` is the tensor `FREQUENCIES`, `kind` the metadata `rope.scaling.type`, where the file has them. Raises
+    `SllmError` for what is not supported.
+    """
+    if factors is not None and kind in (None, "none"):
+        return _llama3(path, factors, number)
+    kind = kind or ("linear" if number("rope.scale_linear", 1) != 1 else "none")
+    if factors is not None:
+        raise SllmError(f"{path}: {FREQUENCIES} beside rope.scaling.type {kind!r:.80} is not supported")
     factor = number("rope.scaling.factor", number("rope.scale_linear", 1.0))
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return None
@@ -31,7 +38,7 @@ def rope_scaling(header: Header, tensors: Mapping[str, Entry], name: str, number
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         return {"rope_type": "yarn", "factor": factor} | _yarn(factor, number)
-    raise SllmError(f"{header.path}: {name}.rope.scaling.type {kind!r:.80} is not supported; known: linear, yarn")
+    raise SllmError(f"{path}: rope.scaling.type {kind!r:.80} is not supported; known: linear, yarn")
 
 
 def _yarn(factor: float, number: Number) -> dict[str, Any]:
@@ -45,7 +52,7 @@ def _yarn(factor: float, number: Number) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _llama3(header: Header, entry: Entry, number: Number) -> dict[str, Any]:
+def _llama3(path: Path, entry: Entry, number: Number) -> dict[str, Any]:
     """The options of Llama 3.1 and 3.2 that give the factors in the file; raises `SllmError` if there are none."""
     factors = dequantized(entry).reshape(-1).astype(np.float64)
     theta, pairs = number("rope.freq_base", 10_000.0), len(factors)
@@ -55,7 +62,5 @@ def _llama3(header: Header, entry: Entry, number: Number) -> dict[str, Any]:
     ramp = np.clip((turns - 1) / (options["high_freq_factor"] - 1), 0, 1)
     expected = 1 / (ramp + (1 - ramp) / options["factor"])
     if not np.allclose(factors, expected, rtol=_TOLERANCE, atol=0):
-        raise SllmError(
-            f"{header.path}: the factors in {FREQUENCIES} are not those of Llama 3.1; this is not supported"
-        )
+        raise SllmError(f"{path}: the factors in {FREQUENCIES} are not those of Llama 3.1; this is not supported")
     return {"rope_type": "llama3", **options}

@@ -32,7 +32,7 @@ def tensors(path: Path, module: Any, table: Table) -> Iterator[Tensor]:
     arch = architecture(headers[0])
     rules = _rules(arch, module, table)
     for name, entry in ((name, entry) for header in headers for name, entry in header.tensors.items()):
-        if name == FREQUENCIES:
+        if name == FREQUENCIES and module.config.rope.dim:
             continue  # read with the config
         rule = rules.get(name)
         layout = _layout(arch, rule, module.config) if rule else None

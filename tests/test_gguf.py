@@ -21,6 +21,7 @@ from sllm_jax.common.gguf_file import read_header, read_headers
 from sllm_jax.convert import convert, read_config, to_huggingface
 from sllm_jax.convert.gguf_quants import dequantized, dtype_of
 from sllm_jax.core.model import dense_logits
+from sllm_jax.models.generation_config import unsupported_keys
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 101, 20), jnp.int32)
 # Options that GGUF files, or llama.cpp, do not have.
@@ -188,10 +189,15 @@ def test_metadata_becomes_the_config_of_hugging_face(llama):
         ({"llama.block_count": 10**6}, "promises 1000000 layers in 30 tensors"),
         ({"llama.residual_scale": 2.0}, "has metadata that is not supported: llama.residual_scale"),
         ({"llama.attention.sliding_window": 9}, "not supported: llama.attention.sliding_window"),
+        (
+            {"llama.attention.clamp_kqv": 8.0},
+            "not supported: llama.attention.clamp_kqv",
+        ),  # that of another architecture
+        ({"llama.use_parallel_residual": True}, "not supported: llama.use_parallel_residual"),
         ({"llama.expert_count": 8}, "llama.expert_count .*8.* is not supported"),
         ({"llama.attention.head_count_kv": [2, 3, 2]}, "llama.attention.head_count_kv differs between layers"),
         ({"llama.attention.value_length": 4}, "keys and values of different size"),
-        ({"llama.rope.scaling.type": "su"}, "llama.rope.scaling.type 'su' is not supported; known: linear, yarn"),
+        ({"llama.rope.scaling.type": "su"}, "rope.scaling.type 'su' is not supported; known: linear, yarn"),
         ({"llama.rope.freq_base": float("nan")}, "llama.rope.freq_base must be finite"),
         ({"general.architecture": "gemma3"}, "has the architecture 'gemma3'; supported in GGUF are llama, qwen2"),
         ({"general.architecture": None}, "has no architecture"),
@@ -222,10 +228,13 @@ def test_sampling_and_ends_come_from_the_metadata(tmp_path):
         "tokenizer.ggml.eot_token_id": 7,
         "general.sampling.temp": 0.6,
         "general.sampling.top_k": 20,
+        "general.sampling.penalty_repeat": 1.5,
     }
     file = gguf_files.write_model(tmp_path / "model.gguf", model, tokenizer=about)
     loaded = sllm_jax.load(file)[0]
-    assert loaded.generation_config == {"eos_token_id": [2, 7], "do_sample": True, "temperature": 0.6, "top_k": 20}
+    sampling = {"temperature": 0.6, "top_k": 20, "penalty_repeat": 1.5}
+    assert loaded.generation_config == {"eos_token_id": [2, 7], "do_sample": True} | sampling
+    assert unsupported_keys(loaded.generation_config) == {"penalty_repeat": 1.5}  # which is said
 
 
 # what else takes a file
@@ -288,6 +297,20 @@ def test_a_folder_with_one_file(tmp_path, llama):
     shutil.copy(llama, tmp_path / "folder" / "y.gguf")
     with pytest.raises(SllmError, match=r"has several GGUF files; give one of them: x.Q4_0.gguf, y.gguf"):
         sllm_jax.load(tmp_path / "folder")
+
+
+def test_a_file_without_the_suffix(tmp_path, llama):
+    """As Ollama stores them."""
+    blob = shutil.copy(llama, tmp_path / "sha256-0123")
+    assert_same(sllm_jax.load(blob)[0].params, sllm_jax.load(llama)[0].params)
+
+
+def test_factors_beside_another_scaling_are_refused(tmp_path):
+    model = checkpoints.llama(**LLAMAS["llama3"])
+    values = gguf_files.metadata(model.config) | {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+    file = gguf_files.write(tmp_path / "a.gguf", "llama", values, gguf_files.tensors_of(model))
+    with pytest.raises(SllmError, match=r"rope_freqs.weight beside rope.scaling.type 'linear' is not supported"):
+        sllm_jax.load(file)
 
 
 def test_safetensors_come_first(tmp_path, llama):

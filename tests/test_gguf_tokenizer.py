@@ -210,6 +210,8 @@ def test_a_file_without_a_tokenizer(tmp_path):
         ({"tokenizer.ggml.merges": ["a b c"]}, "expected merges of two tokens each"),
         ({"tokenizer.ggml.merges": ["no such"]}, "is not a tokenizer that can be read"),
         ({"tokenizer.ggml.token_type": [1, 1]}, "expected a text, a score and a type for each token; got"),
+        ({"tokenizer.ggml.token_type": None}, "texts, .* scores and 0 types"),
+        ({"tokenizer.ggml.model": "llama"}, "texts, 0 scores"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens must be of type list"),
         ({"tokenizer.ggml.bos_token_id": 10**6}, "bos_token_id 1000000 is outside the"),
         ({"tokenizer.ggml.bos_token_id": "one"}, "tokenizer.ggml.bos_token_id must be of type integer"),
@@ -218,8 +220,9 @@ def test_a_file_without_a_tokenizer(tmp_path):
 )
 def test_a_damaged_tokenizer_is_one_sentence(tmp_path, changes, message):
     metadata = of_tokenizer_json(DATA / "tiny-tokenizer-bytes" / "tokenizer.json", "gpt-2")
+    kept = {key: value for key, value in (metadata | changes).items() if value is not None}
     with pytest.raises(SllmError, match=message):
-        load_tokenizer(written(tmp_path, metadata | changes))
+        load_tokenizer(written(tmp_path, kept))
 
 
 def test_a_token_that_stands_twice_is_refused(tmp_path):

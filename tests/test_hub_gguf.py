@@ -30,7 +30,9 @@ def asked(downloaded, monkeypatch):
             (downloaded / file).touch()
         return str(downloaded)
 
-    monkeypatch.setattr(huggingface_hub, "model_info", listing(["README.md", "config.json", *QUANTIZED, "mmproj.gguf"]))
+    monkeypatch.setattr(
+        huggingface_hub, "model_info", listing(["README.md", "config.json", *QUANTIZED, "BF16/mmproj.gguf"])
+    )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return found
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.foreign import foreign
-from sllm_jax.common.inputs import check_file, is_file, is_folder
+from sllm_jax.common.inputs import check_file, is_file, is_folder, shown
 from sllm_jax.common.tensor import Shape
 
 SUFFIX = ".gguf"
@@ -66,8 +66,13 @@ class Header:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a file with the name of a GGUF file."""
-    return path.suffix.lower() == SUFFIX and is_file(path)
+    """Whether `path` is a file that is named as a GGUF file, or begins as one (Ollama's blobs)."""
+    if not is_file(path):
+        return False
+    if path.suffix.lower() == SUFFIX:
+        return True
+    with foreign(shown(path), "give a file"), path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def gguf_in(folder: Path) -> Path | None:
@@ -83,8 +88,9 @@ def gguf_in(folder: Path) -> Path | None:
 
 def models_among(names: Iterable[str]) -> list[str]:
     """The GGUF models among file names; one in several parts counts once, image encoders (mmproj) do not."""
-    found = (name for name in names if name.lower().endswith(SUFFIX) and not name.startswith(("mmproj", ".")))
-    return sorted(name for name in found if not (part := _PART.fullmatch(name)) or int(part[2]) == 1)
+    found = [name for name in names if name.lower().endswith(SUFFIX)]
+    models = [name for name in found if not name.rpartition("/")[2].startswith(("mmproj", "."))]
+    return sorted(name for name in models if not (part := _PART.fullmatch(name)) or int(part[2]) == 1)
 
 
 def part_names(name: str, count: int) -> list[str]:
@@ -130,7 +136,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self.size, self.at = path, len(data), 0
-        self.buffer = data[:_MAX_HEADER].tobytes()
+        self.buffer = memoryview(data)[:_MAX_HEADER]
 
     def header(self) -> Header:
         """The whole header."""
@@ -203,7 +209,7 @@ class _Reader:
         end = self.at + count
         if end > len(self.buffer):
             raise ValueError("it ends within its header" if end > self.size else "its header is too long")
-        taken, self.at = self.buffer[self.at : end], end
+        taken, self.at = bytes(self.buffer[self.at : end]), end
         return taken
 
     def _possible(self, count: int, smallest: int) -> int:

@@ -28,9 +28,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),
+    "mirostat": (None, 0),  # of a GGUF file, as `penalty_repeat` and `xtc_probability`
     "no_repeat_ngram_size": (None, 0),
     "num_beams": (None, 1),
     "penalty_alpha": (None, 0),
+    "penalty_repeat": (None, 1),
     "presence_penalty": (None, 0),
     "sequence_bias": (None, {}, []),
     "suppress_tokens": (None, []),
@@ -38,6 +40,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "top_h": (None,),
     "typical_p": (None, 1),
     "watermarking_config": (None,),
+    "xtc_probability": (None, 0),
 }
 
 

@@ -64,16 +64,16 @@ def write_tokenizer(file: Path, folder: Path) -> bool:
     header = read_headers(file)[0]
     if not has_tokenizer(header):
         return False
-    pieces = _pieces(header)
-    named = _named(header, pieces)
     kind = header.get(f"{_PREFIX}model", str)
+    if kind not in ("llama", "gpt2"):
+        raise SllmError(f"{file}: the tokenizer {kind!r:.80} is not supported; known are llama and gpt2; {_ANOTHER}")
+    pieces = _pieces(header, has_scores=kind == "llama")
+    named = _named(header, pieces)
     if kind == "llama":
         backend, adds_bos = build(_sentencepieces(header, pieces, named)), True
-    elif kind == "gpt2":
+    else:
         cut = _cut(header)
         backend, adds_bos = _byte_level(header, pieces, cut), cut.adds_bos
-    else:
-        raise SllmError(f"{file}: the tokenizer {kind!r:.80} is not supported; known are llama and gpt2; {_ANOTHER}")
     if header.get(f"{_PREFIX}add_bos_token", np.bool_, adds_bos) and "bos_token" in named:
         add_bos(backend, pieces[named["bos_token"]].text, named["bos_token"])
     backend.save(str(folder / "tokenizer.json"))
@@ -83,11 +83,15 @@ def write_tokenizer(file: Path, folder: Path) -> bool:
     return True
 
 
-def _pieces(header: Header) -> list[Piece]:
-    """The tokens by id; raises `SllmError` for lists of different length, and for tokens that stand twice."""
+def _pieces(header: Header, has_scores: bool) -> list[Piece]:
+    """The tokens by id; raises `SllmError` for lists of different length, and for tokens that stand twice.
+
+    A byte-level BPE has merges instead of scores, which are 0 then.
+    """
     texts = header.get(f"{_PREFIX}tokens", list)
-    scores = header.get(f"{_PREFIX}scores", np.ndarray, np.zeros(len(texts), np.float32))
-    kinds = header.get(f"{_PREFIX}token_type", np.ndarray, np.ones(len(texts), np.int32))
+    nothing = np.zeros(0)
+    scores = header.get(f"{_PREFIX}scores", np.ndarray, nothing) if has_scores else np.zeros(len(texts))
+    kinds = header.get(f"{_PREFIX}token_type", np.ndarray, nothing)
     if not len(texts) == len(scores) == len(kinds) or not all(isinstance(text, str) for text in texts):
         raise SllmError(
             f"{header.path}: expected a text, a score and a type for each token; got {len(texts)} texts, {len(scores)} "
