@@ -8,6 +8,27 @@ import sys
 import termios
 import time
 
+_CLOSED = """
+import os, pty, sys
+awaited, *arguments = sys.argv[1:]
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, [sys.executable, "-m", "sllm_jax", *arguments])
+heard = ""
+while awaited not in heard:
+    heard += os.read(terminal, 10_000).decode(errors="replace")
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def code_when_it_closes(awaited, *arguments):
+    """The exit code of a command on a terminal that closes once the command has shown a text."""
+    environment = os.environ | {"COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
+    command = [sys.executable, "-c", _CLOSED, awaited, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    return int(done.stdout)
+
 
 class Terminal:
     """A command on a pseudo-terminal of some rows and columns."""

@@ -1,7 +1,6 @@
 """`demo` as people see it: on terminals of all sizes, in a pipe, stopped in the middle."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import time
 
 import pytest
 from rich.console import Console
+from terminals import code_when_it_closes
 from test_cli import assert_refused
 
 from sllm_jax.cli.columns import BARS, LEAST_ROWS, Columns, Wrapped, beside, fits, least_height, sparkline
@@ -146,21 +146,7 @@ def test_a_signal_in_a_pipe_prints_what_was_written(model, number, code):
 
 
 def test_a_terminal_that_closes_ends_it(model):
-    program = """
-import os, pty, sys
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "sllm_jax", *sys.argv[1:]])
-heard = b""
-while b"12 tokens seen" not in heard:
-    heard += os.read(terminal, 10_000)
-os.close(terminal)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    command = [sys.executable, "-c", program, *map(str, demo(model, "--max-tokens", 50_000))]
-    environment = os.environ | {"COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
-    assert done.stdout == "129\n"
+    assert code_when_it_closes("12 tokens seen", *demo(model, "--max-tokens", 50_000)) == 129
 
 
 PLAIN = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_cpp import vocabulary_test
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.text.detokenize import Detokenizer, text_lengths
@@ -85,8 +86,7 @@ def test_an_emoji_that_begins_in_the_context_loses_nothing_behind_it():
 )
 def test_pieces_of_the_texts_of_llama_cpp(source, tests):
     tokenizer = load_tokenizer(SHARED / source)
-    file = SHARED / "token_tests" / f"{tests}.gguf.inp"
-    for text in file.read_bytes().decode().split("\n__ggml_vocab_test__\n"):
+    for text, _ in vocabulary_test(SHARED, tests):
         for start in (False, True):
             ids = encode(tokenizer, text, start=start)
             for group in (1, 3):

@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf_files
 import numpy as np
 import pytest
+from llama_cpp import vocabulary_test
 from transformers import AutoTokenizer
 
 from sllm_jax.common.errors import SllmError
@@ -82,12 +83,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type Swig:DeprecationWar
 def test_ids_equal_those_of_llama_cpp(tmp_path, source, pre, tests):
     metadata = of_tokenizer_json(SHARED / source, pre) if pre else of_sentencepiece(SHARED / source)
     tokenizer = load_tokenizer(written(tmp_path, metadata))
-    file = SHARED / "token_tests" / f"{tests}.gguf.inp"
-    texts = file.read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    expected = file.with_suffix(".out").read_text().split("\n")
-    assert len(texts) == len(expected) == 47
-    for text, ids in zip(texts, expected, strict=True):
-        assert encode(tokenizer, text, start=False).tolist() == [int(i) for i in ids.split()], repr(text)
+    for text, ids in vocabulary_test(SHARED, tests):
+        assert encode(tokenizer, text, start=False).tolist() == ids, repr(text)
 
 
 @pytest.mark.parametrize("kind", ["spm", "bytes"])

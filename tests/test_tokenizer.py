@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_cpp import vocabulary_test
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.text.tokenizer import decode_text, encode, load_tokenizer, start_ids
@@ -39,12 +40,8 @@ TEXTS = st.text(
 )
 def test_ids_equal_those_of_llama_cpp(source, tests):
     tokenizer = load_tokenizer(SHARED / source)
-    file = SHARED / "token_tests" / f"{tests}.gguf.inp"
-    texts = file.read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    expected = file.with_suffix(".out").read_text().split("\n")
-    assert len(texts) == len(expected) == 47
-    for text, ids in zip(texts, expected, strict=True):
-        assert encode(tokenizer, text, start=False).tolist() == [int(i) for i in ids.split()], repr(text)
+    for text, ids in vocabulary_test(SHARED, tests):
+        assert encode(tokenizer, text, start=False).tolist() == ids, repr(text)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/tokenizers")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.live import Live
-from typer import Argument, Option
+from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli.columns import Columns, about_measure, fits
@@ -56,13 +56,10 @@ class DemoCache(o.CacheSizes):
 
 @expand_groups
 def demo(
-    text: Annotated[
-        str | None,
-        Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
-    ] = None,
+    text: o.PromptArgument = None,
     *,
     source: DemoModel,
-    prompt: Annotated[str | None, Option("--prompt", "-p", help="Same as PROMPT.")] = None,
+    prompt: o.PromptOption = None,
     max_tokens: Annotated[int, Option(help="Number of new tokens of each text.")] = 2000,
     pace: Annotated[
         float, Option(help="Maximum number of tokens per second of each text on a terminal; 0: no limit.")

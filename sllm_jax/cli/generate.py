@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
 from sllm_jax.cli import options as o
 from sllm_jax.cli import stdin
@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 @expand_groups
 def generate(
-    text: Annotated[
-        str | None,
-        Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
-    ] = None,
+    text: o.PromptArgument = None,
     *,
     source: o.ModelGroup,
-    prompt: Annotated[str | None, Option("--prompt", "-p", help="Same as PROMPT.")] = None,
+    prompt: o.PromptOption = None,
     max_tokens: Annotated[
         int | None, Option(help="Maximum number of new tokens.", show_default="until the end of text or Ctrl-C")
     ] = None,

@@ -65,6 +65,11 @@ ControlTokens = Annotated[
     ),
 ]
 Json = Annotated[bool, Option("--json", help="Print only a JSON object on standard output.")]
+PromptArgument = Annotated[
+    str | None,
+    Argument(metavar="PROMPT", help='The text to continue; "-" reads standard input.', show_default=False),
+]
+PromptOption = Annotated[str | None, Option("--prompt", "-p", help="Same as PROMPT.")]
 Stop = Annotated[list[str] | None, Option(help="Stop where this text appears; repeatable.")]
 Source = Annotated[
     str,

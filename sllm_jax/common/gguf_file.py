@@ -136,7 +136,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self.size, self.at = path, len(data), 0
-        self.buffer = memoryview(data)[:_MAX_HEADER]
+        self.buffer = data[:_MAX_HEADER].data
 
     def header(self) -> Header:
         """The whole header."""
