@@ -11,7 +11,7 @@ from pathlib import Path
 from training import CONFIG, documents
 
 ROOT = Path(__file__).resolve().parents[1]
-HUB_NAME = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+HUB_NAMES = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -54,5 +54,7 @@ def prepare(folder: Path, model: Path) -> dict[str, str]:
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("test_*", "__pycache__", "tiny-*"))
     for config in (folder / "tests/data").glob("*.json"):
         config.write_text(small)
-    scripts = Path(sys.executable).parent
-    return os.environ | make_cache(folder, HUB_NAME, model) | {"PATH": f"{scripts}:{os.environ['PATH']}"}
+    scripts, cache = Path(sys.executable).parent, {}
+    for name in HUB_NAMES:
+        cache = make_cache(folder, name, model)
+    return os.environ | cache | {"PATH": f"{scripts}:{os.environ['PATH']}"}
