@@ -55,17 +55,6 @@ def few_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """Compile the programs of a file without most of XLA's optimizations, in half the time.
-
-    For files that compare many small models with a reference; the programs of the other files are optimized.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with checkpoints, golden answers and tokenizers that lies beside a developer's clone."""

@@ -27,8 +27,6 @@ from sllm_jax.core.sampling import sampling
 from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TOLERANCE = 1e-4  # of logits, float32 on both sides
 PLACES = 20  # of a padded chunk
 
@@ -53,17 +51,10 @@ def test_dense_logits_equal_those_of_transformers(case):
         expected = theirs(torch.tensor(tokens[None])).logits[0].numpy()
     assert expected.std() > 0.5
     np.testing.assert_allclose(dense_logits(ours, jnp.array(tokens)), expected, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)
-def test_a_cache_that_keeps_everything_is_dense(case):
-    *_, ours = case
-    tokens = tokens_of(50)
     dense = prefill(ours, init_carry(ours, 0, 49), tokens)
-    np.testing.assert_allclose(dense.logits, dense_logits(ours, jnp.array(tokens))[-1], atol=TOLERANCE)
+    np.testing.assert_allclose(dense.logits, expected[-1], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True, ids=" ".join)
 @pytest.mark.parametrize(
     ("sizes", "lengths"),
     [((3, 12), [20, 1, 7, 20, 13, 9]), ((3, 12), [1] * 45), ((0, 12), [3, 20, 2, 20, 5])],
@@ -84,24 +75,20 @@ def test_streaming_in_chunks_equals_the_list(case, sizes, lengths):
 
 def test_ragged_streams_read_and_write_as_the_lists_do(case):
     *_, ours = case
-    rounds = np.array([[20, 3, 0], [1, 1, 1], [13, 20, 1], [0, 20, 20], [5, 6, 7]], np.int32)
+    rounds = np.array([[20, 3, 0], [13, 20, 1], [0, 20, 20], [5, 6, 7]], np.int32)
     tokens = [tokens_of(total, seed) for seed, total in enumerate(rounds.sum(0))]
-    carry, done, read = init_carry(ours, 2, 9, streams=3), np.zeros(3, int), []
+    carry, done = init_carry(ours, 2, 9, streams=3), np.zeros(3, int)
     for lengths in rounds:
         chunk = np.full((3, PLACES), 7, np.int32)
         for row, length in enumerate(lengths):
             chunk[row, :length] = tokens[row][done[row] : done[row] + length]
         carry = extend(ours, carry, chunk, lengths)
         done += lengths
-        read.append((done.copy(), np.asarray(carry.logits)))
     no_eos = jnp.array([NO_TOKEN], jnp.int32)
     carry, written = decode(ours, carry, sampling(), no_eos, jnp.int32(14), 14)
     for row in range(3):
         text = np.concatenate([tokens[row], written[row]])
         expected = ListModel(ours, 2, 9).extend(text)
-        for ends, logits in read:
-            if ends[row]:
-                np.testing.assert_allclose(logits[row], expected[ends[row] - 1], atol=TOLERANCE)
         np.testing.assert_array_equal(written[row], expected[len(tokens[row]) - 1 : -1].argmax(-1))
         np.testing.assert_allclose(carry.logits[row], expected[-1], atol=TOLERANCE)
 

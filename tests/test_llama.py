@@ -18,8 +18,6 @@ from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.loading.pretrained import load
 from sllm_jax.text.tokenizer import encode
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TOLERANCE = 1e-4  # of logits, float32 on both sides
 
 BASE = {  # all sizes differ
