@@ -33,10 +33,16 @@ PLACES = 20  # of a padded chunk
 
 @pytest.fixture(scope="module", params=CASES, ids=" ".join)
 def case(request, tmp_path_factory):
-    """The random model, the folder it is saved in, and what is loaded from there."""
+    """The random model, the folder it is saved in, and what is loaded from there.
+
+    One option of each family runs as users run it; the others without most of XLA's optimizations, which take longer
+    to compile than the programs to run.
+    """
     theirs, folder = random_model(*request.param), tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder)
+    jax.config.update("jax_disable_most_optimizations", request.param not in ONE_OF_EACH)
     yield theirs, folder, load(folder, dtype="float32")[0]
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 
