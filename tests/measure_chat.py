@@ -50,7 +50,7 @@ def draw(figure, rows):
     """Time per token and cache in use, by turn."""
     top, bottom = figure.subplots(2, 1, sharex=True)
     turns = [row[0] for row in rows]
-    top.plot(turns, [row[4] for row in rows], color="#00487A")
+    top.plot(turns, [row[4] for row in rows], color="#00487A", marker=".")  # none where one block held the answer
     top.set(ylabel="ms per token", ylim=(0, 1.2 * np.nanmax([row[4] for row in rows])))
     bottom.plot(turns, [row[5] for row in rows], color="#E8743B", label="tokens seen")
     bottom.plot(turns, [row[6] for row in rows], color="#00487A", label="in the cache")

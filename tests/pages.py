@@ -42,7 +42,7 @@ def make_cache(folder: Path, name: str, model: Path) -> dict[str, str]:
 def prepare(folder: Path, model: Path) -> dict[str, str]:
     """Put small files into a folder under all the names that pages use; the environment for commands."""
     text = "\f".join(documents(6, 300))
-    for name in ("book.txt", "held_back.txt", "bleak_house.txt", "wiki.test.raw"):
+    for name in ("book.txt", "held_back.txt", "bleak_house.txt", "million.txt", "wiki.test.raw"):
         (folder / name).write_text(text)
     for name in ("train_novels_a.txt.xz", "train_novels_b.txt.xz"):
         (folder / name).write_bytes(lzma.compress(text.encode()))
@@ -50,7 +50,8 @@ def prepare(folder: Path, model: Path) -> dict[str, str]:
     (folder / "config.json").write_text(small)
     (folder / "docs/sinks").mkdir(parents=True)
     (folder / "docs/sinks/config.json").write_text(small)
-    (folder / "questions.jsonl").write_text('{"turns": ["Who is there?", "And now?"]}\n')
+    for name in ("questions.jsonl", "mt_bench_question.jsonl"):
+        (folder / name).write_text('{"question_id": 81, "turns": ["Who is there?", "And now?"]}\n')
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("test_*", "__pycache__", "tiny-*"))
     for config in (folder / "tests/data").glob("*.json"):
         config.write_text(small)

@@ -28,11 +28,12 @@ SHRUNK = {  # what would take long, or all of the machine's memory
     r"--rounds \d+": "--rounds 1",
     r"(llama-7b.json) --dtype bfloat16": r"\1 --rounds 1",
     r"--old \d+": "--old 1500",
-    r"--recent-size (2044|4092)": "--recent-size 28",
+    r"--recent-size (2044|4092)": "--recent-size 60",
     " --against hf": "",  # has a test of its own
     " --until-full": "",  # the same
     "reproduce all": "reproduce fig2",  # the same
     " --(questions|max-questions) [^ ]+": "",
+    r"SmolLM2-135M-Instruct\.Q4_1\.gguf": "bundled:llama",  # has tests of its own
 }
 RUN = [
     (page, command)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from test_cli import assert_refused
 
 from sllm_jax.benchmark import programs
@@ -118,11 +119,16 @@ def test_fig3_holds_the_nll_of_every_mode(loaded, tmp_path):
     ratio = math.exp(nll["streaming"][sampled].mean() - nll["recompute"][sampled].mean())
     of_modes, on_same, on_dense = ({row[0]: row[1:] for row in table.rows} for table in report.tables)
     assert on_same["streaming"][2] == pytest.approx(ratio, rel=1e-5)
-    assert on_same["recompute"][2] == on_same["recompute"][5] == 1
-    assert (on_same["window"][0], on_same["window"][3]) == (43, 24)
+    assert on_same["recompute"][2] == on_same["recompute"][6] == 1
+    assert on_same["recompute"][3] == on_same["recompute"][7] == ""
+    difference = nll["streaming"][sampled] - nll["recompute"][sampled]
+    interval = stats.norm.interval(0.95, difference.mean(), stats.sem(difference))
+    low, high = map(float, on_same["streaming"][3].split(" to "))
+    assert (low, high) == pytest.approx(np.exp(interval), rel=1e-3)
+    assert (on_same["window"][0], on_same["window"][4]) == (43, 24)
     assert on_dense["streaming"][0] == 150
     assert on_dense["streaming"][1] == pytest.approx(math.exp(nll["streaming"][:150].mean()), rel=1e-5)
-    assert on_dense["streaming"][4] == pytest.approx(math.exp(nll["streaming"][128:150].mean()), rel=1e-5)
+    assert on_dense["streaming"][5] == pytest.approx(math.exp(nll["streaming"][128:150].mean()), rel=1e-5)
     assert of_modes["streaming"][0] == 300
     assert of_modes["streaming"][1] == pytest.approx(math.exp(nll["streaming"].mean()), rel=1e-5)
     assert of_modes["streaming"][2] == pytest.approx(math.exp(nll["streaming"][128:].mean()), rel=1e-5)

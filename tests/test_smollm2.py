@@ -7,6 +7,7 @@ import fetch_smollm2
 import numpy as np
 import pytest
 import torch
+from reference import ListModel
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,6 +46,18 @@ def test_it_is_the_model_that_transformers_reads(ours, theirs):
         logits = theirs(torch.tensor(ids[None]).long()).logits[0]
     expected = -torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
     nll = np.concatenate(list(token_nll(model, ids, "dense")))
+    assert np.abs(nll - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_stream_past_its_cache_equals_the_list(ours):
+    """What `reproduce fig3` calls streaming is the paper's cache on this model too."""
+    model, tokenizer = ours
+    ids = encode(tokenizer, TEXT, start=True)
+    logits = ListModel(model, 4, 60).extend(ids[:-1]).astype(np.float64)
+    expected = np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(ids) - 1), ids[1:]]
+    nll = np.concatenate(list(token_nll(model, ids, "streaming", 4, 60)))
+    assert len(ids) > 150
     assert np.abs(nll - expected).max() < 1e-4
 
 

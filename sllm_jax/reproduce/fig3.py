@@ -107,15 +107,25 @@ def _same_tokens_table(nll: dict[str, np.ndarray], context: int, reference: str)
     for mode in (reference, "streaming", "window"):
         row: list[str | int | float | None] = [mode]
         for chosen in (sampled, past):
-            row += [int(chosen.sum()), found := perplexity_of(nll[mode][chosen]), _ratio(found, nll[reference][chosen])]
+            found = perplexity_of(nll[mode][chosen])
+            row += [int(chosen.sum()), found, *_ratio(nll[mode][chosen] - nll[reference][chosen])]
         rows.append(row)
-    columns = ("on the same tokens", "tokens", "perplexity", f"ratio to {reference}")
+    columns = ("on the same tokens", "tokens", "perplexity", f"ratio to {reference}", "95% interval of the ratio")
     return Table((*columns, *(f"{column}, past the trained context" for column in columns[1:])), rows)
 
 
-def _ratio(found: float | None, reference: np.ndarray) -> float | None:
-    expected = perplexity_of(reference)
-    return None if found is None or expected is None else found / expected
+def _ratio(difference: np.ndarray) -> tuple[float | None, str]:
+    """The ratio of two perplexities and its 95% interval, from the difference of the nll of each token.
+
+    The interval takes the tokens as independent, with a normal distribution of their mean.
+    """
+    if not len(difference):
+        return None, ""
+    mean = float(difference.mean())
+    if len(difference) < 2 or not difference.any():
+        return float(np.exp(mean)), ""
+    error = 1.96 * float(difference.std(ddof=1)) / np.sqrt(len(difference))
+    return float(np.exp(mean)), f"{np.exp(mean - error):#.4g} to {np.exp(mean + error):#.4g}"
 
 
 def _token_table(nll: dict[str, np.ndarray]) -> Table:
