@@ -40,8 +40,9 @@ def case(request, tmp_path_factory):
     """
     theirs, folder = random_model(*request.param), tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder)
+    ours, _ = load(folder, dtype="float32")
     jax.config.update("jax_disable_most_optimizations", request.param not in ONE_OF_EACH)
-    yield theirs, folder, load(folder, dtype="float32")[0]
+    yield theirs, folder, ours
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
