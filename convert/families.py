@@ -40,7 +40,7 @@ class Family:
 
 
 _LLAMA = "num_key_value_heads, head_dim, tie_word_embeddings, hidden_act, rope_scaling"
-_QWEN_WINDOW = "use_sliding_window (in all layers or none)"
+_QWEN_WINDOW = "use_sliding_window, max_window_layers, layer_types"
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -51,7 +51,7 @@ FAMILIES: dict[str, Family] = {
             "llama": Published(
                 "Llama 1, 2, 3, 3.1, 3.2, TinyLlama, Vicuna, Yi, SmolLM 1, 2", f"{_LLAMA}, attention_bias, mlp_bias"
             ),
-            "mistral": Published("Mistral 7B", f"{_LLAMA}, sliding_window"),
+            "mistral": Published("Mistral 7B", f"{_LLAMA}, sliding_window, layer_types"),
             "qwen2": Published("Qwen2, Qwen2.5", f"{_LLAMA}, {_QWEN_WINDOW}"),
             "qwen3": Published("Qwen3", f"{_LLAMA}, attention_bias, {_QWEN_WINDOW}"),
         },

@@ -106,23 +106,24 @@ ring_picture.rotations(state)
 # by its cache position, as the paper's code does at every step:
 
 # %%
-planned = plan(state, 1, jnp.int32(1))
-rotations, choice = query_rotations(state, planned)
+planned = plan(state.ring, 1, jnp.int32(1))
+rotations, choice = query_rotations(state.ring, planned)
 angles = kv_state.angle_table(model.config.rope, state.start_size, state.recent_size)
 query = jax.random.normal(jax.random.key(0), (1, model.config.head_dim))
 
-order = kv_state.cache_order(state)
+order = kv_state.cache_order(state.ring)
 keys = state.k[0][0].T[order]  # [9, D], layer 0, head 0, rotated by their slots
 ours = jnp.stack(
     [rotate(query, angles(rotations[choice[slot]][None]))[0] @ key for slot, key in zip(order, keys, strict=True)]
 )
 
-unrotated = kv_state.keys_and_values(state, jnp.arange(state.cache_size), model.config.rope)[0][0][0]  # [9, D]
-papers = rotate(unrotated, angles(jnp.arange(state.cache_size))) @ rotate(query, angles(planned.position))[0]
+positions = jnp.arange(state.ring.cache_size)
+unrotated, _ = kv_state.keys_and_values((state.k[0], state.v[0]), state.ring, positions, model.config.rope)  # [K, 9, D]
+papers = rotate(unrotated[0], angles(positions)) @ rotate(query, angles(planned.position))[0]
 
 Table(
     ("cache position", "slot", "score here", "score the paper's way"),
-    [(i, int(order[i]), float(ours[i]), float(papers[i])) for i in range(state.cache_size)],
+    [(i, int(order[i]), float(ours[i]), float(papers[i])) for i in range(state.ring.cache_size)],
 )
 
 # %%
@@ -172,7 +173,7 @@ carry = prefill(model, carry, long)
 before = extend_program._cache_size()
 carry = prefill(model, carry, np.tile(long, 67))
 compiled = extend_program._cache_size() - before
-print(f"{compiled} programs compiled, next_slot {carry.state.next_slot}, filled {carry.state.filled}")
+print(f"{compiled} programs compiled, next_slot {carry.state.ring.next_slot}, filled {carry.state.filled}")
 
 # %% [markdown]
 # Further reading: `sllm_jax/core/kv_state.py` (the state), `attention.py` (the plan of a chunk, one token and many),

@@ -52,7 +52,12 @@ FAMILIES = {
         Qwen2Config,
         Qwen2ForCausalLM,
         LLAMA_SIZES,
-        {"plain": {}, "tied, epsilon": {"tie_word_embeddings": True, "rms_norm_eps": 0.1}, "sliding window": SLIDING},
+        {
+            "plain": {},
+            "tied, epsilon": {"tie_word_embeddings": True, "rms_norm_eps": 0.1},
+            "sliding window": SLIDING,
+            "a window in one layer": SLIDING | {"max_window_layers": 1},
+        },
     ),
     "qwen3": Family(
         Qwen3Config,

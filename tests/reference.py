@@ -48,11 +48,15 @@ class ListCache:
         self.config, self.start_size, self.cache_size = config, start_size, start_size + recent_size
         self.k: list[np.ndarray] = []
         self.v: list[np.ndarray] = []
+        self.numbers: list[int] = []  # of the tokens, from the start of the stream
+        self.seen = 0
 
     def step(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """One token: q [H, D], k and v [K, D] -> [H, D]."""
         self.k.append(k)
         self.v.append(v)
+        self.numbers.append(self.seen)
+        self.seen += 1
         rope, position = self.config.rope, np.arange(len(self.k))
         length = max(self.cache_size + 1, rope.max_position_embeddings)
         keys = np.repeat(rotate_at(np.stack(self.k), position, rope, length), len(q) // len(k), axis=1)  # [n, H, D]
@@ -62,56 +66,98 @@ class ListCache:
         scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 * scale
         if self.config.alibi is not None:
             scores += alibi_bias(self.config.family, *q.shape, len(self.k))
-        if (window := self.config.sliding_window) is not None:
-            scores[:, self.start_size : max(self.start_size, len(self.k) - window)] = -np.inf
         if self.config.attention_sink == "zero":  # one more key, with score 0 and value 0
             scores = np.concatenate([scores, np.zeros((len(q), 1))], axis=1)
             values = np.concatenate([values, np.zeros_like(values[:1])])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        self.evict_for_space(0)
+        self.trim()
         return np.einsum("hn,nhd->hd", weights / weights.sum(-1, keepdims=True), values)
 
-    def evict_for_space(self, num_coming: int) -> None:
-        """The oldest tokens that are not sinks go until num_coming more fit, or only sinks are left."""
-        while len(self.k) + num_coming > self.cache_size and len(self.k) > self.start_size:
-            del self.k[self.start_size], self.v[self.start_size]
+    def trim(self) -> None:
+        """The oldest tokens that are not sinks go until the rest fits."""
+        while len(self.k) > self.cache_size:
+            self.drop(self.start_size)
 
-    def evict_range(self, start: int, end: int) -> None:
-        """As the original: [:start] + [end:]."""
-        del self.k[start:end], self.v[start:end]
+    def drop(self, i: int) -> None:
+        """The token at position i goes."""
+        del self.k[i], self.v[i], self.numbers[i]
+
+    def keep(self, numbers: set[int]) -> None:
+        """All but these tokens go."""
+        for i in reversed(range(len(self.numbers))):
+            if self.numbers[i] not in numbers:
+                self.drop(i)
+
+
+def list_cache(config: ModelConfig, start_size: int, recent_size: int) -> ListCache:
+    """The list of a layer with this config. With a sliding window, a token sees itself and the window - 1 before it."""
+    if config.sliding_window is None:
+        return ListCache(config, start_size, recent_size)
+    if config.sinks_in_windows:
+        return ListCache(config, start_size, min(recent_size, config.sliding_window - 1))
+    return ListCache(config, 0, min(start_size + recent_size, config.sliding_window - 1))
 
 
 class ListModel:
-    """A model with a `ListCache` a layer: logits token by token, the slow and obvious way."""
+    """A model with a `ListCache` a layer: logits token by token, the slow and obvious way.
+
+    `numbers` are the tokens of the stream. A layer that keeps fewer drops those that the stream drops; if it keeps no
+    sinks, then also what is older than the stream's window.
+    """
 
     def __init__(self, model, start_size: int, recent_size: int):
-        self.model = model
+        self.model, self.start_size, self.cache_size = model, start_size, start_size + recent_size
         layers = range(model.config.num_hidden_layers)
-        self.caches = [ListCache(model.config, start_size, recent_size) for _ in layers]
+        self.caches = [list_cache(model.config.at_layer(i), start_size, recent_size) for i in layers]
+        self.numbers: list[int] = []
+        self.seen = 0
 
     def extend(self, token_ids) -> np.ndarray:
         """Logits [T, V] of T single steps."""
-        steps = [_step(self.model, self.caches, int(token)) for token in token_ids]
-        return np.array(steps)
+        return np.array([self._step(int(token)) for token in token_ids])
 
     def evict_for_space(self, num_coming: int) -> None:
-        """Every layer alike."""
-        for cache in self.caches:
-            cache.evict_for_space(num_coming)
+        """The oldest tokens that are not sinks go until num_coming more fit, or only sinks are left."""
+        before = len(self.numbers)
+        while len(self.numbers) + num_coming > self.cache_size and len(self.numbers) > self.start_size:
+            del self.numbers[self.start_size]
+        if len(self.numbers) < before:
+            for cache in self.caches:
+                cache.keep(set(self.numbers[self.start_size - cache.start_size :]))
 
     def resize(self, start_size: int, recent_size: int) -> None:
         """The first and the last tokens, in a list of another size."""
-        for cache in self.caches:
-            cache.start_size, cache.cache_size = start_size, start_size + recent_size
-        self.evict_for_space(0)
+        old = self.caches
+        self.start_size, self.cache_size = start_size, start_size + recent_size
+        while len(self.numbers) > self.cache_size:
+            del self.numbers[self.start_size]
+        self.caches = [list_cache(one.config, start_size, recent_size) for one in old]
+        for cache, one in zip(self.caches, old, strict=True):
+            cache.k, cache.v, cache.numbers, cache.seen = one.k, one.v, one.numbers, one.seen
+            cache.trim()
 
     def evict_range(self, start: int, end: int) -> None:
-        """Every layer alike."""
+        """As the original: [:start] + [end:]."""
+        dropped, window = set(self.numbers[start:end]), set(self.numbers[self.start_size :])
+        is_full = len(self.numbers) == self.cache_size
+        del self.numbers[start:end]
         for cache in self.caches:
-            cache.evict_range(start, end)
+            older = set(cache.numbers) - window if is_full and cache.start_size < self.start_size else set()
+            cache.keep(set(cache.numbers) - dropped - older)
+
+    def has_lost_sinks(self) -> bool:
+        """Whether a layer with sinks lacks tokens that would become sinks if there were more of them."""
+        return any(cache.start_size and len(cache.numbers) < len(self.numbers) for cache in self.caches)
 
     def __len__(self) -> int:
-        return len(self.caches[0].k)
+        return len(self.numbers)
+
+    def _step(self, token: int) -> np.ndarray:
+        self.numbers.append(self.seen)
+        self.seen += 1
+        if len(self.numbers) > self.cache_size:
+            del self.numbers[self.start_size]
+        return _step(self.model, self.caches, token)
 
 
 def _step(model, caches: list[ListCache], token: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from sllm_jax.core.attention import plan
-from sllm_jax.core.kv_state import KVState, advance
+from sllm_jax.core.kv_state import KVState, Ring, advance
 from sllm_jax.models.alibi import falcon_alibi, mpt_alibi
 
 LENGTH = 5000
@@ -53,7 +53,7 @@ def test_mpts_is_exact_where_its_slopes_are():
 def state_after(read: int, start_size: int, recent_size: int) -> KVState:
     """The numbers of a state that has read tokens 0, 1, ..., one at a time."""
     empty = jnp.zeros(128, jnp.int32)
-    state = KVState((), (), empty, jnp.int32(0), jnp.int32(0), start_size, recent_size)
+    state = KVState((), (), empty, (Ring(jnp.int32(0), jnp.int32(0), start_size, recent_size),))
     for token in range(read):
         state = advance(state, jnp.array([token], jnp.int32), jnp.int32(1))
     return state
@@ -63,7 +63,7 @@ def state_after(read: int, start_size: int, recent_size: int) -> KVState:
 @given(st.integers(0, 4), st.integers(0, 9), st.integers(0, 60), st.integers(1, 12))
 def test_a_plan_knows_the_cache_position_of_every_key(start_size, recent_size, read, length):
     state = state_after(read, start_size, recent_size)
-    planned = plan(state, length, jnp.int32(length))
+    planned = plan(state.ring, length, jnp.int32(length))
     for t in range(length):
         now = read + t
         seen = [*range(min(start_size, now)), *range(max(start_size, now - recent_size), now)]  # the list, by token
@@ -77,17 +77,7 @@ def test_cache_positions_stay_bounded_however_long_the_stream():
     ahead = jax.jit(
         lambda state: jax.lax.fori_loop(0, 1_000_000, lambda i, s: advance(s, i[None], jnp.int32(1)), state)
     )
-    planned = plan(ahead(state), 4, jnp.int32(4))
+    planned = plan(ahead(state).ring, 4, jnp.int32(4))
     positions = np.where(planned.mask, planned.key_position, 0)
     assert positions.min() == 0
-    assert positions.max() < state.slots
-
-
-@pytest.mark.parametrize("window", [1, 3, 9, 40])
-def test_a_sliding_window_hides_what_is_further_back_but_not_the_sinks(window):
-    state = state_after(25, 2, 9)
-    planned = plan(state, 3, jnp.int32(3), window)
-    for t in range(3):
-        now = 25 + t
-        expected = {0, 1, *range(max(16, now - min(window, 10) + 1), 25)}
-        assert {int(token) for token in state.token_ids[planned.mask[t]]} == expected
+    assert positions.max() < state.ring.slots

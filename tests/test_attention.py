@@ -28,32 +28,31 @@ def ring_after(read: int, start_size: int, recent_size: int):
 def test_a_plan_says_what_single_steps_would_do(start_size, recent_size, read, length, count):
     count = min(count, length)
     state = ring_after(read, start_size, recent_size)
-    planned = plan(state, length, jnp.int32(count))
+    planned = plan(state.ring, length, jnp.int32(count))
     expected, holds = ring_after(read, start_size, recent_size), np.asarray(state.token_ids)
-    alive = np.asarray(live(state))
+    alive = np.asarray(live(state.ring))
     for t in range(count):
-        assert planned.slots[t] == expected.next_slot
+        assert planned.slots[t] == expected.ring.next_slot
         assert planned.position[t] == expected.filled
         now = read + t
         in_reach = alive & ((holds < start_size) | (now - holds <= recent_size))
         np.testing.assert_array_equal(planned.mask[t], in_reach)
         expected = advance(expected, jnp.array([now], jnp.int32), jnp.int32(1))
     final = advance(state, read + jnp.arange(length, dtype=jnp.int32), jnp.int32(count))
-    for name in ("token_ids", "next_slot", "filled"):
-        np.testing.assert_array_equal(getattr(final, name), getattr(expected, name))
+    jax.tree.map(np.testing.assert_array_equal, final, expected)
     written = np.asarray(planned.write_slot)
     assert len(set(written.tolist())) == length
-    assert sorted(written[written < state.allocated]) == sorted({int(slot) for slot in planned.slots[:count]})
+    assert sorted(written[written < state.ring.allocated]) == sorted({int(slot) for slot in planned.slots[:count]})
 
 
 @pytest.mark.parametrize("read", [0, 3, 7, 8, 20])
 def test_ages_order_and_liveness_after_a_number_of_tokens(read):
     state = ring_after(read, 2, 5)
     kept = [*range(min(read, 2)), *range(max(2, read - 5), read)]
-    assert state.token_ids[cache_order(state)][: len(kept)].tolist() == kept
-    assert sorted(state.token_ids[live(state)].tolist()) == kept
-    for slot in range(2, min(max(state.slots, 2), read)):
-        assert ages(state)[slot] == read - state.token_ids[slot]
+    assert state.token_ids[cache_order(state.ring)][: len(kept)].tolist() == kept
+    assert sorted(state.token_ids[live(state.ring)].tolist()) == kept
+    for slot in range(2, min(max(state.ring.slots, 2), read)):
+        assert ages(state.ring)[slot] == read - state.token_ids[slot]
 
 
 def test_causal_attention_equals_its_definition():

@@ -69,7 +69,7 @@ def test_a_program_writes_from_a_full_cache_on(tiny, streams):
     program = streaming_program(tiny, 4, 20, streams)
     state = program.start.state
     assert np.asarray(state.filled).tolist() == (24 if streams == 1 else [24] * 3)
-    assert len(set(np.atleast_1d(state.next_slot).tolist())) == streams  # of different lengths
+    assert len(set(np.atleast_1d(state.ring.next_slot).tolist())) == streams  # of different lengths
     assert program.call(program.start).logits.shape == ((101,) if streams == 1 else (3, 101))
     assert program.memory > sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 

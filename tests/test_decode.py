@@ -176,11 +176,11 @@ def test_a_frozen_stream_keeps_everything_but_its_dead_slot(tiny):
     before = carry.copy()
     after, written = write(tiny, carry, 8)
     assert written.tolist() == [NO_TOKEN] * 8
-    dead = int(before.state.next_slot)
+    dead = int(before.state.ring.next_slot)
     for name, axis in (("k", 2), ("v", 1)):
         for one, other in zip(getattr(before.state, name), getattr(after.state, name), strict=True):
             np.testing.assert_array_equal(np.delete(one, dead, axis), np.delete(other, dead, axis))
-    assert (after.state.next_slot, after.state.filled, after.key) == (dead, before.state.filled, before.key)
+    assert (after.state.ring.next_slot, after.state.filled, after.key) == (dead, before.state.filled, before.key)
     np.testing.assert_array_equal(after.state.token_ids, before.state.token_ids)
     np.testing.assert_array_equal(after.logits, before.logits)
 
@@ -208,8 +208,8 @@ def test_every_number_of_a_state_stays_below_twice_its_slots(tiny):
     carry = init_carry(tiny, 3, 6)
     for _ in range(40):
         carry, _ = write(tiny, carry, 50)
-        assert 0 <= int(carry.state.next_slot) < 2 * carry.state.slots
-        assert 0 <= int(carry.state.filled) < 2 * carry.state.slots
+        assert 0 <= int(carry.state.ring.next_slot) < 2 * carry.state.ring.slots
+        assert 0 <= int(carry.state.filled) < 2 * carry.state.ring.slots
 
 
 @pytest.mark.parametrize("streams", [None, 3])

@@ -17,8 +17,8 @@ def test_a_hundred_thousand_tokens(shared):
     for piece in pieces:
         written += len(piece)
         state = stream._carry.state
-        assert 0 <= int(state.next_slot) < 2 * state.slots
-        assert 0 <= int(state.filled) < 2 * state.slots
+        assert 0 <= int(state.ring.next_slot) < 2 * state.ring.slots
+        assert 0 <= int(state.filled) < 2 * state.ring.slots
         assert int(np.max(state.token_ids)) < 512
         if stream.tokens_written == 1000:
             gc.collect()

@@ -69,13 +69,23 @@ def test_any_program_of_chunks_evictions_and_moves_equals_the_list(of_kind, size
 
 
 @pytest.fixture(
-    scope="module", params=[("falcon", "RW"), ("mpt", "plain"), ("mistral", "sliding window")], ids=" ".join
+    scope="module",
+    params=[
+        ("falcon", "RW"),
+        ("mpt", "plain"),
+        ("mistral", "sliding window"),
+        ("qwen2", "a window in one layer"),
+        ("qwen2", "a window in one layer", "without sinks"),
+    ],
+    ids=" ".join,
 )
 def of_family(request, tmp_path_factory):
     """Models that tell positions by other means, or see less than the cache holds."""
-    folder = tmp_path_factory.mktemp("model")
-    random_model(*request.param).save_pretrained(folder)
-    return load(folder, dtype="float32")[0]
+    (family, variant, *without_sinks), folder = request.param, tmp_path_factory.mktemp("model")
+    random_model(family, variant).save_pretrained(folder)
+    model, _ = load(folder, dtype="float32")
+    config = replace(model.config, sinks_in_windows=not without_sinks)
+    return Model(model.module.clone(config=config), model.params)
 
 
 @settings(max_examples=8, deadline=None)
@@ -96,16 +106,25 @@ def run_both(model, sizes, steps, seed):
             expected.evict_for_space(size)
             ring.apply(ring.cache.evict_for_space, size)
         elif name == "move":
+            cache = enable_streaming_llm(model, *size)
+            if size[0] > expected.start_size and expected.has_lost_sinks():
+                with pytest.raises(SllmError, match="would become sinks"):
+                    ring.apply(cache)
+                continue
             expected.resize(*size)
-            ring.cache = enable_streaming_llm(model, *size)
+            ring.cache = cache
             ring.apply(ring.cache)
         else:
             start, end = sorted(int(share * len(expected)) for share in size)
+            if start < min(end, expected.start_size) and expected.has_lost_sinks():
+                with pytest.raises(SllmError, match="would become sinks"):
+                    ring.apply(ring.cache.evict_range, start, end)
+                continue
             expected.evict_range(start, end)
             ring.apply(ring.cache.evict_range, start, end)
         state = ring.carry.state
         assert int(state.filled) == len(expected) <= ring.cache.cache_size
-        assert 0 <= int(state.next_slot) < max(state.slots, 1)
+        assert 0 <= int(state.ring.next_slot) < max(state.ring.slots, 1)
 
 
 @pytest.mark.parametrize("read", [0, 3, 9, 17, 40])
@@ -154,9 +173,8 @@ def test_visible_token_ids_and_keys_in_cache_order(tiny):
     ring.extend(tokens), expected.extend(tokens)
     state = ring.carry.state
     assert kv_state.visible_token_ids(state).tolist() == [0, 1, 25, 26, 27, 28, 29]
-    for (k, v), cache in zip(
-        kv_state.keys_and_values(state, jnp.arange(7), tiny.config.rope), expected.caches, strict=True
-    ):
+    for *layer, cache in zip(state.k, state.v, expected.caches, strict=True):
+        k, v = kv_state.keys_and_values(tuple(layer), state.ring, jnp.arange(7), tiny.config.rope)
         np.testing.assert_allclose(k.swapaxes(0, 1), np.stack(cache.k), atol=TOLERANCE)
         np.testing.assert_allclose(v.swapaxes(0, 1), np.stack(cache.v), atol=TOLERANCE)
 

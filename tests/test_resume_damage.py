@@ -152,7 +152,8 @@ def test_a_state_with_a_nan_is_impossible(tiny):
 @pytest.mark.parametrize("streams", [None, 2])
 def test_the_next_slot_of_a_state_follows_from_its_sinks(tiny, next_slot, filled, possible, streams):
     state = init_state(tiny.config, 3, 20, jnp.float32, streams)
-    state = state.replace(next_slot=state.next_slot + next_slot, filled=state.filled + filled)
+    ring = state.ring.replace(next_slot=state.ring.next_slot + next_slot, filled=state.filled + filled)
+    state = state.replace(rings=(ring,))
     assert is_possible(state, 101) == possible
 
 

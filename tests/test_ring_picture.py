@@ -41,11 +41,11 @@ def test_kinds_of_slots(states):
 
 def test_a_query_meets_each_key_at_its_distance(states):
     for state in states.values():
-        numbers, way = query_rotations(state, plan(state, 1, jnp.int32(1)))
-        held, slot = slots(state), np.arange(state.slots)
-        difference = np.asarray(numbers[way])[: state.slots] - slot
+        numbers, way = query_rotations(state.ring, plan(state.ring, 1, jnp.int32(1)))
+        held, slot = slots(state), np.arange(state.ring.slots)
+        difference = np.asarray(numbers[way])[: state.ring.slots] - slot
         assert (difference == int(state.filled) - held.position)[held.kind != EMPTY].all()
-        assert difference[int(state.next_slot)] == 0
+        assert difference[int(state.ring.next_slot)] == 0
 
 
 def test_pictures_are_drawn(states):

@@ -298,7 +298,7 @@ def test_sizes_fit_the_trained_context(loaded):
 def test_sizes_fit_the_models_own_sliding_window(loaded):
     config = replace(loaded[0].config, sliding_window=50)
     assert fit_sizes(config, 4, None) == (4, 49)
-    with pytest.warns(UserWarning, match="last 50 tokens, its sliding window; a recent_size above 49 takes memory and"):
+    with pytest.warns(UserWarning, match="last 50 tokens, its sliding window; a recent_size above 49 adds no visible"):
         assert fit_sizes(config, 4, 60) == (4, 60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

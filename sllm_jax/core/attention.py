@@ -47,6 +47,7 @@ from sllm_jax.core.blocks import (
 )
 from sllm_jax.core.kv_state import (
     KVState,
+    Ring,
     ages,
     angle_table,
     live,
@@ -76,31 +77,23 @@ class Plan(struct.PyTreeNode):
     previous_lap: Bool[Array, " A"]  # slots after next_slot, whose tokens are of the previous lap
 
 
-def plan(state: KVState, length: int, count: Int[Array, ""], sliding_window: int | None = None) -> Plan:
-    """The plan of a padded chunk of `length` tokens, of which `count` are real.
-
-    A model with a sliding window attends to the last `sliding_window` tokens and to the sinks.
-    """
-    t, slot = jnp.arange(length), jnp.arange(state.allocated)
-    is_sink = slot < state.start_size
+def plan(ring: Ring, length: int, count: Int[Array, ""]) -> Plan:
+    """The plan of a padded chunk of `length` tokens, of which `count` are real."""
+    t, slot = jnp.arange(length), jnp.arange(ring.allocated)
+    is_sink = slot < ring.start_size
     # How many tokens before token t each window slot's token was written.
-    distance = t[:, None] + ages(state)  # [T, A]
+    distance = t[:, None] + ages(ring)  # [T, A]
     # The cache grows by one position per token until it is full; from then on the newest token has position C - 1.
-    position = jnp.minimum(state.filled + t, state.slots - 1)
+    position = jnp.minimum(ring.filled + t, ring.slots - 1)
     return Plan(
-        slots=slots_after(state, length),
-        write_slot=slots_to_write(state, length, count),
-        unwrapped_slot=state.next_slot + t,
+        slots=slots_after(ring, length),
+        write_slot=slots_to_write(ring, length, count),
+        unwrapped_slot=ring.next_slot + t,
         position=position,
         key_position=jnp.where(is_sink, slot, position[:, None] - distance),
-        mask=live(state) & (is_sink | (distance < _visible_window(state, sliding_window))),
-        previous_lap=slot > state.next_slot,
+        mask=live(ring) & (is_sink | (distance < ring.window)),
+        previous_lap=slot > ring.next_slot,
     )
-
-
-def _visible_window(state: KVState, sliding_window: int | None) -> int:
-    """How many tokens of the window a token attends to, itself included."""
-    return state.window if sliding_window is None else min(state.window, sliding_window)
 
 
 # Decoding: one token.
@@ -108,14 +101,15 @@ def _visible_window(state: KVState, sliding_window: int | None) -> int:
 
 def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     """Attention for decoding one token: writes its key and value to the ring, then attends to the ring."""
-    start_size = state.start_size
-    p = plan(state, 1, jnp.int32(1), config.sliding_window)
-    angles = angle_table(config.rope, start_size, state.recent_size)
+    ring = state.ring_of(config)
+    start_size = ring.start_size
+    p = plan(ring, 1, jnp.int32(1))
+    angles = angle_table(config.rope, start_size, ring.recent_size)
     key_angles = angles(p.slots)
-    rotations, choice = query_rotations(state, p)
+    rotations, choice = query_rotations(ring, p)
     query_angles = angles(rotations[: _rotations_needed(config, start_size)])
     # The token attends to itself as well, in the slot that it is written to.
-    is_own_slot = jnp.arange(state.allocated) == p.slots[0]
+    is_own_slot = jnp.arange(ring.allocated) == p.slots[0]
     mask = p.mask[0] | is_own_slot  # [A]
     bias = position_bias(config, jnp.where(is_own_slot, p.position, p.key_position), p.position[:, None])
 
@@ -138,15 +132,15 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     return attend
 
 
-def query_rotations(state: KVState, p: Plan) -> tuple[Int[Array, " W"], Int[Array, " A"]]:
+def query_rotations(ring: Ring, p: Plan) -> tuple[Int[Array, " W"], Int[Array, " A"]]:
     """The W = 3 positions that the next token's query is rotated to, and for each slot which of them its key needs.
 
     That position minus the slot, the position of the key, is their distance in the cache.
     """
-    slot = jnp.arange(state.allocated)
-    rotations = jnp.concatenate([p.slots, p.slots + state.window, p.position])  # THIS_LAP, PREVIOUS_LAP, SINK
+    slot = jnp.arange(ring.allocated)
+    rotations = jnp.concatenate([p.slots, p.slots + ring.window, p.position])  # THIS_LAP, PREVIOUS_LAP, SINK
     # False is THIS_LAP, True is PREVIOUS_LAP.
-    return rotations, jnp.where(slot < state.start_size, SINK, p.previous_lap)
+    return rotations, jnp.where(slot < ring.start_size, SINK, p.previous_lap)
 
 
 def _rotations_needed(config: ModelConfig, start_size: int) -> int:
@@ -191,12 +185,13 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
     Queries and keys of the chunk are rotated to unwrapped slots, next_slot + t, so that one rotation of a query serves
     all keys of the window. Sinks need another.
     """
-    p = plan(state, length, count, config.sliding_window)
-    angles = angle_table(config.rope, state.start_size, state.recent_size, length)
+    ring = state.ring_of(config)
+    p = plan(ring, length, count)
+    angles = angle_table(config.rope, ring.start_size, ring.recent_size, length)
     slot_angles, query_angles = angles(p.slots), angles(p.unwrapped_slot)
-    make_ring_block = ring_block(config, state, p, angles)
-    make_chunk_block = chunk_block(config, state, p)
-    make_sink_block = sink_block(config, state, p, angles)  # used only if there are sinks
+    make_ring_block = ring_block(config, ring, p, angles)
+    make_chunk_block = chunk_block(config, ring, p)
+    make_sink_block = sink_block(config, ring, p, angles)  # used only if there are sinks
 
     def attend(
         cache: LayerCache, q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]
@@ -206,7 +201,7 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
         cache_k = rotate(k, slot_angles).astype(keys.dtype)
         rotated_q = rotate(q, query_angles)
         blocks = [make_ring_block(rotated_q, cache), make_chunk_block(rotated_q, rotate(k, query_angles), v)]
-        if state.start_size:
+        if ring.start_size:
             blocks.append(make_sink_block(q, cache, cache_k, v))
         output = attend_to_blocks(blocks, config, dtype)
         with jax.named_scope("cache_write"):
@@ -216,16 +211,16 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
 
 
 def ring_block(
-    config: ModelConfig, state: KVState, p: Plan, angles: AngleTable
+    config: ModelConfig, ring: Ring, p: Plan, angles: AngleTable
 ) -> Callable[[Float[Array, "K G T D"], LayerCache], Block]:
     """Returns a function that makes the block of the window tokens that are already in the ring.
 
     Its queries are rotated to their unwrapped slots.
     """
     # The distance to a key of the previous lap is next_slot + t - (slot - R): rotate such keys back by R.
-    rotate_back = angles(jnp.where(p.previous_lap, state.window, 0)).inverse()
+    rotate_back = angles(jnp.where(p.previous_lap, ring.window, 0)).inverse()
     # The sinks have a block of their own.
-    is_window = jnp.arange(state.allocated) >= state.start_size  # [A]
+    is_window = jnp.arange(ring.allocated) >= ring.start_size  # [A]
     mask = p.mask & is_window  # [T, A]
     bias = position_bias(config, p.key_position, p.position[:, None])
 
@@ -237,7 +232,7 @@ def ring_block(
 
 
 def chunk_block(
-    config: ModelConfig, state: KVState, p: Plan
+    config: ModelConfig, ring: Ring, p: Plan
 ) -> Callable[[Float[Array, "K G T D"], Float[Array, "K T D"], Float[Array, "K T D"]], Block]:
     """Returns a function that makes the block of the window tokens of the chunk itself.
 
@@ -245,9 +240,9 @@ def chunk_block(
     """
     t = jnp.arange(len(p.slots))
     distance = t[:, None] - t  # [T, T]
-    in_window = (distance >= 0) & (distance < _visible_window(state, config.sliding_window))
+    in_window = (distance >= 0) & (distance < ring.window)
     # The sinks have a block of their own.
-    mask = in_window & (p.slots >= state.start_size)  # [T, T] & [T], over the keys
+    mask = in_window & (p.slots >= ring.start_size)  # [T, T] & [T], over the keys
     bias = position_bias(config, p.position[:, None] - distance, p.position[:, None])
 
     def block(q: Float[Array, "K G T D"], k: Float[Array, "K T D"], v: Float[Array, "K T D"]) -> Block:
@@ -257,21 +252,21 @@ def chunk_block(
 
 
 def sink_block(
-    config: ModelConfig, state: KVState, p: Plan, angles: AngleTable
+    config: ModelConfig, ring: Ring, p: Plan, angles: AngleTable
 ) -> Callable[[Float[Array, "K G T D"], LayerCache, Float[Array, "K T D"], Float[Array, "K T D"]], Block]:
     """Returns a function that makes the block of the S sinks.
 
     They come from the ring or, while the stream is shorter than S, from this chunk. The function takes unrotated
     queries and rotates them to their cache positions.
     """
-    length, sink = len(p.slots), jnp.arange(state.start_size)
+    length, sink = len(p.slots), jnp.arange(ring.start_size)
     position_angles = angles(p.position)
-    index = sink - state.next_slot  # index in the chunk; negative for sinks that are cached already
-    is_new = (sink >= state.next_slot)[:, None]  # [S, 1]
+    index = sink - ring.next_slot  # index in the chunk; negative for sinks that are cached already
+    is_new = (sink >= ring.next_slot)[:, None]  # [S, 1]
     token = jnp.clip(index, 0, length - 1)
     # A new sink is visible to itself and the tokens after it; a cached one to all (it is below `filled` in every state
     # that the library makes, see `is_possible`).
-    mask = jnp.where(is_new[:, 0], jnp.arange(length)[:, None] >= index, sink < state.filled)  # [T, S]
+    mask = jnp.where(is_new[:, 0], jnp.arange(length)[:, None] >= index, sink < ring.filled)  # [T, S]
     bias = position_bias(config, sink[None], p.position[:, None])
 
     def block(

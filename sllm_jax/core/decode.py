@@ -169,7 +169,7 @@ def _next_token(carry: Carry, options: Sampling) -> tuple[Int[Array, ""], PRNGKe
     """Sample from the logits; the token, and the key for the next one."""
     greedy = options.temperature is None
     next_key, key = (carry.key, carry.key) if greedy else jax.random.split(carry.key)
-    return sample(options, carry.logits, key, carry.state.token_ids, live(carry.state)), next_key
+    return sample(options, carry.logits, key, carry.state.token_ids, live(carry.state.ring)), next_key
 
 
 def chunks(token_ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.int32]]:

@@ -1,6 +1,9 @@
 """The state of a stream: sink and window tokens of every layer in arrays of fixed shape.
 
-Axis letters:
+Layers that keep the same number of tokens share a `Ring`, which says what is in which slot. A layer with a sliding
+window keeps no more than it sees, in a ring of its own size.
+
+Axis letters, for one ring:
 
     S    start_size, the sink slots
     R    recent_size + 1, the window slots; one of them is for the token being processed
@@ -42,14 +45,9 @@ _SLOT_MULTIPLE = 128  # with other sizes XLA pads or copies whole caches on GPU 
 _SCATTER: Any = {"mode": "drop", "unique_indices": True}  # skip indices out of range; all indices differ
 
 
-class KVState(struct.PyTreeNode):
-    """The cached tokens of one stream; or of a batch of B streams, then every array has a leading axis B."""
+class Ring(struct.PyTreeNode):
+    """Where the layers of one kind keep which tokens. In a batch of B streams both arrays have a leading axis B."""
 
-    # One array per layer. The key in slot i is rotated to position i. Keys are transposed, which makes decoding faster
-    # on a CPU (docs/speed).
-    k: tuple[Leaf, ...]  # [K, D, A]
-    v: tuple[Leaf, ...]  # [K, A, D]
-    token_ids: Leaf  # [A] int32, the token in each slot
     next_slot: Leaf  # [] int32, the slot of the next token; the token that it holds now is already evicted
     filled: Leaf  # [] int32, the number of tokens in the cache, at most cache_size
     start_size: int = struct.field(pytree_node=False)
@@ -72,8 +70,44 @@ class KVState(struct.PyTreeNode):
 
     @property
     def allocated(self) -> int:
-        """A, the number of slots that the arrays have."""
-        return self.token_ids.shape[-1]
+        """A, the number of slots allocated: C rounded up."""
+        return (self.slots + _SLOT_MULTIPLE - 1) // _SLOT_MULTIPLE * _SLOT_MULTIPLE
+
+
+class KVState(struct.PyTreeNode):
+    """The cached tokens of one stream; or of a batch of B streams, then every array has a leading axis B."""
+
+    # One array per layer, with the A of its ring. The key in slot i is rotated to position i. Keys are transposed,
+    # which makes decoding faster on a CPU (docs/speed).
+    k: tuple[Leaf, ...]  # [K, D, A]
+    v: tuple[Leaf, ...]  # [K, A, D]
+    token_ids: Leaf  # [A] int32, the token in each slot of the stream's ring
+    rings: tuple[Ring, ...]  # the stream's, start_size + recent_size; then those of layers that keep less
+
+    @property
+    def ring(self) -> Ring:
+        """The stream's ring."""
+        return self.rings[0]
+
+    @property
+    def start_size(self) -> int:
+        """S of the stream's ring."""
+        return self.ring.start_size
+
+    @property
+    def recent_size(self) -> int:
+        """R - 1 of the stream's ring."""
+        return self.ring.recent_size
+
+    @property
+    def filled(self) -> Leaf:
+        """The number of tokens in the stream's ring."""
+        return self.ring.filled
+
+    def ring_of(self, config: ModelConfig) -> Ring:
+        """The ring of a layer with this config."""
+        sizes = layer_sizes(config, self.start_size, self.recent_size)
+        return next(ring for ring in self.rings if (ring.start_size, ring.recent_size) == sizes)
 
     def copy(self) -> KVState:
         """A deep copy. Needed to keep a state, because `extend` and `decode` donate theirs."""
@@ -129,27 +163,34 @@ def state_shapes(
     if streams is not None and (not isinstance(streams, int | np.integer) or streams < 1):
         raise SllmError(f"streams must be a positive integer or None; got {streams!r}")
     batch = () if streams is None else (streams,)
-    allocated = allocated_slots(start_size, recent_size)
-    heads, dim, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
+    heads, dim, layers = config.num_key_value_heads, config.head_dim, range(config.num_hidden_layers)
 
     def leaf(leaf_dtype: jax.typing.DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*batch, *shape), leaf_dtype)
 
+    sizes = [layer_sizes(config.at_layer(i), start_size, recent_size) for i in layers]
+    distinct = dict.fromkeys([(start_size, recent_size), *sizes])  # the stream's first, each once
+    rings = {size: Ring(leaf(jnp.int32), leaf(jnp.int32), *size) for size in distinct}
+    allocated = [rings[size].allocated for size in sizes]
     return KVState(
-        k=(leaf(dtype, heads, dim, allocated),) * layers,
-        v=(leaf(dtype, heads, allocated, dim),) * layers,
-        token_ids=leaf(jnp.int32, allocated),
-        next_slot=leaf(jnp.int32),
-        filled=leaf(jnp.int32),
-        start_size=start_size,
-        recent_size=recent_size,
+        k=tuple(leaf(dtype, heads, dim, a) for a in allocated),
+        v=tuple(leaf(dtype, heads, a, dim) for a in allocated),
+        token_ids=leaf(jnp.int32, rings[start_size, recent_size].allocated),
+        rings=tuple(rings.values()),
     )
 
 
-def allocated_slots(start_size: int, recent_size: int) -> int:
-    """A, the number of slots allocated."""
-    slots = start_size + recent_size + 1
-    return (slots + _SLOT_MULTIPLE - 1) // _SLOT_MULTIPLE * _SLOT_MULTIPLE
+def layer_sizes(config: ModelConfig, start_size: int, recent_size: int) -> tuple[int, int]:
+    """The start and recent size of a layer with this config, in a stream of these sizes.
+
+    A token of a layer with a sliding window attends to itself and to `sliding_window` - 1 earlier ones, and to the
+    sinks if the model keeps them in such layers. Without sinks, the layer may use their slots for recent tokens.
+    """
+    if config.sliding_window is None:
+        return start_size, recent_size
+    if config.sinks_in_windows:
+        return start_size, min(recent_size, config.sliding_window - 1)
+    return 0, min(start_size + recent_size, config.sliding_window - 1)
 
 
 def is_possible(state: KVState, vocab_size: int) -> bool:
@@ -158,12 +199,17 @@ def is_possible(state: KVState, vocab_size: int) -> bool:
     Checks that all numbers are in range, and that `next_slot` is the next sink while sinks are missing, and a window
     slot from then on.
     """
-    slot, filled, tokens = (np.asarray(one) for one in (state.next_slot, state.filled, state.token_ids))
-    in_range = (slot >= 0) & (slot < state.slots) & (filled >= 0) & (filled <= state.cache_size)
-    in_order = np.where(filled < state.start_size, slot == filled, slot >= state.start_size)
+    tokens = np.asarray(state.token_ids)
     in_vocabulary = (tokens >= 0) & (tokens < vocab_size)
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in (*state.k, *state.v))
-    return bool(in_range.all() and in_order.all() and in_vocabulary.all() and finite)
+    return bool(all(map(_is_possible_ring, state.rings)) and in_vocabulary.all() and finite)
+
+
+def _is_possible_ring(ring: Ring) -> bool:
+    slot, filled = np.asarray(ring.next_slot), np.asarray(ring.filled)
+    in_range = (slot >= 0) & (slot < ring.slots) & (filled >= 0) & (filled <= ring.cache_size)
+    in_order = np.where(filled < ring.start_size, slot == filled, slot >= ring.start_size)
+    return bool(in_range.all() and in_order.all())
 
 
 def over_streams(function: Callable[..., Any], state: KVState, in_axes: Any = 0) -> Callable[..., Any]:
@@ -174,48 +220,48 @@ def over_streams(function: Callable[..., Any], state: KVState, in_axes: Any = 0)
 # Slots and cache positions.
 
 
-def slots_after(state: KVState, length: int) -> Int[Array, " {length}"]:
+def slots_after(ring: Ring, length: int) -> Int[Array, " {length}"]:
     """The slots of the next `length` tokens: upward to C - 1, then around the window slots S ... C - 1."""
-    unwrapped = state.next_slot + jnp.arange(length)
-    return jnp.where(unwrapped < state.slots, unwrapped, state.start_size + (unwrapped - state.slots) % state.window)
+    unwrapped = ring.next_slot + jnp.arange(length)
+    return jnp.where(unwrapped < ring.slots, unwrapped, ring.start_size + (unwrapped - ring.slots) % ring.window)
 
 
-def ages(state: KVState) -> Int[Array, " A"]:
+def ages(ring: Ring) -> Int[Array, " A"]:
     """The age of each window slot's token: 1 for the newest, R for the evicted one at `next_slot`.
 
     The entries of sinks and unused slots are arbitrary; callers mask them.
     """
-    return (state.next_slot - 1 - jnp.arange(state.allocated)) % state.window + 1
+    return (ring.next_slot - 1 - jnp.arange(ring.allocated)) % ring.window + 1
 
 
-def live(state: KVState) -> Bool[Array, " A"]:
+def live(ring: Ring) -> Bool[Array, " A"]:
     """Which slots hold a token that is still in the cache."""
-    slot = jnp.arange(state.allocated)
-    is_live_window = (slot < state.slots) & (ages(state) <= state.filled - state.start_size)
-    return jnp.where(slot < state.start_size, slot < state.filled, is_live_window)
+    slot = jnp.arange(ring.allocated)
+    is_live_window = (slot < ring.slots) & (ages(ring) <= ring.filled - ring.start_size)
+    return jnp.where(slot < ring.start_size, slot < ring.filled, is_live_window)
 
 
-def cache_order(state: KVState) -> Int[Array, " P"]:
+def cache_order(ring: Ring) -> Int[Array, " P"]:
     """The slot of the token at each of the P = `cache_size` positions, oldest token first.
 
     The entries from `filled` on are arbitrary; callers mask them.
     """
-    position = jnp.arange(state.cache_size)
+    position = jnp.arange(ring.cache_size)
     # The token at a window position was written `filled - position` tokens ago.
-    window_slot = state.start_size + (state.next_slot - state.start_size - (state.filled - position)) % state.window
-    return jnp.where(position < state.start_size, position, window_slot)
+    window_slot = ring.start_size + (ring.next_slot - ring.start_size - (ring.filled - position)) % ring.window
+    return jnp.where(position < ring.start_size, position, window_slot)
 
 
-def slots_at(state: KVState, positions: Int[Array, " P"]) -> Int[Array, " P"]:
+def slots_at(ring: Ring, positions: Int[Array, " P"]) -> Int[Array, " P"]:
     """The slots of the tokens at P cache positions; 0 for positions of `cache_size` or more, which callers mask."""
     # A gather with a fill value would do, but not from the empty array of a cache of size 0.
-    return jnp.append(cache_order(state), 0)[jnp.minimum(positions, state.cache_size)]
+    return jnp.append(cache_order(ring), 0)[jnp.minimum(positions, ring.cache_size)]
 
 
 def visible_token_ids(state: KVState) -> Int[Array, " P"]:
     """The P = `cache_size` token ids that the model can still see, in cache order and padded with -1."""
-    position = jnp.arange(state.cache_size)
-    return jnp.where(position < state.filled, state.token_ids[cache_order(state)], -1)
+    position = jnp.arange(state.ring.cache_size)
+    return jnp.where(position < state.filled, state.token_ids[cache_order(state.ring)], -1)
 
 
 # Writing and evicting.
@@ -243,39 +289,54 @@ def write_chunk(
     )
 
 
-def slots_to_write(state: KVState, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
+def slots_to_write(ring: Ring, length: int, count: Int[Array, ""]) -> Int[Array, " {length}"]:
     """Indices for scattering a padded chunk of `length` tokens, of which `count` are real.
 
     A token that is not to be written (padding, or one that a later token of the chunk overwrites) gets a distinct index
     of A or more, which the scatter skips, so all indices differ.
     """
     t = jnp.arange(length)
-    slots = slots_after(state, length)
+    slots = slots_after(ring, length)
     # Sinks, and the last R tokens of the chunk.
-    is_written = (t < count) & ((slots < state.start_size) | (t >= count - state.window))
-    return jnp.where(is_written, slots, state.allocated + t)
+    is_written = (t < count) & ((slots < ring.start_size) | (t >= count - ring.window))
+    return jnp.where(is_written, slots, ring.allocated + t)
 
 
 def advance(state: KVState, token_ids: Int[Array, " T"], count: Int[Array, ""]) -> KVState:
-    """Advance `token_ids`, `next_slot` and `filled` by the first `count` of T tokens.
+    """Advance `token_ids` and the rings by the first `count` of T tokens.
 
     `k` and `v` are left as they are: the forward pass has already written them.
     """
     length = len(token_ids)
+
+    def advanced(ring: Ring) -> Ring:
+        return ring.replace(
+            next_slot=slots_after(ring, length + 1)[count],  # the slot after the last token's
+            filled=jnp.minimum(ring.filled + count, ring.cache_size),
+        )
+
     return state.replace(
-        token_ids=state.token_ids.at[slots_to_write(state, length, count)].set(token_ids, **_SCATTER),
-        next_slot=slots_after(state, length + 1)[count],  # the slot after the last token's
-        filled=jnp.minimum(state.filled + count, state.cache_size),
+        token_ids=state.token_ids.at[slots_to_write(state.ring, length, count)].set(token_ids, **_SCATTER),
+        rings=tuple(map(advanced, state.rings)),
     )
 
 
 def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState:
     """Drop the oldest window tokens until there is space for `num_coming` tokens, or only sinks remain.
 
-    Keys and values stay where they are and are not cleared; only `filled` changes.
+    Layers that keep less drop what the stream's window drops. Keys and values stay where they are and are not cleared;
+    only `filled` changes.
     """
-    kept = jnp.maximum(jnp.minimum(state.filled, state.start_size), state.cache_size - num_coming)
-    return state.replace(filled=jnp.minimum(state.filled, kept))
+    stream = state.ring
+    kept = jnp.maximum(jnp.minimum(stream.filled, stream.start_size), stream.cache_size - num_coming)
+    filled = jnp.minimum(stream.filled, kept)
+    recent = jnp.maximum(filled - stream.start_size, 0)  # window tokens of the stream that remain
+
+    def evicted(ring: Ring) -> Ring:
+        remaining = jnp.minimum(ring.filled, ring.start_size) + recent
+        return ring.replace(filled=jnp.where(filled < stream.filled, jnp.minimum(ring.filled, remaining), ring.filled))
+
+    return state.replace(rings=(stream.replace(filled=filled), *map(evicted, state.rings[1:])))
 
 
 # Angles, and keys without them.
@@ -292,12 +353,14 @@ def angle_table(rope: Rope, start_size: int, recent_size: int, chunk: int = 1) -
     return AngleTable.of(rope, max(slots, rope.max_position_embeddings), slots + max(window, chunk))
 
 
-def keys_and_values(state: KVState, positions: Int[Array, " P"], rope: Rope) -> list[tuple[Array, Array]]:
-    """For each layer, the keys and values at P cache positions, both [K, P, D].
+def keys_and_values(
+    cache: LayerCache, ring: Ring, positions: Int[Array, " P"], rope: Rope
+) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
+    """The keys and values of a layer at P cache positions of its ring.
 
     Keys are unrotated and in float32; values have the dtype of the cache.
     """
-    slots = slots_at(state, positions)
-    undo_rotation = angle_table(rope, state.start_size, state.recent_size)(slots).inverse()
-    keys = [k[:, :, slots].swapaxes(1, 2).astype(jnp.float32) for k in state.k]
-    return [(rotate(k, undo_rotation), v[:, slots]) for k, v in zip(keys, state.v, strict=True)]
+    keys, values = cache
+    slots = slots_at(ring, positions)
+    undo_rotation = angle_table(rope, ring.start_size, ring.recent_size)(slots).inverse()
+    return rotate(keys[:, :, slots].swapaxes(1, 2).astype(jnp.float32), undo_rotation), values[:, slots]

@@ -5,54 +5,100 @@ Axis letters as in `kv_state.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from sllm_jax.core.kv_state import KVState, allocated_slots, angle_table, keys_and_values, slots_at
+from sllm_jax.core.kv_state import KVState, Ring, angle_table, keys_and_values, layer_sizes, slots_at
+from sllm_jax.models.attend import LayerCache
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.position import Rope, rotate
 
 
-def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Rope) -> KVState:
-    """Drop the tokens at cache positions in [start, end), and repack the rest in cache order."""
-    position = jnp.arange(state.cache_size)
-    survivors = jnp.where(position < start, position, position + (end - start))
-    return repack(state, survivors, state.filled - (end - start), state.start_size, state.recent_size, rope)
+class Move(NamedTuple):
+    """Which tokens of a ring go to slots 0, 1, ... of another one."""
+
+    old: Ring
+    new: Ring
+    positions: Int[Array, " A"]  # cache positions in `old`, one for each slot of `new`; from `new.filled` on arbitrary
 
 
-def first_and_last(state: KVState, start_size: int, recent_size: int, rope: Rope) -> KVState:
+def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], config: ModelConfig) -> KVState:
+    """Drop the tokens at cache positions in [start, end) of the stream, and repack the rest in cache order.
+
+    A layer that keeps less than the stream drops those of them that it still has. If it keeps no sinks, and the stream
+    is full, it also drops what is older than the stream's window.
+    """
+    stream = state.ring
+
+    def move(ring: Ring, start_size: int, recent_size: int) -> Move:
+        has_evicted = (stream.filled == stream.cache_size) & (ring.start_size < stream.start_size)
+        kept = jnp.where(has_evicted, jnp.minimum(ring.filled, stream.filled - stream.start_size), ring.filled)
+        older, lost, sinks = ring.filled - kept, stream.filled - kept, ring.start_size
+        # A sink has the same position in every layer; other tokens are counted from the newest one.
+        first, last = (jnp.where(x <= sinks, x, jnp.maximum(x - lost, sinks)) for x in (start, end))
+        position = jnp.arange(ring.cache_size)
+        survivors = older + jnp.where(position < first, position, position + (last - first))
+        return _move(ring, start_size, recent_size, survivors, kept - (last - first))
+
+    return _moved(state, stream.start_size, stream.recent_size, move, config)
+
+
+def first_and_last(state: KVState, start_size: int, recent_size: int, config: ModelConfig) -> KVState:
     """A state of the given capacity with the first `start_size` and the last `recent_size` tokens of `state`.
 
-    The same as `StartRecentKVCache.__call__` of the paper's code.
+    The same as `StartRecentKVCache.__call__` of the paper's code. A layer that keeps less than the stream keeps the
+    tokens that it has.
     """
-    position = jnp.arange(start_size + recent_size)
-    skipped = jnp.maximum(state.filled - len(position), 0)
-    kept = jnp.where(position < start_size, position, position + skipped)
-    return repack(state, kept, state.filled - skipped, start_size, recent_size, rope)
+
+    def move(ring: Ring, start_size: int, recent_size: int) -> Move:
+        position = jnp.arange(start_size + recent_size)
+        skipped = jnp.maximum(ring.filled - len(position), 0)
+        kept = jnp.where(position < start_size, position, position + skipped)
+        return _move(ring, start_size, recent_size, kept, ring.filled - skipped)
+
+    return _moved(state, start_size, recent_size, move, config)
 
 
-def repack(
-    state: KVState, positions: Int[Array, " P"], count: Int[Array, ""], start_size: int, recent_size: int, rope: Rope
+def _move(old: Ring, start_size: int, recent_size: int, positions: Int[Array, " P"], count: Int[Array, ""]) -> Move:
+    """The move of the tokens at `positions[:count]` of `old` to a ring of the given sizes."""
+    new = Ring(count, count, start_size, recent_size)
+    return Move(old, new, jnp.pad(positions, (0, new.allocated - len(positions))))
+
+
+def _moved(
+    state: KVState,
+    start_size: int,
+    recent_size: int,
+    move: Callable[[Ring, int, int], Move],
+    config: ModelConfig,
 ) -> KVState:
-    """A state of the given capacity, with the tokens at cache positions `positions[:count]` in slots 0, 1, ...
+    """The state of the given capacity after the move of every ring. Layers that share a ring share its move."""
+    stream = move(state.ring, start_size, recent_size)
+    moves: dict[tuple[int, ...], Move] = {}
+    caches = []
+    for i, cache in enumerate(zip(state.k, state.v, strict=True)):
+        layer = config.at_layer(i)
+        ring, sizes = state.ring_of(layer), layer_sizes(layer, start_size, recent_size)
+        key = (ring.start_size, ring.recent_size, *sizes)
+        if key not in moves:
+            moves[key] = move(ring, *sizes)
+        caches.append(_moved_cache(cache, moves[key], layer.rope))
+    k, v = zip(*caches, strict=True)
+    is_kept = jnp.arange(stream.new.allocated) < stream.new.filled
+    token_ids = state.token_ids[slots_at(state.ring, stream.positions)]
+    # Layers with rings of the same new sizes hold the same tokens.
+    rings = {(one.new.start_size, one.new.recent_size): one.new for one in (stream, *moves.values())}
+    return KVState(k, v, jnp.where(is_kept, token_ids, 0), tuple(rings.values()))
 
-    Keys are rotated from their old slots to their new ones.
-    """
-    allocated = allocated_slots(start_size, recent_size)
-    # One position for each slot; those from `count` on are masked below.
-    positions = jnp.pad(positions, (0, allocated - len(positions)))
-    slot = jnp.arange(allocated)
-    kept = slot < count
-    new_rotation = angle_table(rope, start_size, recent_size)(jnp.where(kept, slot, 0))
-    new_k, new_v = [], []
-    for (k, v), old_k in zip(keys_and_values(state, positions, rope), state.k, strict=True):
-        new_k.append(jnp.where(kept, rotate(k, new_rotation).swapaxes(1, 2), 0).astype(old_k.dtype))
-        new_v.append(jnp.where(kept[:, None], v, 0))
-    return KVState(
-        k=tuple(new_k),
-        v=tuple(new_v),
-        token_ids=jnp.where(kept, state.token_ids[slots_at(state, positions)], 0),
-        next_slot=count,
-        filled=count,
-        start_size=start_size,
-        recent_size=recent_size,
-    )
+
+def _moved_cache(cache: LayerCache, move: Move, rope: Rope) -> LayerCache:
+    """The cache of a layer after a move. Keys are rotated from their old slots to their new ones."""
+    slot = jnp.arange(move.new.allocated)
+    is_kept = slot < move.new.filled
+    keys, values = keys_and_values(cache, move.old, move.positions, rope)
+    new_rotation = angle_table(rope, move.new.start_size, move.new.recent_size)(jnp.where(is_kept, slot, 0))
+    new_keys = jnp.where(is_kept, rotate(keys, new_rotation).swapaxes(1, 2), 0).astype(cache[0].dtype)
+    return new_keys, jnp.where(is_kept[:, None], values, 0)

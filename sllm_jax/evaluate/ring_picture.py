@@ -36,14 +36,15 @@ class Slots(NamedTuple):
 
 def slots(state: KVState) -> Slots:
     """The contents of the slots between two calls."""
-    slot, filled = np.arange(state.slots), int(state.filled)
+    ring = state.ring
+    slot, filled = np.arange(ring.slots), int(ring.filled)
     # Inverse of the cache order: slot -> cache position.
-    position = np.full(state.slots, -1)
-    position[np.asarray(cache_order(state))[:filled]] = np.arange(filled)
+    position = np.full(ring.slots, -1)
+    position[np.asarray(cache_order(ring))[:filled]] = np.arange(filled)
     # Slots after the next one to be written belong to the previous lap.
-    kind = np.where(slot < state.start_size, SINK, np.where(slot > int(state.next_slot), PREVIOUS_LAP, THIS_LAP))
-    is_live = np.asarray(live(state))[: state.slots]
-    return Slots(np.where(is_live, kind, EMPTY), np.asarray(state.token_ids)[: state.slots], position)
+    kind = np.where(slot < ring.start_size, SINK, np.where(slot > int(ring.next_slot), PREVIOUS_LAP, THIS_LAP))
+    is_live = np.asarray(live(ring))[: ring.slots]
+    return Slots(np.where(is_live, kind, EMPTY), np.asarray(state.token_ids)[: ring.slots], position)
 
 
 def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) -> Plot:
@@ -56,8 +57,8 @@ def steps(states: Mapping[int | str, KVState], text_of: Callable[[int], str]) ->
         axes = figure.subplots()
         for row, state in enumerate(states.values()):
             _draw_slots(axes, row, slots(state), text_of)
-            axes.plot(int(state.next_slot), row, "s", markersize=15, fillstyle="none", color="black")
-        columns = max(state.slots for state in states.values())
+            axes.plot(int(state.ring.next_slot), row, "s", markersize=15, fillstyle="none", color="black")
+        columns = max(state.ring.slots for state in states.values())
         axes.set(xlim=(-0.6, columns - 0.4), ylim=(len(states) - 0.4, -0.6), xlabel="Slot", ylabel="Tokens read")
         axes.set_xticks(range(columns))
         axes.set_yticks(range(len(states)), list(map(str, states)))
@@ -75,11 +76,11 @@ def rotations(state: KVState) -> Plot:
     The number above each pair is their difference, which is the distance in cache positions.
     """
     # Rotations of the query, and for each slot the index of the one that scores it.
-    numbers, way = query_rotations(state, plan(state, 1, jnp.int32(1)))
-    query = np.asarray(numbers[way])[: state.slots]  # [C]
+    numbers, way = query_rotations(state.ring, plan(state.ring, 1, jnp.int32(1)))
+    query = np.asarray(numbers[way])[: state.ring.slots]  # [C]
     # The slot of the next token counts as written, since a token attends to itself.
     kind = slots(state).kind
-    itself = int(state.next_slot)
+    itself = int(state.ring.next_slot)
     kind[itself] = SINK if itself < state.start_size else THIS_LAP
     shown = np.flatnonzero(kind)
 

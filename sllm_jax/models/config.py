@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from sllm_jax.common.errors import SllmError
@@ -11,12 +11,20 @@ from sllm_jax.models.alibi import Alibi
 from sllm_jax.models.options import checked_kv_heads, head_size, option, options, required_sizes, size
 from sllm_jax.models.position import OPTIONS as ROPE_OPTIONS
 from sllm_jax.models.position import Rope, check_frequencies
-from sllm_jax.models.sliding_window import sliding_window
+from sllm_jax.models.sliding_window import sliding_windows
 from sllm_jax.models.unsupported import refuse_unsupported
 
 SINKS = ("none", "zero", "learnable")  # how a model was trained to have an attention sink (paper, section 3.3)
 _SHARED_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _SHARED_DEFAULTS = {"tie_word_embeddings": False, "attention_sink": None, **dict.fromkeys(ROPE_OPTIONS)}
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer has of its own, in models whose layers differ."""
+
+    sliding_window: int | None
+    rope: Rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,9 @@ class ModelConfig:
     head_dim: int
     rope: Rope  # dimension 0 where positions enter through `alibi` alone
     alibi: Alibi | None = None
-    sliding_window: int | None = None  # window in tokens, the query's own included; None: unlimited
+    sliding_window: int | None = None  # window of all layers in tokens, the query's own included; None: unlimited
+    layers: tuple[LayerKind, ...] = ()  # one for each layer, where they differ; then the layers' own fields count
+    sinks_in_windows: bool = True  # whether layers with a sliding window keep the sinks beside it
     softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
     tie_word_embeddings: bool = False
     attention_sink: str = "none"
@@ -61,10 +71,11 @@ class ModelConfig:
         shared_sizes = {name: values[cls.name_of(name)] for name in _SHARED_SIZES}
         heads = _heads(values, shared_sizes)
         sink = {"attention_sink": _attention_sink(values["attention_sink"])}
+        position = cls.position(values, shared_sizes["num_attention_heads"], heads["head_dim"])
         window = {}
         if "sliding_window" in values:
-            window["sliding_window"] = sliding_window(values, shared_sizes["num_hidden_layers"])
-        position = cls.position(values, shared_sizes["num_attention_heads"], heads["head_dim"])
+            windows = sliding_windows(values, shared_sizes["num_hidden_layers"])
+            window = cls.layer_kinds(values, windows, position["rope"])
         # Later ones win: fields that are computed override options of the same name.
         return cls(**named_alike | shared_sizes | heads | sink | window | position | cls.own_options(values))
 
@@ -72,6 +83,13 @@ class ModelConfig:
     def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
         """The fields `rope` and `alibi`; by default RoPE of whole heads. `config` has a value for each option."""
         return {"rope": rotary(config, head_dim)}
+
+    @classmethod
+    def layer_kinds(cls, config: Mapping[str, Any], windows: list[int | None], rope: Rope) -> dict[str, Any]:
+        """The fields `sliding_window` and `layers`; by default all layers have the same RoPE."""
+        if len(set(windows)) == 1:
+            return {"sliding_window": windows[0]}
+        return {"sliding_window": None, "layers": tuple(LayerKind(window, rope) for window in windows)}
 
     @classmethod
     def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +107,11 @@ class ModelConfig:
         return cls.names.get(field, field)
 
     def at_layer(self, i: int) -> ModelConfig:
-        """The config of layer `i`, for what a layer may have of its own (window, RoPE). Here all layers are alike."""
-        return self
+        """The config of layer `i`: with the window and the RoPE that the layer has of its own."""
+        if not self.layers:
+            return self
+        kind = self.layers[i]
+        return replace(self, sliding_window=kind.sliding_window, rope=kind.rope, layers=())
 
     @property
     def max_position_embeddings(self) -> int:

@@ -1,4 +1,4 @@
-"""The sliding window of a config: one size for all layers, or none."""
+"""The sliding windows of a config: one size, in all layers, in some, or in none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sllm_jax.models.options import option, optional_size
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}  # layer type -> whether it has the window
 
 
-def sliding_window(config: Mapping[str, Any], layers: int) -> int | None:
-    """`sliding_window` in tokens, or None. Raises `SllmError` if only some layers have it.
+def sliding_windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
+    """The window of each layer in tokens, or None for a layer that attends to everything.
 
     Qwen has a switch, `use_sliding_window`, and layers below `max_window_layers` attend to everything. `layer_types`
     states the layers one by one and overrides `max_window_layers`.
@@ -22,12 +22,7 @@ def sliding_window(config: Mapping[str, Any], layers: int) -> int | None:
     is_sliding = [window is not None and i >= first for i in range(layers)]
     if layer_types := config.get("layer_types"):
         is_sliding = _checked_layer_types(layer_types, layers)
-    if len(set(is_sliding)) > 1:
-        raise SllmError(
-            f"{sum(is_sliding)} of {layers} layers have a sliding window (layer_types, max_window_layers); supported "
-            "are models in which all layers have it, or none"
-        )
-    return window if is_sliding[0] else None
+    return [window if slides else None for slides in is_sliding]
 
 
 def _checked_layer_types(layer_types: Any, layers: int) -> list[bool]:

@@ -54,8 +54,14 @@ class StartRecentKVCache:
         return kv_state.init_state(self.config, self.start_size, self.recent_size, self.dtype, streams)
 
     def __call__(self, state: KVState) -> KVState:
-        """Keep the first `start_size` and last `recent_size` tokens of a state of any capacity."""
-        return _first_and_last(state, self.start_size, self.recent_size, self.config.rope)
+        """Keep the first `start_size` and last `recent_size` tokens of a state of any capacity.
+
+        A layer with a sliding window keeps the tokens that it has. Raises `SllmError` if it lacks tokens that would
+        become sinks.
+        """
+        if self.start_size > state.start_size:
+            _check_sinks(state)
+        return _first_and_last(state, self.start_size, self.recent_size, self.config)
 
     def evict_for_space(self, state: KVState, num_coming: int) -> KVState:
         """Drop the oldest tokens after the sinks until `num_coming` more fit into `cache_size`.
@@ -73,17 +79,29 @@ class StartRecentKVCache:
     def evict_range(self, state: KVState, start: int, end: int) -> KVState:
         """Drop the tokens at cache positions `start` to `end` - 1; later tokens move forward.
 
-        Raises `SllmError` unless 0 <= start <= end <= `filled` for every stream.
+        Raises `SllmError` unless 0 <= start <= end <= `filled` for every stream, and if a layer with a sliding window
+        lacks tokens that would become sinks.
         """
         filled = int(jnp.min(state.filled))
         if not 0 <= start <= end <= filled:
             raise SllmError(f"evict_range needs 0 <= start <= end <= {filled}, the tokens cached; got {start}, {end}")
-        return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config.rope)
+        if start < min(end, state.start_size):
+            _check_sinks(state)
+        return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config)
+
+
+def _check_sinks(state: KVState) -> None:
+    """Raises `SllmError` if a layer that keeps sinks lacks tokens that the stream still has."""
+    if any(ring.start_size and bool((ring.filled < state.filled).any()) for ring in state.rings):
+        raise SllmError(
+            "layers with a sliding window have evicted tokens that would become sinks; choose the sinks when the "
+            "stream begins, and evict tokens after them"
+        )
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _first_and_last(state: KVState, start_size: int, recent_size: int, rope: Any) -> KVState:
-    return over_streams(lambda one: repack.first_and_last(one, start_size, recent_size, rope), state)(state)
+def _first_and_last(state: KVState, start_size: int, recent_size: int, config: ModelConfig) -> KVState:
+    return over_streams(lambda one: repack.first_and_last(one, start_size, recent_size, config), state)(state)
 
 
 @jax.jit
@@ -92,5 +110,5 @@ def _evict_for_space(state: KVState, num_coming: Int[Array, ""]) -> KVState:
 
 
 @partial(jax.jit, static_argnums=3)
-def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], rope: Any) -> KVState:
-    return over_streams(lambda one: repack.evict_range(one, start, end, rope), state)(state)
+def _evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], config: ModelConfig) -> KVState:
+    return over_streams(lambda one: repack.evict_range(one, start, end, config), state)(state)

@@ -365,7 +365,7 @@ def fit_sizes(config: ModelConfig, start_size: int, recent_size: int | None) -> 
     elif window and recent_size + 1 > window:
         warnings.warn(
             f"the model attends to the sinks and to the last {window} tokens, its sliding window; a recent_size above "
-            f"{window - 1} takes memory and adds no visible token",
+            f"{window - 1} adds no visible token",
             stacklevel=3,
         )
     return start_size, recent_size
