@@ -124,7 +124,24 @@ SLIDES = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9
     ],
 )
 def test_which_models_have_a_sliding_window(options, window):
-    assert module_for(GQA | options, jnp.float32).config.sliding_window == window
+    assert windows_of(GQA | options) == [window] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "windows"),
+    [
+        (SLIDES | {"max_window_layers": 2}, [None, None, 9, 9]),
+        (SLIDES | {"layer_types": ["full_attention", "sliding_attention"] * 2}, [None, 9, None, 9]),
+        ({"model_type": "mistral", "layer_types": ["sliding_attention", *["full_attention"] * 3]}, [4096, *[None] * 3]),
+    ],
+)
+def test_which_layers_have_a_sliding_window(options, windows):
+    assert windows_of(GQA | options) == windows
+
+
+def windows_of(config):
+    read = module_for(config, jnp.float32).config
+    return [read.at_layer(i).sliding_window for i in range(read.num_hidden_layers)]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +167,6 @@ NEOX = {name: value for name, value in GQA.items() if name != "num_key_value_hea
 FALCON = {name: value for name, value in NEOX.items() if name != "intermediate_size"} | {"model_type": "falcon"}
 MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 6, "n_layers": 2}
 REFUSED = {
-    "mixed sliding pattern": (SLIDES | GQA | {"max_window_layers": 2}, "2 of 4 layers have a sliding window"),
-    "mixed layer types": (
-        SLIDES | GQA | {"layer_types": ["full_attention", "sliding_attention"] * 2},
-        "2 of 4 layers have a sliding window",
-    ),
     "other layer types": (
         SLIDES | GQA | {"layer_types": ["linear_attention"] * 4},
         "layer_types .* must be a list of 4",
