@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.falcon import FALCON
+from sllm_jax.convert.gemma import GEMMA
 from sllm_jax.convert.gpt_neox import GPT_NEOX
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.mpt import MPT as MPT_TABLE
 from sllm_jax.convert.table import Table
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.falcon import Falcon, FalconConfig
+from sllm_jax.models.gemma import Gemma, GemmaConfig
 from sllm_jax.models.gpt_neox import GPTNeoX, GPTNeoXConfig
 from sllm_jax.models.layers import Decoder
 from sllm_jax.models.llama import Llama, LlamaConfig
@@ -40,6 +42,10 @@ class Family:
 
 
 _LLAMA = "num_key_value_heads, head_dim, tie_word_embeddings, hidden_act, rope_scaling"
+_GEMMA = (
+    "num_key_value_heads, head_dim, query_pre_attn_scalar, final_logit_softcapping, sliding_window, layer_types, "
+    "attention_bias, hidden_activation, tie_word_embeddings"
+)
 _QWEN_WINDOW = "use_sliding_window, max_window_layers, layer_types"
 
 FAMILIES: dict[str, Family] = {
@@ -53,7 +59,22 @@ FAMILIES: dict[str, Family] = {
             ),
             "mistral": Published("Mistral 7B", f"{_LLAMA}, sliding_window, layer_types"),
             "qwen2": Published("Qwen2, Qwen2.5", f"{_LLAMA}, {_QWEN_WINDOW}"),
+            "smollm3": Published(
+                "SmolLM3", f"{_LLAMA}, attention_bias, mlp_bias, no_rope_layers, no_rope_layer_interval, layer_types"
+            ),
             "qwen3": Published("Qwen3", f"{_LLAMA}, attention_bias, {_QWEN_WINDOW}"),
+        },
+    ),
+    "gemma": Family(
+        GemmaConfig,
+        Gemma,
+        GEMMA,
+        {
+            "gemma2": Published("Gemma 2", f"{_GEMMA}, attn_logit_softcapping"),
+            "gemma3_text": Published(
+                "Gemma 3 270M, 1B, and the text models of the larger ones",
+                f"{_GEMMA}, sliding_window_pattern, rope_local_base_freq, rope_scaling",
+            ),
         },
     ),
     "gpt_neox": Family(

@@ -166,6 +166,38 @@ def _llama(about: _About) -> dict[str, Any]:
     }
 
 
+def _gemma(about: _About) -> dict[str, Any]:
+    head_dim, is_3 = about.head_dim(), about.name == "gemma3"
+    if about.size("rope.dimension_count", head_dim) != head_dim:
+        raise SllmError(f"{about.header.path}: Gemma with RoPE of a part of each head is not supported")
+    layers = about.size("block_count")
+    pattern = about.size("attention.sliding_window_pattern", 6 if is_3 else 2)
+    # llama.cpp scales by the head size, in the models of 27 billion parameters by the hidden size over the heads.
+    is_27b = layers == (62 if is_3 else 46)
+    width, heads = about.size("embedding_length"), about.size("attention.head_count")
+    scale = width // heads if is_27b else head_dim
+    if is_3:
+        own = {"rope_local_base_freq": about.number("rope.freq_base_swa", 10_000.0)}
+    else:
+        own = {"attn_logit_softcapping": about.number("attn_logit_softcapping", 50.0)}
+    return {
+        "architectures": ["Gemma3ForCausalLM" if is_3 else "Gemma2ForCausalLM"],
+        "model_type": "gemma3_text" if is_3 else "gemma2",
+        **about.shared(*_SIZES),
+        "intermediate_size": about.size("feed_forward_length"),
+        "num_key_value_heads": about.kv_heads(),
+        "head_dim": head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": about.number("attention.layer_norm_rms_epsilon", 1e-6),
+        "query_pre_attn_scalar": scale,
+        "sliding_window": about.size("attention.sliding_window", 1024 if is_3 else 4096),
+        "layer_types": ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)],
+        "final_logit_softcapping": about.number("final_logit_softcapping", None if is_3 else 30.0),
+        **about.rotary(),
+        **own,
+    }
+
+
 def _gpt_neox(about: _About) -> dict[str, Any]:
     head_dim, rotary = about.head_dim(), about.rotary()
     return {
@@ -234,6 +266,7 @@ def _mpt(about: _About) -> dict[str, Any]:
 
 _ARCHITECTURES: Mapping[str, Callable[[_About], dict[str, Any]]] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3"), _llama),
+    **dict.fromkeys(("gemma2", "gemma3"), _gemma),
     "gptneox": _gpt_neox,
     "falcon": _falcon,
     "mpt": _mpt,

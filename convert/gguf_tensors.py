@@ -64,6 +64,8 @@ def _layout(arch: str, rule: Rule, config: Any) -> Layout | None:
     projection = rule.targets[0].split("/")[-2]
     if arch == "llama" and projection in heads:
         return partial(_halves, heads=heads[projection])
+    if arch in ("gemma2", "gemma3") and rule.targets[0].endswith("/scale"):
+        return lambda array: array - 1  # GGUF files have 1 + weight
     if rule.transform is FUSED:  # GGUF files of GPT-NeoX and Falcon have all queries, all keys, all values
         return lambda array: FUSED.inverse(STACKED.forward(array, config), config)
     return None

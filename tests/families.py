@@ -6,6 +6,10 @@ import torch
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     MistralConfig,
@@ -16,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCABULARY, LAYERS = 101, 2
@@ -38,6 +44,16 @@ LLAMA_SIZES = {
 SLIDING = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 500.0}
+GEMMA_SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 76,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "sliding_window": 9,
+    "query_pre_attn_scalar": 12,
+}
 FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 3}
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 
@@ -67,6 +83,47 @@ FAMILIES = {
             "plain": {},
             "biases": {"attention_bias": True},
             "sliding window, tied": SLIDING | {"tie_word_embeddings": True},
+        },
+    ),
+    "smollm3": Family(
+        SmolLM3Config,
+        SmolLM3ForCausalLM,
+        LLAMA_SIZES | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+        {
+            "every second layer without RoPE": {"no_rope_layer_interval": 2},
+            "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+            "a list, windows": {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 9},
+        },
+    ),
+    "gemma2": Family(
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GEMMA_SIZES,
+        {
+            "plain": {},
+            "untied, biases, epsilon": {"tie_word_embeddings": False, "attention_bias": True, "rms_norm_eps": 0.1},
+            "no caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+            "low caps, another scale": {
+                "attn_logit_softcapping": 1.5,
+                "final_logit_softcapping": 5.0,
+                "query_pre_attn_scalar": 30,
+            },
+        },
+    ),
+    "gemma3_text": Family(
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        GEMMA_SIZES,
+        {
+            "plain": {},
+            "rope linear in global layers": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "a pattern, bases, cap": {
+                "sliding_window_pattern": 2,
+                "rope_theta": 300.0,
+                "rope_local_base_freq": 50.0,
+                "final_logit_softcapping": 5.0,
+            },
+            "no window, biases": {"layer_types": ["full_attention"] * 2, "attention_bias": True},
         },
     ),
     "gpt_neox": Family(

@@ -64,6 +64,8 @@ class ListCache:
         query = rotate_at(q[None], position[-1:], rope, length)[0]
         scale = self.config.softmax_scale or 1 / np.sqrt(q.shape[-1])
         scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 * scale
+        if (cap := self.config.score_cap) is not None:
+            scores = cap * np.tanh(scores / cap)
         if self.config.alibi is not None:
             scores += alibi_bias(self.config.family, *q.shape, len(self.k))
         if self.config.attention_sink == "zero":  # one more key, with score 0 and value 0

@@ -123,7 +123,7 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
         K, G, _, D = query.shape  # noqa: N806
         query = jnp.broadcast_to(query, (K, G, len(query_angles.cos), D))
         products = _chosen_products(rotate(query, query_angles), keys, choice, dtype)  # [K, G, A]
-        scores = masked_scores(products, mask, config.score_scale, None if bias is None else bias[:, :, 0])
+        scores = masked_scores(products, mask, config, None if bias is None else bias[:, :, 0])
         weights = sink_softmax(scores, sink_logit_of(config)).astype(dtype)  # [K, G, A]
         product = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
         output = product("kga,kad->kgd", weights, values).astype(dtype)

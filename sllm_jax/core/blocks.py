@@ -37,25 +37,30 @@ class Block(NamedTuple):
 
 def attend_to_blocks(blocks: list[Block], config: ModelConfig, dtype: Any) -> Float[Array, "T H D"]:
     """Attention with one softmax over the keys of all blocks. `dtype` is that of the weights and of the output."""
-    weights = sink_softmax(block_scores(blocks, config.score_scale, dtype), sink_logit_of(config))
+    weights = sink_softmax(block_scores(blocks, config, dtype), sink_logit_of(config))
     return weighted_sum(weights, blocks, dtype)
 
 
-def block_scores(blocks: list[Block], scale: float, dtype: Any) -> Float[Array, "K G T n"]:
+def block_scores(blocks: list[Block], config: ModelConfig, dtype: Any) -> Float[Array, "K G T n"]:
     """The masked scores of all blocks in float32, concatenated: here n is the number of keys of all blocks together."""
     product = partial(jnp.einsum, "kgtd,knd->kgtn", precision=precision_of(dtype), preferred_element_type=jnp.float32)
-    scores = [masked_scores(product(block.q, block.k), block.mask, scale, block.bias) for block in blocks]
+    scores = [masked_scores(product(block.q, block.k), block.mask, config, block.bias) for block in blocks]
     return jnp.concatenate(scores, axis=-1)
 
 
 def masked_scores(
     dot_products: Float[Array, "K G *T n"],
     mask: Bool[Array, "*T n"],
-    scale: float,
+    config: ModelConfig,
     bias: Float[Array, "K G *T n"] | None,
 ) -> Float[Array, "K G *T n"]:
-    """Scale dot products of queries and keys, add the position bias, and set masked scores to `MASKED`."""
-    scores = dot_products * scale
+    """Scale dot products of queries and keys, cap them softly, add the position bias, and mask with `MASKED`.
+
+    Only models with a `score_cap` have a cap.
+    """
+    scores = dot_products * config.score_scale
+    if config.score_cap is not None:
+        scores = config.score_cap * jnp.tanh(scores / config.score_cap)
     if bias is not None:
         scores += bias
     return jnp.where(mask, scores, MASKED)

@@ -94,7 +94,7 @@ def attend_and_measure(config: ModelConfig, dtype: Any, length: int, measure: Me
 
         def of_some(start: Int[Array, ""]) -> tuple[LayerCache, Float[Array, "N H D"]]:
             block = _queries_of(whole, start, size)
-            scores = block_scores([block], config.score_scale, dtype)  # [K, G, N, T]
+            scores = block_scores([block], config, dtype)  # [K, G, N, T]
             weights = sink_softmax(scores, sink_logit_of(config))  # [K, G, N, T]
             found = measure.of_queries(scores, weights, start + jnp.arange(size))
             return found, weighted_sum(weights, [block], dtype)

@@ -54,6 +54,7 @@ class ModelConfig:
     layers: tuple[LayerKind, ...] = ()  # one for each layer, where they differ; then the layers' own fields count
     sinks_in_windows: bool = True  # whether layers with a sliding window keep the sinks beside it
     softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    score_cap: float | None = None  # attention scores are softly capped: cap * tanh(score / cap)
     tie_word_embeddings: bool = False
     attention_sink: str = "none"
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import linen as nn
-
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import falcon_alibi
 from sllm_jax.models.config import ModelConfig, rotary
-from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
+from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, Parts, layer_norm
 from sllm_jax.models.options import checked_kv_heads, option, size
 from sllm_jax.models.position import Rope
 
@@ -119,11 +117,11 @@ def _norms(config: Mapping[str, Any]) -> tuple[str, str]:
 class FalconLayer(Layer):
     """Attention and the feed-forward network: sequential, or parallel with one shared norm (7B) or two (40B)."""
 
-    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+    def parts(self) -> Parts:
         """Layer norms. All linear layers have biases, or none has."""
         config, dtype = self.config, self.dtype
         norms = {name: layer_norm(config.layer_norm_epsilon, dtype, name) for name in dict.fromkeys(config.norms)}
-        return (
+        return Parts(
             norms[config.norms[0]],
             Attention(config, dtype, config.bias, config.bias, name="self_attn"),
             norms[config.norms[1]],

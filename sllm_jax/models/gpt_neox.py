@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import linen as nn
-
 from sllm_jax.models.config import ModelConfig, rotary
-from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, layer_norm
+from sllm_jax.models.layers import MLP, Attention, Decoder, Layer, Norm, Parts, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +48,10 @@ class GPTNeoXConfig(ModelConfig):
 class GPTNeoXLayer(Layer):
     """Attention and the feed-forward network: parallel, each with its own norm of the input, or sequential."""
 
-    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+    def parts(self) -> Parts:
         """Layer norms. The feed-forward network has biases; attention has them if the config says so."""
         config, dtype = self.config, self.dtype
-        return (
+        return Parts(
             layer_norm(config.layer_norm_eps, dtype, "input_layernorm"),
             Attention(config, dtype, config.attention_bias, config.attention_bias, name="self_attn"),
             layer_norm(config.layer_norm_eps, dtype, "post_attention_layernorm"),

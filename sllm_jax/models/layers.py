@@ -9,7 +9,7 @@ Shapes: T tokens, E hidden size, H query heads, K key/value heads, D head dimens
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,14 +87,26 @@ class MLP(nn.Module):
 Norm = Callable[[Float[Array, "T E"]], Float[Array, "T E"]]
 
 
+class Parts(NamedTuple):
+    """The modules of a layer."""
+
+    attention_norm: Norm
+    attention: nn.Module
+    mlp_norm: Norm
+    mlp: nn.Module
+    # Norms of the outputs of attention and of the feed-forward network, before they join the residual.
+    attention_output_norm: Norm = lambda hidden: hidden
+    mlp_output_norm: Norm = lambda hidden: hidden
+
+
 class Layer(nn.Module):
     """A pre-norm transformer layer: attention and a feed-forward network with residuals, sequential or parallel."""
 
     config: Any
     dtype: Any
 
-    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
-        """The norm before attention, attention, the norm before the feed-forward network, and that network."""
+    def parts(self) -> Parts:
+        """The layer's modules."""
         raise NotImplementedError
 
     def is_parallel(self) -> bool:
@@ -109,10 +121,11 @@ class Layer(nn.Module):
         self, hidden: Float[Array, "T E"], cache: LayerCache, attend: Attend
     ) -> tuple[Float[Array, "T E"], LayerCache]:
         """The layer's output, and its new cache."""
-        attention_norm, attention, mlp_norm, mlp = self.parts()
-        output, cache = attention(attention_norm(hidden), cache, attend)
-        residual = hidden + output
-        return residual + mlp(mlp_norm(hidden if self.is_parallel() else residual)), cache
+        parts = self.parts()
+        output, cache = parts.attention(parts.attention_norm(hidden), cache, attend)
+        residual = hidden + parts.attention_output_norm(output)
+        output = parts.mlp(parts.mlp_norm(hidden if self.is_parallel() else residual))
+        return residual + parts.mlp_output_norm(output), cache
 
 
 class Decoder(nn.Module):
@@ -124,9 +137,17 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False  # recompute each layer's activations in the backward pass instead of keeping them
 
+    def embedded(self, hidden: Float[Array, "T E"]) -> Float[Array, "T E"]:
+        """The input of the first layer, given the embeddings. Families that change it override this."""
+        return hidden
+
     def norm(self) -> Norm:
         """The final norm."""
         raise NotImplementedError
+
+    def capped(self, logits: Float[Array, "*t V"]) -> Float[Array, "*t V"]:
+        """The logits, given those of the head. Families that change them override this."""
+        return logits
 
     @nn.compact
     def __call__(
@@ -145,7 +166,7 @@ class Decoder(nn.Module):
         # Argument 3 of a layer, counting self, is `attend`.
         layer: Any = nn.remat(self.layer, static_argnums=(3,)) if self.remat else self.layer
         with jax.named_scope("embedding"):
-            hidden = embed(token_ids)  # [T, E]
+            hidden = self.embedded(embed(token_ids))  # [T, E]
         new_caches = []
         layers = range(config.num_hidden_layers)
         for i, cache, attend in zip(layers, caches, attends, strict=True):
@@ -154,5 +175,7 @@ class Decoder(nn.Module):
         hidden = self.norm()(hidden[rows])
         with jax.named_scope("head"):
             if config.tie_word_embeddings:
-                return matmul_t(hidden, embed.embedding, jnp.float32), tuple(new_caches)
-            return Linear(config.vocab_size, False, dtype, jnp.float32, name="lm_head")(hidden), tuple(new_caches)
+                logits = matmul_t(hidden, embed.embedding, jnp.float32)
+            else:
+                logits = Linear(config.vocab_size, False, dtype, jnp.float32, name="lm_head")(hidden)
+            return self.capped(logits), tuple(new_caches)

@@ -1,18 +1,20 @@
-"""Llama 1, 2, 3, 3.1, 3.2 (TinyLlama, Vicuna, Yi, SmolLM), Mistral, Qwen2, Qwen2.5, Qwen3."""
+"""Llama 1, 2, 3, 3.1, 3.2 (TinyLlama, Vicuna, Yi, SmolLM), Mistral, Qwen2, Qwen2.5, Qwen3, SmolLM3."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sllm_jax.common.errors import SllmError
 from sllm_jax.models.activations import ACTIVATIONS
-from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import Attention, Decoder, Heads, Layer, Norm, rms_norm
+from sllm_jax.models.config import LayerKind, ModelConfig
+from sllm_jax.models.layers import Attention, Decoder, Heads, Layer, Norm, Parts, rms_norm
 from sllm_jax.models.linear import Linear
+from sllm_jax.models.position import Rope
 
 _COMMON = {
     "rms_norm_eps": 1e-6,
@@ -32,7 +34,7 @@ _QWEN = _COMMON | {
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """Sizes and options of a Llama, Mistral, Qwen2 or Qwen3, under their Hugging Face names."""
+    """Sizes and options of a Llama, Mistral, Qwen2, Qwen3 or SmolLM3, under their Hugging Face names."""
 
     family: ClassVar[str] = "llama"
     sizes: ClassVar[tuple[str, ...]] = ("intermediate_size",)
@@ -47,6 +49,19 @@ class LlamaConfig(ModelConfig):
         },
         "qwen2": _QWEN | {"attention_bias": True},
         "qwen3": _QWEN | {"head_dim": 128, "attention_bias": False},
+        "smollm3": _COMMON
+        | {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "layer_types": None,
+            "no_rope_layers": None,
+            "no_rope_layer_interval": 4,
+        },
     }
 
     intermediate_size: int
@@ -56,6 +71,26 @@ class LlamaConfig(ModelConfig):
     output_bias: bool
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each query and key head
+
+    @classmethod
+    def position(cls, config: Mapping[str, Any], heads: int, head_dim: int) -> dict[str, Any]:
+        """RoPE of whole heads. The base of SmolLM3 has another default."""
+        if config["model_type"] == "smollm3":
+            config = {**config, "rope_theta": config["rope_theta"] or 2_000_000.0}
+        return super().position(config, heads, head_dim)
+
+    @classmethod
+    def layer_kinds(cls, config: Mapping[str, Any], windows: list[int | None], rope: Rope) -> dict[str, Any]:
+        """SmolLM3 has layers without RoPE. If it has a sliding window, it is in these layers by default."""
+        if config["model_type"] != "smollm3":
+            return super().layer_kinds(config, windows, rope)
+        rotates = _layers_with_rope(config)
+        if not config["layer_types"]:
+            windows = [None if has_rope else window for has_rope, window in zip(rotates, windows, strict=True)]
+        no_rope = replace(rope, dim=0)
+        kinds = zip(windows, rotates, strict=True)
+        layers = tuple(LayerKind(window, rope if has_rope else no_rope) for window, has_rope in kinds)
+        return {"sliding_window": None, "layers": layers}
 
     @classmethod
     def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +105,21 @@ class LlamaConfig(ModelConfig):
             case "qwen3":
                 return biases | {"qk_norm": True}
         return biases
+
+
+def _layers_with_rope(config: Mapping[str, Any]) -> list[bool]:
+    """Whether each layer of a SmolLM3 has RoPE: 1 in `no_rope_layers`; by default all but every fourth layer.
+
+    Raises `SllmError` for another value.
+    """
+    layers, stated = config["num_hidden_layers"], config["no_rope_layers"]
+    if stated is None:
+        if not (interval := config["no_rope_layer_interval"]):
+            raise SllmError("no_rope_layer_interval in config.json must be positive; got 0")
+        return [(i + 1) % interval != 0 for i in range(layers)]
+    if not isinstance(stated, list) or len(stated) != layers or any(one not in (0, 1) for one in stated):
+        raise SllmError(f"no_rope_layers in config.json must be a list of {layers} of 0, 1; got {stated!r:.80}")
+    return [bool(one) for one in stated]
 
 
 class LlamaAttention(Attention):
@@ -103,10 +153,10 @@ class LlamaMLP(nn.Module):
 class LlamaLayer(Layer):
     """Attention, then the feed-forward network."""
 
-    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+    def parts(self) -> Parts:
         """RMSNorm before attention and before a gated feed-forward network."""
         config, dtype = self.config, self.dtype
-        return (
+        return Parts(
             rms_norm(config.rms_norm_eps, dtype, "input_layernorm"),
             LlamaAttention(config, dtype, config.qkv_bias, config.output_bias, name="self_attn"),
             rms_norm(config.rms_norm_eps, dtype, "post_attention_layernorm"),

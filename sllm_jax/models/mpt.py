@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.alibi import mpt_alibi
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.layers import MLP, Attention, Decoder, Heads, Layer, Norm, layer_norm
+from sllm_jax.models.layers import MLP, Attention, Decoder, Heads, Layer, Norm, Parts, layer_norm
 from sllm_jax.models.options import options, size
 from sllm_jax.models.position import Rope
 from sllm_jax.models.unsupported import refuse_unknown
@@ -135,10 +134,10 @@ class MPTAttention(Attention):
 class MPTLayer(Layer):
     """Attention, then the feed-forward network; no biases anywhere."""
 
-    def parts(self) -> tuple[Norm, nn.Module, Norm, nn.Module]:
+    def parts(self) -> Parts:
         """Layer norms without biases."""
         config, dtype = self.config, self.dtype
-        return (
+        return Parts(
             layer_norm(config.layer_norm_epsilon, dtype, "input_layernorm", use_bias=False),
             MPTAttention(config, dtype, name="self_attn"),
             layer_norm(config.layer_norm_epsilon, dtype, "post_attention_layernorm", use_bias=False),

@@ -10,7 +10,11 @@ from sllm_jax.models.activations import check_activation
 from sllm_jax.models.bounds import check_largest
 from sllm_jax.models.position import is_number
 
-_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window")  # null in the config means None, not the default
+# null in the config means None, not the default
+_NULLABLE = (
+    *("num_key_value_heads", "head_dim", "sliding_window"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+)
 _EXPECTED = {bool: "true or false", int: "a non-negative integer", float: "a non-negative number"}
 
 
