@@ -148,10 +148,10 @@ def _llama(about: _About) -> dict[str, Any]:
     head_dim = about.head_dim()
     dim = about.size("rope.dimension_count", head_dim)
     model_type = about.name
-    kinds = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    kinds = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
     bias = {} if model_type == "qwen2" else {"attention_bias": "blk.0.attn_q.bias" in about.tensors}
     return {
-        "architectures": [kinds[model_type]],
+        "architectures": [f"{kinds[model_type]}ForCausalLM"],
         "model_type": model_type,
         **about.shared(*_SIZES),
         "intermediate_size": about.size("feed_forward_length"),
@@ -265,7 +265,7 @@ def _mpt(about: _About) -> dict[str, Any]:
 
 
 _ARCHITECTURES: Mapping[str, Callable[[_About], dict[str, Any]]] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3"), _llama),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "smollm3"), _llama),
     **dict.fromkeys(("gemma2", "gemma3"), _gemma),
     "gptneox": _gpt_neox,
     "falcon": _falcon,

@@ -3,7 +3,7 @@
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-ARCHITECTURES = {"gpt_neox": "gptneox", "mistral": "llama"}  # where it is not the model_type
+ARCHITECTURES = {"gpt_neox": "gptneox", "mistral": "llama", "gemma3_text": "gemma3"}  # where it is not the model_type
 LLAMA = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -19,6 +19,11 @@ LLAMA = {
     "model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_gate",
     "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
     "model.layers.{i}.mlp.down_proj": "blk.{i}.ffn_down",
+}
+GEMMA = LLAMA | {
+    "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
+    "model.layers.{i}.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
+    "model.layers.{i}.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
 }
 GPT_NEOX = {
     "gpt_neox.embed_in": "token_embd",
@@ -55,7 +60,11 @@ MPT = {
     "transformer.blocks.{i}.ffn.up_proj": "blk.{i}.ffn_up",
     "transformer.blocks.{i}.ffn.down_proj": "blk.{i}.ffn_down",
 }
-NAMES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gptneox": GPT_NEOX, "falcon": FALCON, "mpt": MPT}
+NAMES = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "smollm3"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3"), GEMMA),
+    **{"gptneox": GPT_NEOX, "falcon": FALCON, "mpt": MPT},
+}
 
 
 def architecture(config):
@@ -90,6 +99,15 @@ def metadata(config):
             "attention.head_count_kv": config.num_kv_heads if config.new_decoder_architecture else 1,
             "attention.layer_norm_epsilon": config.layer_norm_epsilon,
         }
+    if arch in ("gemma2", "gemma3"):
+        sizes |= {"attention.sliding_window": config.sliding_window}
+        caps = {name: getattr(config, name) for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+        sizes |= {name: float(cap) for name, cap in caps.items() if cap}
+    if arch == "gemma3":
+        rope, local = rope["full_attention"], rope["sliding_attention"]
+        sizes |= {"rope.freq_base_swa": float(local["rope_theta"])}
+        if "full_attention" in config.layer_types:
+            sizes |= {"attention.sliding_window_pattern": config.layer_types.index("full_attention") + 1}
     sizes |= {"feed_forward_length": config.intermediate_size, "rope.freq_base": float(rope["rope_theta"])}
     if arch == "gptneox":
         head_dim = config.hidden_size // config.num_attention_heads
@@ -136,6 +154,8 @@ def laid_out(name, array, config):
         return interleaved(array, config.num_attention_heads)
     if arch == "llama" and ".attn_k." in name:
         return interleaved(array, config.num_key_value_heads)
+    if arch in ("gemma2", "gemma3") and "norm" in name:
+        return array + 1
     if arch in ("gptneox", "falcon") and ".attn_qkv." in name:
         own = arch == "gptneox"
         kv_heads = config.num_attention_heads if own else config.num_kv_heads if config.new_decoder_architecture else 1
