@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tomllib
 
-import fetch_smollm2
 import pytest
+from fetch_smollm2 import SMOLLM2
 from make_supported_models import table
 from pages import ROOT, commands, prepare, snippets, text_of
 
@@ -36,9 +36,9 @@ def test_commands_run(anywhere, command):
     _, _, command = command.rpartition("&& ")
     assert command.startswith("sllm-jax ")
     if FETCHED in command:
-        if not fetch_smollm2.is_there():
+        if not SMOLLM2.is_there():
             pytest.skip("needs SmolLM2: run `python tests/fetch_smollm2.py` once while online")
-        command = command.replace(FETCHED, str(fetch_smollm2.path()))
+        command = command.replace(FETCHED, str(SMOLLM2.path()))
     for pattern, less in SHRUNK.items():
         command = re.sub(pattern, less, command)
     called = {"cwd": folder, "env": environment, "check": True, "capture_output": True}

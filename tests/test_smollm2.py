@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
-import fetch_smollm2
 import numpy as np
 import pytest
 import torch
+from fetch_smollm2 import SMOLLM2
 from reference import ListModel
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +16,7 @@ from sllm_jax.evaluate.perplexity import token_nll
 from sllm_jax.text.tokenizer import encode
 
 pytestmark = pytest.mark.skipif(
-    not fetch_smollm2.is_there(), reason="needs SmolLM2: run `python tests/fetch_smollm2.py` once while online"
+    not SMOLLM2.is_there(), reason="needs SmolLM2: run `python tests/fetch_smollm2.py` once while online"
 )
 TEXT = (
     "The lighthouse keeper wrote in his log that on 12 March 1874, at about a quarter past four, the fog lifted. "
@@ -26,7 +26,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def file():
-    return fetch_smollm2.path()
+    return SMOLLM2.path()
 
 
 @pytest.fixture(scope="module")
