@@ -23,8 +23,9 @@ from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.decode import Carry, decode_program, init_carry
 from sllm_jax.core.int8 import is_quantized, quantize_model
-from sllm_jax.core.memory import free_memory
-from sllm_jax.core.model import Model, dense_logits, init_params
+from sllm_jax.core.kv_state import state_shapes
+from sllm_jax.core.memory import bytes_of, free_memory
+from sllm_jax.core.model import Model, dense_logits, init_params, parameter_shapes
 
 SCOPES = ("embedding", "qkv", "rope", "cache_write", "attention", "mlp", "head")
 
@@ -42,8 +43,18 @@ def test_the_bytes_of_a_step_by_hand():
     for tied in (False, True):  # the table of input embeddings, or an output layer of the same size
         module = module_for(TINY | {"tie_word_embeddings": tied}, jnp.bfloat16)
         chosen = Model(module, init_params(module))
-        assert bytes_per_step(chosen, 54, streams=1) == 2 * (2 * layer + 101 * 24 + 24 + cached)
-        assert bytes_per_step(chosen, 54, streams=5) == 2 * (2 * layer + 101 * 24 + 24 + 5 * cached)
+        assert bytes_per_step(chosen, 4, 50, streams=1) == 2 * (2 * layer + 101 * 24 + 24 + cached)
+        assert bytes_per_step(chosen, 4, 50, streams=5) == 2 * (2 * layer + 101 * 24 + 24 + 5 * cached)
+
+
+def test_layers_with_a_window_take_and_read_no_more_than_it(data):
+    """Gemma 3 270M in bfloat16 at 4 + 8188: 3 layers keep 8,192 tokens, 15 keep 511; one key/value head of size 256."""
+    module = module_for(json.loads((data / "configs/gemma3-270m.json").read_text()), jnp.bfloat16)
+    chosen = Model(module, parameter_shapes(module))
+    read = bytes_per_step(chosen, 4, 8188, streams=1) - bytes_of(chosen.params)
+    assert read == 2 * 2 * 256 * (3 * 8193 + 15 * 512)
+    shapes = state_shapes(module.config, 4, 8188, jnp.bfloat16)
+    assert bytes_of((shapes.k, shapes.v)) == 2 * 2 * 256 * (3 * 8320 + 15 * 512)  # slots are multiples of 128
 
 
 def test_probes_go_through_as_many_bytes_as_they_say():
@@ -77,7 +88,7 @@ def test_a_program_writes_from_a_full_cache_on(tiny, streams):
 def test_figures_follow_from_the_seconds_of_a_step(tiny):
     program = Program(print, None, 1, 3 * 2**20, 1.5)
     seconds = np.array([[0.1, 2, 1], [0.2, 1, 4], [0.4, 3, 2]])  # of a step, a copy, a read
-    needed = bytes_per_step(tiny, 54, 2)
+    needed = bytes_per_step(tiny, 4, 50, 2)
     assert decode_figures(tiny, BenchmarkSettings(4, 50), 2, program, seconds) == {
         "streams": 2,
         "ms_per_step": 200,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sllm_jax.benchmark.programs import Program
+from sllm_jax.core.kv_state import layer_sizes
 from sllm_jax.core.memory import bytes_of
 from sllm_jax.core.model import Model
 
@@ -19,7 +20,7 @@ _WIDTH = 4096
 _CPU_STEPS, _STEPS = 4, 64  # steps per call; on a GPU a step takes 0.2 ms, launching a call tens of microseconds
 
 
-def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
+def bytes_per_step(model: Model, start_size: int, recent_size: int, streams: int) -> int:
     """The bytes that a decode step must read: all weights, and the keys and values that each stream attends to.
 
     The input embeddings count only if they are tied to the output layer.
@@ -28,22 +29,25 @@ def bytes_per_step(model: Model, cache_size: int, streams: int) -> int:
     weights = bytes_of(model.params)
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size * itemsize
-    # Keys and values of all layers, for `cache_size` tokens and the current one.
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (cache_size + 1) * itemsize
-    return weights + streams * cached
+    # Keys and values of each layer, for the tokens that it keeps and the current one.
+    layers = range(config.num_hidden_layers)
+    attended = sum(sum(layer_sizes(config.at_layer(i), start_size, recent_size)) + 1 for i in layers)
+    return weights + streams * 2 * config.num_key_value_heads * config.head_dim * attended * itemsize
 
 
 def flops_per_token(model: Model, attended: int) -> int:
     """Floating-point operations per token: two per weight (input embeddings excluded), and those of attention.
 
-    `attended` is the number of keys that the token attends to.
+    `attended` is the number of keys that the token attends to in a layer without a sliding window.
     """
     config = model.config
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size
+    windows = [config.at_layer(i).sliding_window for i in range(config.num_hidden_layers)]
+    keys = sum(attended if window is None else min(attended, window) for window in windows)
     # Attention: one multiply-add per head dimension for the score, and one for mixing the value.
-    return 2 * weights + 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
+    return 2 * weights + 4 * config.num_attention_heads * config.head_dim * keys
 
 
 def probes() -> list[Program]:

@@ -114,8 +114,8 @@ def decode_figures(
     model: Model, settings: BenchmarkSettings, streams: int, program: Program, seconds: np.ndarray
 ) -> dict[str, float]:
     """The figures of decoding; `seconds` [rounds, 3] are those of a step, a memory copy and a memory read."""
-    step, cache_size = float(np.median(seconds[:, 0])), settings.start_size + settings.recent_size
-    needed = bytes_per_step(model, cache_size, streams)
+    step = float(np.median(seconds[:, 0]))
+    needed = bytes_per_step(model, settings.start_size, settings.recent_size, streams)
     # Bandwidth of decoding divided by the bandwidth of each probe in the same round, then the median over rounds.
     of_copy, of_read = np.median(needed / seconds[:, :1] / (PROBE_BYTES / seconds[:, 1:]), axis=0).tolist()
     return {

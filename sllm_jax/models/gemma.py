@@ -70,7 +70,7 @@ class GemmaConfig(ModelConfig):
         In Gemma 3 these layers also have a RoPE of their own.
         """
         if not config["layer_types"]:
-            pattern = config.get("sliding_window_pattern", 2)
+            pattern = _positive(config, "sliding_window_pattern") if config["model_type"] == "gemma3_text" else 2
             windows = [window if (i + 1) % pattern else None for i, window in enumerate(windows)]
         local = rotary(_local_rope(config), rope.dim) if config["model_type"] == "gemma3_text" else rope
         kinds = tuple(LayerKind(window, rope if window is None else local) for window in windows)
@@ -79,16 +79,19 @@ class GemmaConfig(ModelConfig):
     @classmethod
     def own_options(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The scale of scores, and the options that only one `model_type` has."""
-        for name in ("query_pre_attn_scalar", "sliding_window_pattern"):
-            if config.get(name) == 0:
-                raise SllmError(f"{name} in config.json must be positive; got 0")
         return {
             "hidden_act": config["hidden_activation"],
-            "softmax_scale": config["query_pre_attn_scalar"] ** -0.5,
+            "softmax_scale": _positive(config, "query_pre_attn_scalar") ** -0.5,
             "score_cap": _cap(config, "attn_logit_softcapping"),
             "final_logit_softcapping": _cap(config, "final_logit_softcapping"),
             "qk_norm": config["model_type"] == "gemma3_text",
         }
+
+
+def _positive(config: Mapping[str, Any], name: str) -> Any:
+    if config[name] == 0:
+        raise SllmError(f"{name} in config.json must be positive; got 0")
+    return config[name]
 
 
 def _cap(config: Mapping[str, Any], name: str) -> float | None:
