@@ -119,7 +119,10 @@ def test_a_saved_state_with_impossible_numbers_is_refused(saved, tiny, field, va
     step = next(iter(saved.glob("checkpoints/*")))
     one = begin(saved, tiny)
     state = one._reading.state
-    wrong = state.replace(**{field: jnp.full_like(getattr(state, field), value)})
+    if field == "token_ids":
+        wrong = state.replace(token_ids=jnp.full_like(state.token_ids, value))
+    else:
+        wrong = state.replace(rings=(state.ring.replace(**{field: jnp.full_like(getattr(state.ring, field), value)}),))
     assert not is_possible(wrong, 101)
     assert is_possible(state, 101)
     shutil.rmtree(step)
