@@ -5,6 +5,7 @@ import pytest
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import module_for
+from sllm_jax.core.kv_state import layer_sizes
 
 SIZES = {
     "vocab_size": 101,
@@ -59,6 +60,16 @@ def test_layers_of_gemma_3_with_the_window_have_a_base_of_their_own_and_no_scali
 def test_layers_of_smollm3_without_rope():
     assert [rope.dim for rope in ropes(SMOLLM3)] == [8, 8, 8, 0] * 2
     assert [rope.dim for rope in ropes(SMOLLM3 | {"no_rope_layers": [0, 1] * 4})] == [0, 8] * 4
+
+
+def test_what_a_layer_with_a_window_keeps():
+    """Its window of 9 tokens, the current one included; in Gemma without sinks."""
+    local, whole = config_of(GEMMA_3).at_layer(0), config_of(GEMMA_3).at_layer(5)
+    assert layer_sizes(local, 2, 100) == layer_sizes(local, 2, 6) == (0, 8)
+    assert layer_sizes(local, 2, 5) == (0, 7)
+    assert layer_sizes(whole, 2, 100) == (2, 100)
+    mistral = config_of(SIZES | {"model_type": "mistral", "sliding_window": 9})
+    assert [layer_sizes(mistral, 2, recent) for recent in (100, 8, 5)] == [(2, 8), (2, 8), (2, 5)]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ class KVState(struct.PyTreeNode):
         return self.ring.recent_size
 
     @property
+    def cache_size(self) -> int:
+        """C - 1 of the stream's ring."""
+        return self.ring.cache_size
+
+    @property
     def filled(self) -> Leaf:
         """The number of tokens in the stream's ring."""
         return self.ring.filled
