@@ -149,7 +149,17 @@ class ListModel:
 
     def has_lost_sinks(self) -> bool:
         """Whether a layer with sinks lacks tokens that would become sinks if there were more of them."""
-        return any(cache.start_size and len(cache.numbers) < len(self.numbers) for cache in self.caches)
+        caches = [cache for cache in self.caches if cache.config.sinks_in_windows]
+        return any(len(cache.numbers) < len(self.numbers) for cache in caches)
+
+    def would_differ(self, start_size: int, recent_size: int) -> bool:
+        """Whether layers of one capacity after a `resize` would hold unequal numbers of tokens."""
+        found = {(start_size, recent_size): {min(len(self.numbers), start_size + recent_size)}}
+        for cache in self.caches:
+            new = list_cache(cache.config, start_size, recent_size)
+            capacity = (new.start_size, new.cache_size - new.start_size)
+            found.setdefault(capacity, set()).add(min(len(cache.numbers), new.cache_size))
+        return any(len(counts) > 1 for counts in found.values())
 
     def __len__(self) -> int:
         return len(self.numbers)

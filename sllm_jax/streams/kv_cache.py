@@ -57,10 +57,11 @@ class StartRecentKVCache:
         """Keep the first `start_size` and last `recent_size` tokens of a state of any capacity.
 
         A layer with a sliding window keeps the tokens that it has. Raises `SllmError` if it lacks tokens that would
-        become sinks.
+        become sinks, or that it would keep at this capacity as the other layers do.
         """
         if self.start_size > state.start_size:
-            _check_sinks(state)
+            _check_sinks(state, self.config)
+        _check_shared_rings(state, self.config, self.start_size, self.recent_size)
         return _first_and_last(state, self.start_size, self.recent_size, self.config)
 
     def evict_for_space(self, state: KVState, num_coming: int) -> KVState:
@@ -86,17 +87,32 @@ class StartRecentKVCache:
         if not 0 <= start <= end <= filled:
             raise SllmError(f"evict_range needs 0 <= start <= end <= {filled}, the tokens cached; got {start}, {end}")
         if start < min(end, state.start_size):
-            _check_sinks(state)
+            _check_sinks(state, self.config)
         return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config)
 
 
-def _check_sinks(state: KVState) -> None:
-    """Raises `SllmError` if a layer that keeps sinks lacks tokens that the stream still has."""
-    if any(ring.start_size and bool((ring.filled < state.filled).any()) for ring in state.rings):
+def _check_sinks(state: KVState, config: ModelConfig) -> None:
+    """Raises `SllmError` if layers with a sliding window keep sinks, and lack tokens that the stream still has."""
+    if config.sinks_in_windows and any(bool((ring.filled < state.filled).any()) for ring in state.rings):
         raise SllmError(
             "layers with a sliding window have evicted tokens that would become sinks; choose the sinks when the "
             "stream begins, and evict tokens after them"
         )
+
+
+def _check_shared_rings(state: KVState, config: ModelConfig, start_size: int, recent_size: int) -> None:
+    """Raises `SllmError` if layers would share a ring of the new capacity but have unequal numbers of tokens for it."""
+    kept: dict[tuple[int, int], list[Any]] = {(start_size, recent_size): [state.filled]}
+    for i in range(config.num_hidden_layers):
+        layer = config.at_layer(i)
+        kept.setdefault(kv_state.layer_sizes(layer, start_size, recent_size), []).append(state.ring_of(layer).filled)
+    for sizes, counts in kept.items():
+        clipped = [jnp.minimum(count, sum(sizes)) for count in counts]
+        if any(bool((one != clipped[0]).any()) for one in clipped):
+            raise SllmError(
+                "layers with a sliding window have evicted tokens that a cache of "
+                f"{start_size} + {recent_size} tokens keeps in all layers; choose this size when the stream begins"
+            )
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
