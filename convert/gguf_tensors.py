@@ -62,7 +62,7 @@ def _layout(arch: str, rule: Rule, config: Any) -> Layout | None:
     """How a tensor of a GGUF file is rearranged to that of Hugging Face; None where both are the same."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     projection = rule.targets[0].split("/")[-2]
-    if arch == "llama" and projection in heads:
+    if arch in ("llama", "smollm3") and projection in heads:
         return partial(_halves, heads=heads[projection])
     if arch in ("gemma2", "gemma3") and rule.targets[0].endswith("/scale"):
         return lambda array: array - 1  # GGUF files have 1 + weight

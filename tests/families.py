@@ -43,6 +43,7 @@ LLAMA_SIZES = {
 }
 SLIDING = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 500.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 500.0}
 GEMMA_SIZES = {
     "hidden_size": 48,
@@ -92,6 +93,7 @@ FAMILIES = {
         {
             "every second layer without RoPE": {"no_rope_layer_interval": 2},
             "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+            "yarn": {"no_rope_layer_interval": 2, "rope_parameters": YARN},
             "a list, windows": {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 9},
         },
     ),

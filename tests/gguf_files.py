@@ -150,9 +150,9 @@ def apart(weight, kv_heads, head_dim):
 def laid_out(name, array, config):
     """A tensor as the file has it."""
     arch = architecture(config)
-    if arch == "llama" and ".attn_q." in name:
+    if arch in ("llama", "smollm3") and ".attn_q." in name:
         return interleaved(array, config.num_attention_heads)
-    if arch == "llama" and ".attn_k." in name:
+    if arch in ("llama", "smollm3") and ".attn_k." in name:
         return interleaved(array, config.num_key_value_heads)
     if arch in ("gemma2", "gemma3") and "norm" in name:
         return array + 1

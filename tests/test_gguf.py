@@ -38,6 +38,7 @@ ABSENT = {
     *(
         ("qwen2", "a window in one layer"),
         ("smollm3", "every second layer without RoPE"),
+        ("smollm3", "yarn"),
         ("smollm3", "a list, windows"),
     ),
 }
@@ -69,6 +70,7 @@ LLAMAS = {
 WITH_LOGITS = {
     "no window",
     "plain",
+    "untied, biases",
     "parallel",
     "7B",
     "40B",

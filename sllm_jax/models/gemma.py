@@ -40,7 +40,12 @@ class GemmaConfig(ModelConfig):
     sizes: ClassVar[tuple[str, ...]] = ("intermediate_size",)
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gemma2": _COMMON
-        | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        | {
+            "sliding_window_size": None,  # in some published configs beside sliding_window; ignored by transformers
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
         "gemma3_text": _COMMON
         | {
             "max_position_embeddings": 131072,

@@ -87,7 +87,7 @@ class LlamaConfig(ModelConfig):
         rotates = _layers_with_rope(config)
         if not config["layer_types"]:
             windows = [None if has_rope else window for has_rope, window in zip(rotates, windows, strict=True)]
-        no_rope = replace(rope, dim=0)
+        no_rope = replace(rope, dim=0, attention_factor=1.0)
         kinds = zip(windows, rotates, strict=True)
         layers = tuple(LayerKind(window, rope if has_rope else no_rope) for window, has_rope in kinds)
         return {"sliding_window": None, "layers": layers}
@@ -117,9 +117,9 @@ def _layers_with_rope(config: Mapping[str, Any]) -> list[bool]:
         if not (interval := config["no_rope_layer_interval"]):
             raise SllmError("no_rope_layer_interval in config.json must be positive; got 0")
         return [(i + 1) % interval != 0 for i in range(layers)]
-    if not isinstance(stated, list) or len(stated) != layers or any(one not in (0, 1) for one in stated):
+    if not isinstance(stated, list) or len(stated) < layers or any(one not in (0, 1) for one in stated):
         raise SllmError(f"no_rope_layers in config.json must be a list of {layers} of 0, 1; got {stated!r:.80}")
-    return [bool(one) for one in stated]
+    return [bool(one) for one in stated[:layers]]
 
 
 class LlamaAttention(Attention):

@@ -102,6 +102,8 @@ def _check_sinks(state: KVState, config: ModelConfig) -> None:
 
 def _check_shared_rings(state: KVState, config: ModelConfig, start_size: int, recent_size: int) -> None:
     """Raises `SllmError` if layers would share a ring of the new capacity but have unequal numbers of tokens for it."""
+    if len(state.rings) == 1:
+        return
     kept: dict[tuple[int, int], list[Any]] = {(start_size, recent_size): [state.filled]}
     for i in range(config.num_hidden_layers):
         layer = config.at_layer(i)
