@@ -55,6 +55,7 @@ def test_layers_of_gemma_3_with_the_window_have_a_base_of_their_own_and_no_scali
         "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
     }
     assert ropes(GEMMA_3 | {"rope_parameters": nested}) == found
+    assert ropes(scaled | {"rope_parameters": {"full_attention": None}}) == found
 
 
 def test_layers_of_smollm3_without_rope():
@@ -88,6 +89,23 @@ def test_what_a_layer_with_a_window_keeps():
         (
             GEMMA_3 | {"use_bidirectional_attention": True},
             "not supported in 'gemma3_text': use_bidirectional_attention",
+        ),
+        (GEMMA_3 | {"sliding_window": None}, "sliding_window in config.json must be a positive integer; got null"),
+        (
+            GEMMA_3 | {"sliding_window": None, "layer_types": ["sliding_attention"] * 8},
+            "layer_types in config.json has sliding_attention, but no sliding_window is in use",
+        ),
+        (
+            SMOLLM3 | {"sliding_window": 9, "layer_types": ["sliding_attention"] * 8},
+            "layer_types in config.json has sliding_attention, but no sliding_window is in use",
+        ),
+        (
+            GEMMA_3
+            | {
+                "rope_parameters": {"full_attention": {"rope_type": "default"}},
+                "rope_scaling": {"rope_type": "linear"},
+            },
+            "has both rope_scaling and rope_parameters",
         ),
         (GEMMA_2 | {"layer_types": ["full_attention"] * 7}, "layer_types in config.json must be a list of 8"),
         (SMOLLM3 | {"no_rope_layers": [1] * 7}, "no_rope_layers in config.json must be a list of 8 of 0, 1; got"),

@@ -75,6 +75,8 @@ class GemmaConfig(ModelConfig):
         In Gemma 3 these layers also have a RoPE of their own.
         """
         if not config["layer_types"]:
+            if None in windows:
+                raise SllmError("sliding_window in config.json must be a positive integer; got null or 0")
             pattern = _positive(config, "sliding_window_pattern") if config["model_type"] == "gemma3_text" else 2
             windows = [window if (i + 1) % pattern else None for i, window in enumerate(windows)]
         local = rotary(_local_rope(config), rope.dim) if config["model_type"] == "gemma3_text" else rope
@@ -109,8 +111,9 @@ def _global_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] == "gemma2":
         return dict(config)
     own = _nested(config, "full_attention")
-    theta = config["rope_theta"] or 1_000_000.0
-    return {**config, "rope_theta": theta} | ({} if own is None else {"rope_parameters": own, "rope_scaling": None})
+    if own and config["rope_scaling"]:
+        raise SllmError("config.json has both rope_scaling and rope_parameters; remove one of them")
+    return {**config, "rope_theta": config["rope_theta"] or 1_000_000.0, "rope_parameters": own}
 
 
 def _local_rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def sliding_windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
     is_sliding = [window is not None and i >= first for i in range(layers)]
     if layer_types := config.get("layer_types"):
         is_sliding = _checked_layer_types(layer_types, layers)
+        if window is None and any(is_sliding):
+            raise SllmError("layer_types in config.json has sliding_attention, but no sliding_window is in use")
     return [window if slides else None for slides in is_sliding]
 
 
