@@ -95,16 +95,13 @@ def list_cache(config: ModelConfig, start_size: int, recent_size: int) -> ListCa
     """The list of a layer with this config. With a sliding window, a token sees itself and the window - 1 before it."""
     if config.sliding_window is None:
         return ListCache(config, start_size, recent_size)
-    if config.sinks_in_windows:
-        return ListCache(config, start_size, min(recent_size, config.sliding_window - 1))
-    return ListCache(config, 0, min(start_size + recent_size, config.sliding_window - 1))
+    return ListCache(config, start_size if config.sinks_in_windows else 0, min(recent_size, config.sliding_window - 1))
 
 
 class ListModel:
     """A model with a `ListCache` a layer: logits token by token, the slow and obvious way.
 
-    `numbers` are the tokens of the stream. A layer that keeps fewer drops those that the stream drops; if it keeps no
-    sinks, then also what is older than the stream's window.
+    `numbers` are the tokens of the stream. A layer that keeps fewer drops those that the stream drops.
     """
 
     def __init__(self, model, start_size: int, recent_size: int):
@@ -140,12 +137,10 @@ class ListModel:
 
     def evict_range(self, start: int, end: int) -> None:
         """As the original: [:start] + [end:]."""
-        dropped, window = set(self.numbers[start:end]), set(self.numbers[self.start_size :])
-        is_full = len(self.numbers) == self.cache_size
+        dropped = set(self.numbers[start:end])
         del self.numbers[start:end]
         for cache in self.caches:
-            older = set(cache.numbers) - window if is_full and cache.start_size < self.start_size else set()
-            cache.keep(set(cache.numbers) - dropped - older)
+            cache.keep(set(cache.numbers) - dropped)
 
     def has_lost_sinks(self) -> bool:
         """Whether a layer with sinks lacks tokens that would become sinks if there were more of them."""

@@ -66,8 +66,8 @@ def test_layers_of_smollm3_without_rope():
 def test_what_a_layer_with_a_window_keeps():
     """Its window of 9 tokens, the current one included; in Gemma without sinks."""
     local, whole = config_of(GEMMA_3).at_layer(0), config_of(GEMMA_3).at_layer(5)
-    assert layer_sizes(local, 2, 100) == layer_sizes(local, 2, 6) == (0, 8)
-    assert layer_sizes(local, 2, 5) == (0, 7)
+    assert layer_sizes(local, 2, 100) == layer_sizes(local, 2, 8) == (0, 8)
+    assert layer_sizes(local, 2, 5) == (0, 5)
     assert layer_sizes(whole, 2, 100) == (2, 100)
     mistral = config_of(SIZES | {"model_type": "mistral", "sliding_window": 9})
     assert [layer_sizes(mistral, 2, recent) for recent in (100, 8, 5)] == [(2, 8), (2, 8), (2, 5)]

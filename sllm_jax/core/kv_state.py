@@ -189,13 +189,11 @@ def layer_sizes(config: ModelConfig, start_size: int, recent_size: int) -> tuple
     """The start and recent size of a layer with this config, in a stream of these sizes.
 
     A token of a layer with a sliding window attends to itself and to `sliding_window` - 1 earlier ones, and to the
-    sinks if the model keeps them in such layers. Without sinks, the layer may use their slots for recent tokens.
+    sinks if the model keeps them in such layers. The layer never keeps a token that the stream has evicted.
     """
     if config.sliding_window is None:
         return start_size, recent_size
-    if config.sinks_in_windows:
-        return start_size, min(recent_size, config.sliding_window - 1)
-    return 0, min(start_size + recent_size, config.sliding_window - 1)
+    return start_size if config.sinks_in_windows else 0, min(recent_size, config.sliding_window - 1)
 
 
 def is_possible(state: KVState, vocab_size: int) -> bool:

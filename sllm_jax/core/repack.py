@@ -28,20 +28,17 @@ class Move(NamedTuple):
 def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], config: ModelConfig) -> KVState:
     """Drop the tokens at cache positions in [start, end) of the stream, and repack the rest in cache order.
 
-    A layer that keeps less than the stream drops those of them that it still has. If it keeps no sinks, and the stream
-    is full, it also drops what is older than the stream's window.
+    A layer that keeps less than the stream drops those of them that it still has.
     """
     stream = state.ring
 
     def move(ring: Ring, start_size: int, recent_size: int) -> Move:
-        has_evicted = (stream.filled == stream.cache_size) & (ring.start_size < stream.start_size)
-        kept = jnp.where(has_evicted, jnp.minimum(ring.filled, stream.filled - stream.start_size), ring.filled)
-        older, lost, sinks = ring.filled - kept, stream.filled - kept, ring.start_size
+        lost, sinks = stream.filled - ring.filled, ring.start_size
         # A sink has the same position in every layer; other tokens are counted from the newest one.
         first, last = (jnp.where(x <= sinks, x, jnp.maximum(x - lost, sinks)) for x in (start, end))
         position = jnp.arange(ring.cache_size)
-        survivors = older + jnp.where(position < first, position, position + (last - first))
-        return _move(ring, start_size, recent_size, survivors, kept - (last - first))
+        survivors = jnp.where(position < first, position, position + (last - first))
+        return _move(ring, start_size, recent_size, survivors, ring.filled - (last - first))
 
     return _moved(state, stream.start_size, stream.recent_size, move, config)
 
