@@ -171,7 +171,6 @@ def _gemma(about: _About) -> dict[str, Any]:
     if about.size("rope.dimension_count", head_dim) != head_dim:
         raise SllmError(f"{about.header.path}: Gemma with RoPE of a part of each head is not supported")
     layers = about.size("block_count")
-    pattern = about.size("attention.sliding_window_pattern", 6 if is_3 else 2)
     # llama.cpp scales by the head size, in the models of 27 billion parameters by the hidden size over the heads.
     is_27b = layers == (62 if is_3 else 46)
     width, heads = about.size("embedding_length"), about.size("attention.head_count")
@@ -190,11 +189,26 @@ def _gemma(about: _About) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": about.number("attention.layer_norm_rms_epsilon", 1e-6),
         "query_pre_attn_scalar": scale,
-        "sliding_window": about.size("attention.sliding_window", 1024 if is_3 else 4096),
-        "layer_types": ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)],
+        **_gemma_windows(about, layers, is_3),
         "final_logit_softcapping": about.number("final_logit_softcapping", None if is_3 else 30.0),
         **about.rotary(),
         **own,
+    }
+
+
+def _gemma_windows(about: _About, layers: int, is_3: bool) -> dict[str, Any]:
+    """The window and the layers that have it; as in llama.cpp, a Gemma 3 without a size has none."""
+    window = about.number("attention.sliding_window", 0 if is_3 else 4096)
+    key = "attention.sliding_window_pattern"
+    pattern = about.get(key, (_INTEGER, np.ndarray))
+    if not isinstance(pattern, np.ndarray):  # every how many layers one is without the window, or a list of all layers
+        every = about.size(key, 6 if is_3 else 2)
+        pattern = [(i + 1) % every != 0 for i in range(layers)]
+    if len(pattern) != layers:
+        raise SllmError(f"{about.header.path}: {about.name}.{key} must have {layers} entries; got {len(pattern)}")
+    return {
+        "sliding_window": window or None,
+        "layer_types": ["sliding_attention" if window and slides else "full_attention" for slides in pattern],
     }
 
 

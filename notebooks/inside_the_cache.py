@@ -108,7 +108,7 @@ ring_picture.rotations(state)
 # %%
 planned = plan(state.ring, 1, jnp.int32(1))
 rotations, choice = query_rotations(state.ring, planned)
-angles = kv_state.angle_table(model.config.rope, state.start_size, state.recent_size)
+angles = kv_state.angle_table(model.config.rope, state.ring, state.ring)
 query = jax.random.normal(jax.random.key(0), (1, model.config.head_dim))
 
 order = kv_state.cache_order(state.ring)
@@ -118,7 +118,7 @@ ours = jnp.stack(
 )
 
 positions = jnp.arange(state.ring.cache_size)
-unrotated, _ = kv_state.keys_and_values((state.k[0], state.v[0]), state.ring, positions, model.config.rope)  # [K, 9, D]
+unrotated, _ = kv_state.keys_and_values((state.k[0], state.v[0]), state.ring, positions, angles)  # [K, 9, D]
 papers = rotate(unrotated[0], angles(positions)) @ rotate(query, angles(planned.position))[0]
 
 Table(

@@ -56,7 +56,7 @@ def compare(name: str, model: Model, sizes: tuple[int, int], asked: argparse.Nam
         times["decode"].append(writer.seconds())
         times["product"].append(1 / product_rate())
     chunks, single_step, written, product = (median(values) for values in times.values())
-    rate = flops_per_token(model, sum(sizes) + 1) / chunks
+    rate = flops_per_token(model, *sizes) / chunks
     print(f"{name}, cache {sizes[0]} + {sizes[1]}, chunks of {asked.chunk_size}:")
     print(f"  {1 / chunks:.0f} tokens/s in chunks, {1 / single_step:.0f} one by one: {single_step / chunks:.1f} x")
     print(f"  {1 / written:.0f} by the program that writes text: {written / chunks:.1f} x")

@@ -44,8 +44,9 @@ def alibi_bias(family: str, heads: int, head_dim: int, length: int) -> np.ndarra
 class ListCache:
     """One layer, one stream. After each step the oldest token that is not a sink goes, if there are too many."""
 
-    def __init__(self, config: ModelConfig, start_size: int, recent_size: int):
+    def __init__(self, config: ModelConfig, start_size: int, recent_size: int, stream_size: int):
         self.config, self.start_size, self.cache_size = config, start_size, start_size + recent_size
+        self.stream_size = stream_size  # tokens that the stream keeps, of which this layer may keep fewer
         self.k: list[np.ndarray] = []
         self.v: list[np.ndarray] = []
         self.numbers: list[int] = []  # of the tokens, from the start of the stream
@@ -58,7 +59,7 @@ class ListCache:
         self.numbers.append(self.seen)
         self.seen += 1
         rope, position = self.config.rope, np.arange(len(self.k))
-        length = max(self.cache_size + 1, rope.max_position_embeddings)
+        length = max(self.stream_size + 1, rope.max_position_embeddings)
         keys = np.repeat(rotate_at(np.stack(self.k), position, rope, length), len(q) // len(k), axis=1)  # [n, H, D]
         values = np.repeat(np.stack(self.v), len(q) // len(k), axis=1)
         query = rotate_at(q[None], position[-1:], rope, length)[0]
@@ -93,9 +94,10 @@ class ListCache:
 
 def list_cache(config: ModelConfig, start_size: int, recent_size: int) -> ListCache:
     """The list of a layer with this config. With a sliding window, a token sees itself and the window - 1 before it."""
-    if config.sliding_window is None:
-        return ListCache(config, start_size, recent_size)
-    return ListCache(config, start_size if config.sinks_in_windows else 0, min(recent_size, config.sliding_window - 1))
+    sizes = start_size, recent_size
+    if (window := config.sliding_window) is not None:
+        sizes = start_size if config.sinks_in_windows else 0, min(recent_size, window - 1)
+    return ListCache(config, *sizes, start_size + recent_size)
 
 
 class ListModel:

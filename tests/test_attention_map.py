@@ -1,5 +1,7 @@
 """Attention on the first positions, against PyTorch transformers and its definition in NumPy."""
 
+from dataclasses import replace
+
 import checkpoints
 import jax
 import jax.numpy as jnp
@@ -38,11 +40,12 @@ def test_masses_equal_pytorch(tmp_path):
     np.testing.assert_allclose(mass, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [8, 21])
-def test_logits_and_masses_equal_their_definition(length):
+@pytest.mark.parametrize(("length", "window"), [(8, None), (21, None), (21, 9)])
+def test_logits_and_masses_equal_their_definition(length, window):
+    """Of a layer with a sliding window too: it hides positions 0 and 1 from all queries that count."""
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(length, 6, 10)), rng.normal(size=(length, 3, 10)), rng.normal(size=(length, 3, 10))
-    config = module_for(TINY, jnp.float32).config
+    config = replace(module_for(TINY, jnp.float32).config, sliding_window=window)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     nothing = no_caches(config)[0]
     (mass, logits), mixed = attend_and_measure(config, jnp.float32, length, ON_FIRST)(nothing, *arrays)
@@ -51,12 +54,18 @@ def test_logits_and_masses_equal_their_definition(length):
     at = np.arange(length)
     keys = np.repeat(rotate_at(k, at, config.rope, 64), 2, axis=1)
     scores = np.einsum("thd,nhd->htn", rotate_at(q, at, config.rope, 64), keys) / np.sqrt(10)
+    hidden = at[:, None] - at >= (window or length)
+    scores = np.where(np.tri(length, dtype=bool) & ~hidden, scores, np.nan)
     queries = range(length // 2, length)
-    rest = np.mean([scores[:, t, 4 : t + 1].mean(-1) for t in queries], 0)
-    np.testing.assert_allclose(logits[:, :4], np.mean([scores[:, t, :4] for t in queries], 0), atol=1e-5)
+    rest = np.mean([np.nanmean(scores[:, t, 4 : t + 1], -1) for t in queries], 0)
+    with np.errstate(invalid="ignore"):
+        shares = np.exp(scores[:, queries]) / np.nansum(np.exp(scores[:, queries]), -1, keepdims=True)
+    np.testing.assert_allclose(mass, np.nan_to_num(shares)[..., :4].mean(1), atol=1e-5)
     np.testing.assert_allclose(logits[:, 4], rest, atol=1e-5)
-    shares = [np.exp(scores[:, t, :4]) / np.exp(scores[:, t, : t + 1]).sum(-1, keepdims=True) for t in queries]
-    np.testing.assert_allclose(mass, np.mean(shares, 0), atol=1e-5)
+    seen = [i for i in range(4) if not hidden[length // 2, i]]
+    assert seen == ([2, 3] if window else [0, 1, 2, 3])
+    np.testing.assert_allclose(logits[:, seen], np.nanmean(scores[:, queries][..., seen], 1), atol=1e-5)
+    assert np.isnan(np.delete(logits[:, :4], seen, axis=1)).all()
 
 
 def test_batches_never_change_the_result(tiny, monkeypatch):

@@ -199,6 +199,35 @@ def test_metadata_becomes_the_config_of_hugging_face(llama):
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sliding_window": None}, ["full_attention", "full_attention"]),
+        ({"sliding_window_pattern": [False, True]}, ["full_attention", "sliding_attention"]),
+        ({"sliding_window_pattern": 2}, ["sliding_attention", "full_attention"]),
+        ({}, ["sliding_attention", "sliding_attention"]),
+    ],
+)
+def test_which_layers_of_gemma_3_have_a_window(tmp_path, changes, expected):
+    """Without a size llama.cpp gives none of them a window; otherwise five of six have one."""
+    model = model_of("gemma3_text", "plain")
+    values = gguf_files.metadata(model.config) | {f"attention.{key}": value for key, value in changes.items()}
+    values = {key: value for key, value in values.items() if value is not None}
+    file = gguf_files.write(tmp_path / "model.gguf", "gemma3", values, gguf_files.tensors_of(model))
+    model, _ = sllm_jax.load(file, "float32")
+    assert model.hf_config["layer_types"] == expected
+    windows = [9 if kind == "sliding_attention" else None for kind in expected]
+    assert [layer.sliding_window for layer in model.config.layers] == windows
+
+
+def test_a_pattern_of_windows_must_have_an_entry_for_each_layer(tmp_path):
+    model = model_of("gemma3_text", "plain")
+    values = gguf_files.metadata(model.config) | {"attention.sliding_window_pattern": [True]}
+    file = gguf_files.write(tmp_path / "model.gguf", "gemma3", values, gguf_files.tensors_of(model))
+    with pytest.raises(SllmError, match="sliding_window_pattern must have 2 entries; got 1"):
+        sllm_jax.load(file, "float32")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"llama.block_count": None}, "llama.block_count must be a positive integer; got None"),

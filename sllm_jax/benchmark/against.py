@@ -23,6 +23,7 @@ from sllm_jax.convert import to_huggingface
 from sllm_jax.core.model import Model
 
 STEPS = 16  # tokens per call
+_COUNT = "cumulative_length_int"  # what transformers' static layers with a sliding window count besides
 
 
 def check_against(names: Sequence[str]) -> None:
@@ -76,18 +77,30 @@ def huggingface(model: Model, cache_size: int, seed: int) -> Program:
 
     def write(token: Any) -> Any:
         with torch.inference_mode():
+            before = _lengths(cache)
             for _ in range(STEPS):
                 logits = step(input_ids=token, **{keyword: cache}, use_cache=True).logits
                 token = logits[:, -1:].argmax(-1)
             int(token)  # wait for the device
-            # Rewind the cache, as `crop` does, which transformers 5.17 lacks.
-            for layer in cache.layers:
-                layer.cumulative_length.sub_(STEPS)
+            _set_lengths(cache, before)
         return token
 
     begin = time.perf_counter()
     token = write(prompt[:, -1:])
     return Program(write, token, STEPS, memory=0, compile_seconds=time.perf_counter() - begin)
+
+
+def _lengths(cache: Any) -> list[tuple[Any, int | None]]:
+    """The number of tokens in each layer of a static cache. A layer with a sliding window counts them twice."""
+    return [(layer.cumulative_length.clone(), getattr(layer, _COUNT, None)) for layer in cache.layers]
+
+
+def _set_lengths(cache: Any, lengths: list[tuple[Any, int | None]]) -> None:
+    """Rewind the cache. Its `crop` does so too, but not past a sliding window, and transformers 5.17 lacks it."""
+    for layer, (length, count) in zip(cache.layers, lengths, strict=True):
+        layer.cumulative_length.copy_(length)
+        if count is not None:
+            setattr(layer, _COUNT, count)
 
 
 def _recompute(model: Model, cache_size: int, seed: int) -> Program:

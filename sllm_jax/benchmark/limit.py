@@ -14,6 +14,7 @@ from sllm_jax.benchmark.programs import Program
 from sllm_jax.core.kv_state import layer_sizes
 from sllm_jax.core.memory import bytes_of
 from sllm_jax.core.model import Model
+from sllm_jax.models.config import ModelConfig
 
 PROBE_BYTES = 2**29  # size of the probed array, far larger than any processor cache
 _WIDTH = 4096
@@ -29,25 +30,25 @@ def bytes_per_step(model: Model, start_size: int, recent_size: int, streams: int
     weights = bytes_of(model.params)
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size * itemsize
-    # Keys and values of each layer, for the tokens that it keeps and the current one.
-    layers = range(config.num_hidden_layers)
-    attended = sum(sum(layer_sizes(config.at_layer(i), start_size, recent_size)) + 1 for i in layers)
-    return weights + streams * 2 * config.num_key_value_heads * config.head_dim * attended * itemsize
+    keys = _keys_attended(config, start_size, recent_size)
+    return weights + streams * 2 * config.num_key_value_heads * config.head_dim * keys * itemsize
 
 
-def flops_per_token(model: Model, attended: int) -> int:
-    """Floating-point operations per token: two per weight (input embeddings excluded), and those of attention.
-
-    `attended` is the number of keys that the token attends to in a layer without a sliding window.
-    """
+def flops_per_token(model: Model, start_size: int, recent_size: int) -> int:
+    """Floating-point operations per token: two per weight (input embeddings excluded), and those of attention."""
     config = model.config
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size
-    windows = [config.at_layer(i).sliding_window for i in range(config.num_hidden_layers)]
-    keys = sum(attended if window is None else min(attended, window) for window in windows)
+    keys = _keys_attended(config, start_size, recent_size)
     # Attention: one multiply-add per head dimension for the score, and one for mixing the value.
     return 2 * weights + 4 * config.num_attention_heads * config.head_dim * keys
+
+
+def _keys_attended(config: ModelConfig, start_size: int, recent_size: int) -> int:
+    """The keys that a token attends to once the cache is full, its own included, over all layers."""
+    layers = range(config.num_hidden_layers)
+    return sum(sum(layer_sizes(config.at_layer(i), start_size, recent_size)) + 1 for i in layers)
 
 
 def probes() -> list[Program]:

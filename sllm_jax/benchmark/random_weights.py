@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 from sllm_jax.convert.families import module_for
 from sllm_jax.core.int8 import scale_path
 from sllm_jax.core.memory import bytes_of, check_free
-from sllm_jax.core.model import Model, parameter_shapes
+from sllm_jax.core.model import Model, init_params, parameter_shapes
 
 
 def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, seed: int = 0) -> Model:
@@ -29,12 +29,12 @@ def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, s
     shapes = parameter_shapes(module)
     needed = bytes_of(shapes) // (jnp.dtype(dtype).itemsize if int8 else 1)
     check_free(needed, "a model of this config", "use a smaller model or another dtype")
-    params: dict[str, Array] = {}
+    params = _vectors(module)
     for i, (path, leaf) in enumerate(flatten_dict(shapes, sep="/").items()):
         key, scale = jax.random.fold_in(jax.random.key(seed), i), scale_path(path)
-        if leaf.ndim < 2:
-            params[path] = (jnp.zeros if path.endswith("bias") else jnp.ones)(leaf.shape, leaf.dtype)
-        elif int8 and scale:
+        if path in params:
+            continue
+        if int8 and scale:
             params[path] = _integers(key, leaf.shape)
             params[scale] = jnp.full(
                 leaf.shape[0], leaf.shape[-1] ** -0.5 / 73, jnp.float32
@@ -42,6 +42,12 @@ def random_model(hf_config: Mapping[str, Any], dtype: Any, int8: bool = False, s
         else:
             params[path] = _normal(key, leaf.shape, leaf.dtype)
     return Model(module, jax.block_until_ready(unflatten_dict(params, sep="/")), hf_config)
+
+
+@partial(jax.jit, static_argnames="module")
+def _vectors(module: Any) -> dict[str, Array]:
+    """The initial norms and biases, by path. XLA drops the matrices, which are not returned."""
+    return {path: leaf for path, leaf in flatten_dict(init_params(module), sep="/").items() if leaf.ndim < 2}
 
 
 @partial(jax.jit, static_argnames="shape")

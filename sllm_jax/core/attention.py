@@ -104,7 +104,7 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     ring = state.ring_of(config)
     start_size = ring.start_size
     p = plan(ring, 1, jnp.int32(1))
-    angles = angle_table(config.rope, start_size, ring.recent_size)
+    angles = angle_table(config.rope, ring, state.ring)
     key_angles = angles(p.slots)
     rotations, choice = query_rotations(ring, p)
     query_angles = angles(rotations[: _rotations_needed(config, start_size)])
@@ -187,7 +187,7 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
     """
     ring = state.ring_of(config)
     p = plan(ring, length, count)
-    angles = angle_table(config.rope, ring.start_size, ring.recent_size, length)
+    angles = angle_table(config.rope, ring, state.ring, length)
     slot_angles, query_angles = angles(p.slots), angles(p.unwrapped_slot)
     make_ring_block = ring_block(config, ring, p, angles)
     make_chunk_block = chunk_block(config, ring, p)

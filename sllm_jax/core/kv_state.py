@@ -110,9 +110,12 @@ class KVState(struct.PyTreeNode):
         return self.ring.filled
 
     def ring_of(self, config: ModelConfig) -> Ring:
-        """The ring of a layer with this config."""
-        sizes = layer_sizes(config, self.start_size, self.recent_size)
-        return next(ring for ring in self.rings if (ring.start_size, ring.recent_size) == sizes)
+        """The ring of a layer with this config; raises `SllmError` if the state is of another model."""
+        start_size, recent_size = layer_sizes(config, self.start_size, self.recent_size)
+        for ring in self.rings:
+            if (ring.start_size, ring.recent_size) == (start_size, recent_size):
+                return ring
+        raise SllmError(f"this state has no layers of {start_size} + {recent_size} tokens; it is of another model")
 
     def copy(self) -> KVState:
         """A deep copy. Needed to keep a state, because `extend` and `decode` donate theirs."""
@@ -345,25 +348,25 @@ def evict_for_space(state: KVState, num_coming: Int[Array, ""] | int) -> KVState
 # Angles, and keys without them.
 
 
-def angle_table(rope: Rope, start_size: int, recent_size: int, chunk: int = 1) -> AngleTable:
-    """The angles of all positions that queries and keys are rotated to, for chunks of up to `chunk` = T tokens.
+def angle_table(rope: Rope, ring: Ring, stream: Ring, chunk: int = 1) -> AngleTable:
+    """The angles of all positions that a layer rotates queries and keys to, for chunks of up to `chunk` = T tokens.
 
-    These are slots, up to C - 1; slots plus R, for queries that attend to the previous lap, up to C - 1 + R; and
-    unwrapped slots of a chunk, up to C - 2 + T. Dynamic NTK, whose frequencies depend on the length of the sequence,
-    takes the larger of C and the trained context for it.
+    These are slots of its `ring`, up to C - 1; slots plus R, for queries that attend to the previous lap, up to
+    C - 1 + R; and unwrapped slots of a chunk, up to C - 2 + T. Some frequencies depend on the length of the sequence
+    (dynamic NTK), for which they take the larger of the trained context and the C of the `stream`'s ring.
     """
-    slots, window = start_size + recent_size + 1, recent_size + 1
-    return AngleTable.of(rope, max(slots, rope.max_position_embeddings), slots + max(window, chunk))
+    length = max(stream.slots, rope.max_position_embeddings)
+    return AngleTable.of(rope, length, ring.slots + max(ring.window, chunk))
 
 
 def keys_and_values(
-    cache: LayerCache, ring: Ring, positions: Int[Array, " P"], rope: Rope
+    cache: LayerCache, ring: Ring, positions: Int[Array, " P"], angles: AngleTable
 ) -> tuple[Float[Array, "K P D"], Float[Array, "K P D"]]:
-    """The keys and values of a layer at P cache positions of its ring.
+    """The keys and values of a layer at P cache positions of its ring. `angles` are those of the `angle_table`.
 
     Keys are unrotated and in float32; values have the dtype of the cache.
     """
     keys, values = cache
     slots = slots_at(ring, positions)
-    undo_rotation = angle_table(rope, ring.start_size, ring.recent_size)(slots).inverse()
+    undo_rotation = angles(slots).inverse()
     return rotate(keys[:, :, slots].swapaxes(1, 2).astype(jnp.float32), undo_rotation), values[:, slots]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from sllm_jax.core.kv_state import KVState, Ring, angle_table, keys_and_values, layer_sizes, slots_at
 from sllm_jax.models.attend import LayerCache
 from sllm_jax.models.config import ModelConfig
-from sllm_jax.models.position import Rope, rotate
+from sllm_jax.models.position import AngleTable, rotate
 
 
 class Move(NamedTuple):
@@ -28,7 +28,7 @@ class Move(NamedTuple):
 def evict_range(state: KVState, start: Int[Array, ""], end: Int[Array, ""], config: ModelConfig) -> KVState:
     """Drop the tokens at cache positions in [start, end) of the stream, and repack the rest in cache order.
 
-    A layer that keeps less than the stream drops those of them that it still has.
+    A layer that keeps fewer tokens than the stream drops those of [start, end) that it still has.
     """
     stream = state.ring
 
@@ -82,7 +82,9 @@ def _moved(
         key = (ring.start_size, ring.recent_size, *sizes)
         if key not in moves:
             moves[key] = move(ring, *sizes)
-        caches.append(_moved_cache(cache, moves[key], layer.rope))
+        old_angles = angle_table(layer.rope, ring, state.ring)
+        new_angles = angle_table(layer.rope, moves[key].new, stream.new)
+        caches.append(_moved_cache(cache, moves[key], old_angles, new_angles))
     k, v = zip(*caches, strict=True)
     is_kept = jnp.arange(stream.new.allocated) < stream.new.filled
     token_ids = state.token_ids[slots_at(state.ring, stream.positions)]
@@ -91,11 +93,11 @@ def _moved(
     return KVState(k, v, jnp.where(is_kept, token_ids, 0), tuple(rings.values()))
 
 
-def _moved_cache(cache: LayerCache, move: Move, rope: Rope) -> LayerCache:
+def _moved_cache(cache: LayerCache, move: Move, old_angles: AngleTable, new_angles: AngleTable) -> LayerCache:
     """The cache of a layer after a move. Keys are rotated from their old slots to their new ones."""
     slot = jnp.arange(move.new.allocated)
     is_kept = slot < move.new.filled
-    keys, values = keys_and_values(cache, move.old, move.positions, rope)
-    new_rotation = angle_table(rope, move.new.start_size, move.new.recent_size)(jnp.where(is_kept, slot, 0))
+    keys, values = keys_and_values(cache, move.old, move.positions, old_angles)
+    new_rotation = new_angles(jnp.where(is_kept, slot, 0))
     new_keys = jnp.where(is_kept, rotate(keys, new_rotation).swapaxes(1, 2), 0).astype(cache[0].dtype)
     return new_keys, jnp.where(is_kept[:, None], values, 0)

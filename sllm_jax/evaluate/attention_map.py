@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from sllm_jax.common.progress import Progress, silent
 from sllm_jax.core.attention import causal_block
-from sllm_jax.core.blocks import Block, block_scores, sink_logit_of, sink_softmax, weighted_sum
+from sllm_jax.core.blocks import MASKED, Block, block_scores, sink_logit_of, sink_softmax, weighted_sum
 from sllm_jax.core.model import Model, check_finite
 from sllm_jax.models.attend import Attend, LayerCache, attend_by_layer, no_caches
 from sllm_jax.models.config import ModelConfig
@@ -41,7 +41,8 @@ def attention_on_first(model: Model, windows: np.ndarray, progress: Progress = s
     """Mean attention of the queries in the second halves of windows [B, T] of token ids; windows are independent.
 
     Returns the probability on each of the first 4 positions, [L, H, 4], and the scaled scores before the softmax,
-    [L, H, 5]: one for each of these positions, and last the mean over the later positions that a query sees.
+    [L, H, 5]: one for each of these positions, and last the mean over the later positions that a query sees. A score
+    is the mean over the queries that see the position, and NaN if their layer's sliding window hides it from all.
     `progress` is called as progress(windows done, windows).
     """
     return _mean(model, windows, ON_FIRST, progress)
@@ -136,18 +137,19 @@ def _first_of_queries(
     scores: Float[Array, "K G N T"], weights: Float[Array, "K G N T"], query: Int[Array, " N"]
 ) -> LayerCache:
     """The mass [N, H, 4] on the first 4 positions; their scores and the mean score of the rest, [N, H, 5]."""
-    key = jnp.arange(scores.shape[-1])
-    rest = (key >= FIRST) & (key <= query[:, None])  # [N, T]: visible and not among the first
+    seen = scores > MASKED
+    rest = seen & (jnp.arange(scores.shape[-1]) >= FIRST)
     # Mean over the visible keys: the masked sum divided by their number, of which early queries have none.
     mean_of_rest = jnp.where(rest, scores, 0).sum(-1, keepdims=True) / jnp.maximum(rest.sum(-1, keepdims=True), 1)
-    logits = jnp.concatenate([scores[..., :FIRST], mean_of_rest], axis=-1)
+    first = jnp.where(seen, scores, jnp.nan)[..., :FIRST]
+    logits = jnp.concatenate([first, mean_of_rest], axis=-1)
     return _by_query(weights[..., :FIRST]), _by_query(logits)
 
 
 def _first_of_window(mass: Float[Array, "T H 4"], logits: Float[Array, "T H 5"]) -> LayerCache:
     """The means over the queries of the second half: [H, 4] and [H, 5]."""
     late = slice(first_query(len(mass)), None)
-    return mass[late].mean(0), logits[late].mean(0)
+    return mass[late].mean(0), jnp.nanmean(logits[late], axis=0)
 
 
 def _by_query(x: Float[Array, "K G N any"]) -> Float[Array, "N H any"]:

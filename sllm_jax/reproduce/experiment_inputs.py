@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from sllm_jax.common.version import __version__
 from sllm_jax.core.kv_state import check_memory, check_sizes
 from sllm_jax.core.model import Model
 from sllm_jax.evaluate.perplexity import check_token_ids
+from sllm_jax.models.config import ModelConfig
 from sllm_jax.reproduce.arc import ArcQuestion
 from sllm_jax.streams.stream import fit_sizes
 from sllm_jax.text.long_text import encode_blocks, text_blocks
@@ -106,7 +108,18 @@ class ExperimentInputs:
         return {
             **self.names,
             "trained context": f"{self.context} tokens",
+            **_windows(self.model.config),
             "dtype": jnp.dtype(self.model.dtype).name,
             "device": f"{device.platform} ({device.device_kind})",
             "sllm-jax": __version__,
         }
+
+
+def _windows(config: ModelConfig) -> dict[str, str]:
+    """The setting that says which layers keep fewer tokens than the stream; none if all layers are alike."""
+    windows = [config.at_layer(i).sliding_window for i in range(config.num_hidden_layers)]
+    counts = Counter(window for window in windows if window is not None)
+    if not counts:
+        return {}
+    found = [f"{count} of {len(windows)} layers see the last {window} tokens" for window, count in counts.items()]
+    return {"sliding window": "; ".join(found) + (", and the sinks" if config.sinks_in_windows else "")}

@@ -50,7 +50,8 @@ def _run(inputs: ExperimentInputs, windows: np.ndarray, whole: int, progress: Pr
         "start tokens of each window": ", ".join(map(str, inputs.start_tokens())) or "none",
         "queries": f"positions {first_query(length)} to {length - 1} of each window (the second half)",
         "mass": "probability after the softmax, mean over queries and windows",
-        "logit": f"scaled score before the softmax; the rest: mean over the visible positions from {FIRST} on",
+        "logit": f"scaled score before the softmax; the rest: mean over the visible positions from {FIRST} on; "
+        "none where a sliding window hides position 0 from all queries",
         "uniform": f"mean of {FIRST} / (t + 1) over the query positions t",
     }
     return Report(
@@ -107,19 +108,27 @@ def _windows(inputs: ExperimentInputs, length: int) -> np.ndarray:
 def _layer_table(mass: np.ndarray, logits: np.ndarray, uniform: float) -> Table:
     columns = ["layer", "mass on position 0", f"mass on the first {FIRST}", "of its strongest head", "uniform"]
     columns += ["logit of position 0", "logit of the rest", "difference"]
-    rows: list[list[str | float]] = []
+    rows: list[list[str | float | None]] = []
     for layer in [*range(len(mass)), slice(None)]:
         on_first = mass[layer].sum(-1)
-        first, rest = logits[layer][..., 0].mean(), logits[layer][..., FIRST].mean()
-        values = (mass[layer][..., 0].mean(), on_first.mean(), on_first.max(), uniform, first, rest, first - rest)
-        rows.append([str(layer) if isinstance(layer, int) else "all", *map(float, values)])
+        of_position_0, of_rest = logits[layer][..., 0], logits[layer][..., FIRST]
+        seen = np.isfinite(of_position_0)  # by some query; elsewhere a sliding window hides it
+        scores: list[float | None] = [None, float(of_rest.mean()), None]
+        if seen.any():
+            first, rest = float(of_position_0[seen].mean()), float(of_rest[seen].mean())
+            scores = [first, rest, first - rest]
+        masses = (mass[layer][..., 0].mean(), on_first.mean(), on_first.max(), uniform)
+        rows.append([str(layer) if isinstance(layer, int) else "all", *map(float, masses), *scores])
     return Table(columns, rows)
 
 
 def _head_table(mass: np.ndarray, logits: np.ndarray) -> Table:
     columns = ["layer", "head", *(f"mass_{i}" for i in range(FIRST)), *(f"logit_{i}" for i in range(FIRST))]
+    # A position that a sliding window hides from all queries has no logit.
+    shown = logits.astype(object)
+    shown[~np.isfinite(logits)] = None
     rows = [
-        [*index, *mass[index], *logits[index][:FIRST], mass[index].sum(), logits[index][FIRST]]
+        [*index, *mass[index], *shown[index][:FIRST], mass[index].sum(), shown[index][FIRST]]
         for index in np.ndindex(mass.shape[:2])
     ]
     return Table([*columns, f"mass_first{FIRST}", "mean_logit_rest"], rows)
@@ -132,7 +141,7 @@ def _draw(figure: FigureBase, on_first: np.ndarray, difference: np.ndarray, unif
     left, right = figure.subplots(1, 2, sharey=True)
     title = f"Attention on the first {FIRST} positions\n(uniform: {uniform:.3g})"
     _heat_map(figure, left, on_first, title, "viridis", PowerNorm(_GAMMA, 0, 1), 2)
-    halfrange = max(float(np.abs(difference).max()), 1e-6)
+    halfrange = max(float(np.abs(difference).max(initial=0, where=np.isfinite(difference))), 1e-6)
     title = "Logit of position 0\nabove the mean of the rest"
     _heat_map(figure, right, difference, title, "RdBu_r", CenteredNorm(0, halfrange), 1)
     left.set(ylabel="Layer")
@@ -152,7 +161,8 @@ def _heat_map(
         axis.set_major_locator(MaxNLocator(integer=True))
     if values.shape[0] > _NUMBERS[0] or values.shape[1] > _NUMBERS[1]:
         return
-    for (layer, head), value in np.ndenumerate(values):
+    for layer, head in np.argwhere(np.isfinite(values)):
+        value = values[layer, head]
         brightness = np.dot(colormaps[colours](norm(value))[:3], _LUMINANCE)
         colour = "black" if brightness > 0.5 else "white"
         axes.text(head, layer, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=8)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.convert.families import supported
@@ -60,7 +60,7 @@ class StartRecentKVCache:
         become sinks, or that it would keep at this capacity as the other layers do.
         """
         if self.start_size > state.start_size:
-            _check_sinks(state, self.config)
+            _check_sinks(state, self.config, True)
         _check_shared_rings(state, self.config, self.start_size, self.recent_size)
         return _first_and_last(state, self.start_size, self.recent_size, self.config)
 
@@ -81,19 +81,20 @@ class StartRecentKVCache:
         """Drop the tokens at cache positions `start` to `end` - 1; later tokens move forward.
 
         Raises `SllmError` unless 0 <= start <= end <= `filled` for every stream, and if a layer with a sliding window
-        lacks tokens that would become sinks.
+        may lack tokens that would become sinks.
         """
         filled = int(jnp.min(state.filled))
         if not 0 <= start <= end <= filled:
             raise SllmError(f"evict_range needs 0 <= start <= end <= {filled}, the tokens cached; got {start}, {end}")
         if start < min(end, state.start_size):
-            _check_sinks(state, self.config)
+            _check_sinks(state, self.config, state.filled > end)
         return _evict_range(state, jnp.int32(start), jnp.int32(end), self.config)
 
 
-def _check_sinks(state: KVState, config: ModelConfig) -> None:
-    """Raises `SllmError` if layers with a sliding window keep sinks, and lack tokens that the stream still has."""
-    if config.sinks_in_windows and any(bool((ring.filled < state.filled).any()) for ring in state.rings):
+def _check_sinks(state: KVState, config: ModelConfig, is_moving: Bool[Array, "*B"] | bool) -> None:
+    """Raises `SllmError` if layers with a sliding window keep sinks, and lack tokens of a stream whose tokens move."""
+    lacking = [is_moving & (ring.filled < state.filled) for ring in state.rings[1:]]
+    if config.sinks_in_windows and any(bool(one.any()) for one in lacking):
         raise SllmError(
             "layers with a sliding window have evicted tokens that would become sinks; choose the sinks when the "
             "stream begins, and evict tokens after them"

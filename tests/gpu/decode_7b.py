@@ -46,7 +46,7 @@ def decoding(model: Model, how: BenchmarkSettings, streams: int, steps: int) -> 
 def reading(model: Model, how: BenchmarkSettings, streams: int | None, size: int) -> dict[str, float]:
     """Chunks that are read into full caches."""
     rate = tokens_read_per_second(model, how, size, streams)
-    operations = flops_per_token(model, how.start_size + how.recent_size + 1)
+    operations = flops_per_token(model, how.start_size, how.recent_size)
     return {
         "ms": 1e3 * size * (streams or 1) / rate,
         "tokens_per_second": rate,
