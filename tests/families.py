@@ -182,14 +182,17 @@ CASES = [(name, variant) for name, family in FAMILIES.items() for variant in fam
 ONE_OF_EACH = [(name, next(iter(family.variants))) for name, family in FAMILIES.items()] + [("falcon", "RW")]
 
 
+def small_config(name, variant, **changes):
+    """A config of transformers."""
+    family = FAMILIES[name]
+    layers = {} if name == "mpt" else {"num_hidden_layers": LAYERS}
+    return family.config(**{"vocab_size": VOCABULARY} | layers | family.sizes | family.variants[variant] | changes)
+
+
 def random_model(name, variant, dtype=torch.float32, **changes):
     """A random model in PyTorch, drawn wide; biases and norms too are random, so that a lost one shows."""
-    family = FAMILIES[name]
-    sizes = {"vocab_size": VOCABULARY, **family.sizes}
-    if name != "mpt":
-        sizes["num_hidden_layers"] = LAYERS
     torch.manual_seed(0)
-    model = family.model(family.config(**sizes | family.variants[variant] | changes)).eval()
+    model = FAMILIES[name].model(small_config(name, variant, **changes)).eval()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.ndim == 1:

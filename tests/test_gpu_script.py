@@ -113,6 +113,8 @@ def test_a_dry_run_goes_through_every_step(tmp_path):
     assert len(table) < 8000
     assert all(f"## {step}: ok" in table for step in LIMITS)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "decode_2_layers.txt",
+        "decode_4_layers.txt",
         "log.txt",
         "results.json",
         "steps.txt",

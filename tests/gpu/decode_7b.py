@@ -28,12 +28,11 @@ def measure(record: Record, tiny: bool) -> None:
 
 
 def figures(record: Record, tiny: bool, int8: bool, extend: dict[int, Chunk], more: Sequence[Chunk] = ()) -> None:
-    """Rows for `decode` with as many streams as `extend` names, for its chunks, and for more of these."""
+    """Rows for `decode` with as many streams as `extend` names, then for its chunks, and for more of these."""
     model, how = seven_b(tiny, int8), settings(tiny)
-    for streams, (many, size) in extend.items():
+    for streams in extend:
         record.attempt("decode", {"streams": streams}, partial(decoding, model, how, streams, 8 if tiny else STEPS))
-        record.attempt("extend", {"streams": streams, "chunk": size}, partial(reading, model, how, many, size))
-    for many, size in more:
+    for many, size in (*extend.values(), *more):
         record.attempt("extend", {"streams": many or 1, "chunk": size}, partial(reading, model, how, many, size))
 
 

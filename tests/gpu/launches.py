@@ -1,4 +1,4 @@
-"""Kernel launches of a step of a 7B Llama in bfloat16: in the compiled program, and in a profile of a call."""
+"""Kernel launches of a step of a 7B Llama: in the compiled program, and in a profile of a call."""
 
 import tempfile
 from collections import Counter
@@ -26,14 +26,18 @@ LARGEST = 12
 def measure(record: Record, tiny: bool) -> None:
     """Of one stream at 4 + 2044. Kernels of a layer: what two layers more add."""
     how, steps = settings(tiny), 8 if tiny else STEPS
-    model = seven_b(tiny)
-    program, carry = compiled(model, how, steps)
-    layers = model.config.num_hidden_layers
-    record.attempt("text", {"layers": layers}, lambda: kernel_figures(program.as_text()))
-    with tempfile.TemporaryDirectory() as folder:
-        record.attempt("profile", {"steps": steps}, partial(profile, program, model, carry, steps, Path(folder)))
+    for int8 in (False, True):
+        model, about = seven_b(tiny, int8), {"weights": "int8" if int8 else "bfloat16"}
+        program, carry = compiled(model, how, steps)
+        text = {**about, "layers": model.config.num_hidden_layers}
+        record.attempt("text", text, partial(kernel_figures, program.as_text()))
+        with tempfile.TemporaryDirectory() as folder:
+            shown = partial(profile, program, model, carry, steps, Path(folder))
+            record.attempt("profile", {**about, "steps": steps}, shown)
     for few in (2, 4):
-        record.attempt("text", {"layers": few}, partial(kernels_of_layers, few, tiny, how, steps))
+        program, _ = compiled(shapes(few, tiny), how, steps)
+        record.attempt("text", {"weights": "bfloat16", "layers": few}, partial(kernel_figures, program.as_text()))
+        (record.path.parent / f"decode_{few}_layers.txt").write_text(program.as_text())
     by_layers = {row["layers"]: row.get("kernels") for row in record.found["text"]}
     if by_layers[2] and by_layers[4]:
         a_layer = (by_layers[4] - by_layers[2]) / 2
@@ -51,11 +55,10 @@ def rest(steps: int) -> tuple[Any, ...]:
     return sampling(), np.array([NO_TOKEN], np.int32), np.int32(steps)
 
 
-def kernels_of_layers(layers: int, tiny: bool, how: BenchmarkSettings, steps: int) -> dict[str, Any]:
-    """`kernel_figures` of a model of so many layers; only its shapes are needed."""
+def shapes(layers: int, tiny: bool) -> Model:
+    """The shapes of a model of so many layers, which are all that compiling it needs."""
     module = module_for(config(tiny, layers), "bfloat16")
-    program, _ = compiled(Model(module, parameter_shapes(module)), how, steps)
-    return kernel_figures(program.as_text())
+    return Model(module, parameter_shapes(module))
 
 
 def profile(program: Any, params: Any, carry: Carry, steps: int, folder: Path) -> dict[str, Any]:

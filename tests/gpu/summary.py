@@ -39,8 +39,8 @@ COLUMNS = {  # step, rows: columns
     ("int8_7b", "extend"): extend,
     ("against_recompute", "ratio"): ("cache_size", "ours_ms_per_step", "their_ms_per_step", "ratio_to_ours"),
     ("against_transformers", "ratio"): ("layers", "ours_ms_per_step", "their_ms_per_step", "ratio_to_ours"),
-    ("launches", "text"): ("layers", "kernels", "command_buffers", "by_kind"),
-    ("launches", "profile"): ("kernels_per_step", "busy_us_per_step", "us_per_step", "launches_per_step"),
+    ("launches", "text"): ("weights", "layers", "kernels", "command_buffers", "by_kind"),
+    ("launches", "profile"): ("weights", "kernels_per_step", "busy_us_per_step", "us_per_step", "launches_per_step"),
     ("most_streams", "tries"): ("streams", "ms_per_step", "tokens_per_second", "program_memory_mb"),
 }
 FIGURES = {  # step: single figures
