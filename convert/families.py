@@ -14,6 +14,7 @@ from sllm_jax.convert.gemma import GEMMA
 from sllm_jax.convert.gpt_neox import GPT_NEOX
 from sllm_jax.convert.llama import LLAMA
 from sllm_jax.convert.mpt import MPT as MPT_TABLE
+from sllm_jax.convert.phi3 import PHI3
 from sllm_jax.convert.table import Table
 from sllm_jax.models.config import ModelConfig
 from sllm_jax.models.falcon import Falcon, FalconConfig
@@ -22,6 +23,7 @@ from sllm_jax.models.gpt_neox import GPTNeoX, GPTNeoXConfig
 from sllm_jax.models.layers import Decoder
 from sllm_jax.models.llama import Llama, LlamaConfig
 from sllm_jax.models.mpt import MPT, MPTConfig
+from sllm_jax.models.phi3 import Phi3Config
 
 
 class Published(NamedTuple):
@@ -75,6 +77,18 @@ FAMILIES: dict[str, Family] = {
                 "Gemma 3 270M, 1B, and the text models of the larger ones",
                 f"{_GEMMA}, sliding_window_pattern, rope_local_base_freq, rope_scaling",
             ),
+        },
+    ),
+    "phi3": Family(
+        Phi3Config,
+        Llama,
+        PHI3,
+        {
+            "phi3": Published(
+                "Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4 mini",
+                "num_key_value_heads, tie_word_embeddings, hidden_act, sliding_window, partial_rotary_factor, "
+                "rope_scaling: longrope",
+            )
         },
     ),
     "gpt_neox": Family(

@@ -49,6 +49,12 @@ STACKED = Transform(
     "stacked: all queries, all keys, all values", _split_stacked, lambda arrays, _: np.concatenate(arrays)
 )
 
+HALVES = Transform(
+    "stacked: the gate, the up projection",
+    lambda array, _: tuple(np.split(array, 2)),
+    lambda arrays, _: np.concatenate(arrays),
+)
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -16,6 +16,8 @@ from transformers import (
     MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -44,6 +46,12 @@ LLAMA_SIZES = {
 SLIDING = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 500.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.4],
+    "long_factor": [1.2, 1.9, 3.0, 4.5],
+    "rope_theta": 500.0,
+}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 500.0}
 GEMMA_SIZES = {
     "hidden_size": 48,
@@ -128,6 +136,21 @@ FAMILIES = {
             "no window, biases": {"layer_types": ["full_attention"] * 2, "attention_bias": True},
         },
     ),
+    "phi3": Family(
+        Phi3Config,
+        Phi3ForCausalLM,
+        LLAMA_SIZES | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+        {
+            "plain": {},
+            "sliding window, tied": {"sliding_window": 9, "tie_word_embeddings": True},
+            "longrope": {"original_max_position_embeddings": 16, "rope_parameters": LONGROPE},
+            "longrope in a part of each head": {
+                "hidden_size": 60,
+                "original_max_position_embeddings": 16,
+                "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.8},
+            },
+        },
+    ),
     "gpt_neox": Family(
         GPTNeoXConfig,
         GPTNeoXForCausalLM,
@@ -142,6 +165,7 @@ FAMILIES = {
             "theta, epsilon": {"rotary_emb_base": 500, "layer_norm_eps": 0.1},
             "rope linear": {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}},
             "rope dynamic": {"rope_parameters": DYNAMIC | {"partial_rotary_factor": 0.5}},
+            "yarn in a part of each head": {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
         },
     ),
     "falcon": Family(

@@ -59,12 +59,13 @@ class ListCache:
         self.numbers.append(self.seen)
         self.seen += 1
         rope, position = self.config.rope, np.arange(len(self.k))
-        length = max(self.stream_size + 1, rope.max_position_embeddings)
+        length = self.stream_size + 1
         keys = np.repeat(rotate_at(np.stack(self.k), position, rope, length), len(q) // len(k), axis=1)  # [n, H, D]
         values = np.repeat(np.stack(self.v), len(q) // len(k), axis=1)
         query = rotate_at(q[None], position[-1:], rope, length)[0]
+        query[:, : rope.dim] *= rope.attention_factor**2
         scale = self.config.softmax_scale or 1 / np.sqrt(q.shape[-1])
-        scores = np.einsum("hd,nhd->hn", query, keys) * rope.attention_factor**2 * scale
+        scores = np.einsum("hd,nhd->hn", query, keys) * scale
         if (cap := self.config.score_cap) is not None:
             scores = cap * np.tanh(scores / cap)
         if self.config.alibi is not None:

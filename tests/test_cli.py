@@ -32,7 +32,7 @@ def test_models_in_a_pipe_are_plain_rows_with_their_options(run, monkeypatch):
     assert code == 0
     rows = [tuple(line.split("\t")) for line in out.splitlines()]
     assert rows[: len(published())] == [(model_type, *entry) for model_type, entry in published().items()]
-    assert "rope_scaling: default, linear, dynamic, llama3, yarn\n" in out
+    assert "rope_scaling: default, linear, dynamic, llama3, yarn, longrope\n" in out
 
 
 def test_models_on_a_terminal_are_a_table(run, monkeypatch):

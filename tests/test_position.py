@@ -33,6 +33,18 @@ KINDS = {
         "mscale": 0.7,
         "mscale_all_dim": 0.3,
     },
+    "longrope": {
+        "original_max_position_embeddings": 50,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.4],
+        "long_factor": [1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0, 9.0],
+    },
+    "longrope with attention_factor": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.5] * 8,
+        "long_factor": [2.5] * 8,
+        "attention_factor": 1.3,
+    },
     "yarn with attention_factor": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.3},
 }
 CASES = [
@@ -118,10 +130,20 @@ def test_rotate_turns_the_rotary_dimensions_only(dim):
     np.testing.assert_allclose(rotate(ours, angles.inverse()), x, atol=1e-6)
 
 
+LONG = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rope_type": "longrope"}, "RoPE type 'longrope' is not supported; supported are default, linear"),
+        ({"rope_type": "llama4"}, "RoPE type 'llama4' is not supported; supported are default, linear"),
+        (
+            {"rope_type": "longrope"},
+            "short_factor of RoPE type 'longrope' must be a list of 8 positive numbers; got None",
+        ),
+        (LONG | {"long_factor": [1.0] * 7}, "long_factor of RoPE type 'longrope' must be a list of 8 positive numbers"),
+        (LONG | {"long_factor": [1.0] * 7 + [0]}, "long_factor of .* must have positive numbers only; got 0"),
+        (LONG | {"short_mscale": 1.2}, "RoPE type 'longrope' has no option short_mscale; known are factor, attention_"),
         ({"type": "linear"}, "RoPE type 'linear' needs the positive number.s. factor"),
         ({"type": "llama3", "factor": 2.0}, "needs the positive number.s. low_freq_factor, high_freq_factor"),
         ({"type": "dynamic", "factor": 2.0, "alpha": 1000}, "RoPE type 'dynamic' has no option alpha"),

@@ -107,7 +107,7 @@ def attend_one(config: ModelConfig, dtype: Any, state: KVState) -> Attend:
     angles = angle_table(config.rope, ring, state.ring)
     key_angles = angles(p.slots)
     rotations, choice = query_rotations(ring, p)
-    query_angles = angles(rotations[: _rotations_needed(config, start_size)])
+    query_angles = angles(rotations[: _rotations_needed(config, start_size)]).for_queries(config.rope)
     # The token attends to itself as well, in the slot that it is written to.
     is_own_slot = jnp.arange(ring.allocated) == p.slots[0]
     mask = p.mask[0] | is_own_slot  # [A]
@@ -199,7 +199,7 @@ def attend_chunk(config: ModelConfig, dtype: Any, state: KVState, length: int, c
         keys, values = cache
         q, k, v = grouped(q, len(values)), heads_first(k), heads_first(v).astype(values.dtype)
         cache_k = rotate(k, slot_angles).astype(keys.dtype)
-        rotated_q = rotate(q, query_angles)
+        rotated_q = rotate(q, query_angles.for_queries(config.rope))
         blocks = [make_ring_block(rotated_q, cache), make_chunk_block(rotated_q, rotate(k, query_angles), v)]
         if ring.start_size:
             blocks.append(make_sink_block(q, cache, cache_k, v))
@@ -260,7 +260,7 @@ def sink_block(
     queries and rotates them to their cache positions.
     """
     length, sink = len(p.slots), jnp.arange(ring.start_size)
-    position_angles = angles(p.position)
+    position_angles = angles(p.position).for_queries(config.rope)
     index = sink - ring.next_slot  # index in the chunk; negative for sinks that are cached already
     is_new = (sink >= ring.next_slot)[:, None]  # [S, 1]
     token = jnp.clip(index, 0, length - 1)
@@ -303,7 +303,7 @@ def causal_block(
     Each token attends to itself and to earlier ones, inside the model's sliding window if it has one.
     """
     t = jnp.arange(length)
-    angles = AngleTable.of(config.rope, max(length, config.rope.max_position_embeddings), length)(t)
+    angles = AngleTable.of(config.rope, length, length)(t)
     distance = t[:, None] - t  # [T, T]
     window = length if config.sliding_window is None else config.sliding_window
     mask = (distance >= 0) & (distance < window)
@@ -311,6 +311,6 @@ def causal_block(
 
     def block(q: Float[Array, "T H D"], k: Float[Array, "T K D"], v: Float[Array, "T K D"]) -> Block:
         k, v = heads_first(k), heads_first(v)
-        return Block(rotate(grouped(q, len(k)), angles), rotate(k, angles), v, mask, bias)
+        return Block(rotate(grouped(q, len(k)), angles.for_queries(config.rope)), rotate(k, angles), v, mask, bias)
 
     return block

@@ -353,10 +353,9 @@ def angle_table(rope: Rope, ring: Ring, stream: Ring, chunk: int = 1) -> AngleTa
 
     These are slots of its `ring`, up to C - 1; slots plus R, for queries that attend to the previous lap, up to
     C - 1 + R; and unwrapped slots of a chunk, up to C - 2 + T. Some frequencies depend on the length of the sequence
-    (dynamic NTK), for which they take the larger of the trained context and the C of the `stream`'s ring.
+    (dynamic NTK, longrope), which is the C of the `stream`'s ring.
     """
-    length = max(stream.slots, rope.max_position_embeddings)
-    return AngleTable.of(rope, length, ring.slots + max(ring.window, chunk))
+    return AngleTable.of(rope, stream.slots, ring.slots + max(ring.window, chunk))
 
 
 def keys_and_values(

@@ -121,8 +121,8 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """The scale of attention scores. YaRN's attention factor applies to both q and k, and is hence squared."""
-        return self.rope.attention_factor**2 * (self.softmax_scale or self.head_dim**-0.5)
+        """The scale of attention scores."""
+        return self.softmax_scale or self.head_dim**-0.5
 
 
 def _heads(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
@@ -138,13 +138,8 @@ def _heads(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int
 
 
 def rotary(config: Mapping[str, Any], head_dim: int, whole_heads: bool = True) -> Rope:
-    """The config's RoPE; raises `SllmError` if it does not fit heads of this size, or has no finite frequencies.
-
-    YaRN always needs `whole_heads`, because it scales the rotated dimensions: with unrotated dimensions in a head, its
-    scores would have no common scale.
-    """
+    """The config's RoPE; raises `SllmError` if it does not fit heads of this size, or has no finite frequencies."""
     rope = Rope.from_hf(config, head_dim)
-    whole_heads = whole_heads or rope.attention_factor != 1
     if rope.dim == 0 or rope.dim % 2 or rope.dim > head_dim or (whole_heads and rope.dim != head_dim):
         expected = "whole heads of even size" if whole_heads else "an even number of dimensions"
         kind = f"RoPE {rope.rope_type!r} of {config.get('model_type')!r:.80}"

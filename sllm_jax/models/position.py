@@ -20,17 +20,20 @@ from jaxtyping import Array, Float, Int
 from sllm_jax.common.errors import SllmError
 from sllm_jax.models.bounds import check_largest
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": (),
+    "longrope": (),
 }
 _OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("factor", "attention_factor"),
 }
+_FACTORS = ("short_factor", "long_factor")  # of longrope: lists with a divisor for each frequency
 # Keys of rope_scaling or rope_parameters that every RoPE type may have.
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "finetuned")
 # The options of a Hugging Face config that `Rope` reads.
@@ -66,7 +69,9 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
-    attention_factor: float = 1.0  # YaRN: factor of rotated queries and of rotated keys
+    attention_factor: float = 1.0  # YaRN and longrope: factor of the rotated dimensions of queries and of keys
+    short_factor: tuple[float, ...] = ()  # longrope: divisors of the frequencies [dim / 2] up to the original context
+    long_factor: tuple[float, ...] = ()  # and beyond it
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
@@ -92,6 +97,8 @@ class Rope:
         dim = int(head_dim * fraction)
         if kind == "yarn":
             own = _complete_yarn(own, default_factor=context / original)
+        if kind == "longrope":
+            own = _complete_longrope(own, options, dim, context / original, original)
         if kind == "dynamic" and dim <= 2:
             raise SllmError(f"RoPE type 'dynamic' needs more than 2 rotated dimensions; got {dim}")
         return cls(
@@ -106,7 +113,8 @@ class Rope:
     def frequencies(self, length: int) -> np.ndarray:
         """Angle per position of each rotated pair, float64 [dim / 2].
 
-        `length`: the number of positions in use. Only dynamic NTK depends on it, and only beyond the trained context.
+        `length`: the number of positions in use. Dynamic NTK depends on it beyond the trained context, and longrope
+        beyond the original one.
         """
         theta = self.rope_theta
         # Dynamic NTK (arXiv 2309.00071, section 3.3), with the formula of transformers: theta grows with the length.
@@ -122,6 +130,9 @@ class Rope:
             case "yarn":
                 kept = _yarn_fraction_kept(self)
                 return plain * kept + plain / self.factor * (1 - kept)
+            case "longrope":
+                is_long = length > self.original_max_position_embeddings
+                return plain / np.array(self.long_factor if is_long else self.short_factor)
         return plain
 
 
@@ -138,7 +149,8 @@ def check_frequencies(rope: Rope) -> None:
     """Raises `SllmError` unless all frequencies can be computed, and angles are finite."""
     try:
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            is_finite = bool((rope.frequencies(rope.max_position_embeddings) < _TOO_LARGE).all())
+            lengths = (rope.max_position_embeddings, rope.original_max_position_embeddings)
+            is_finite = all((rope.frequencies(length) < _TOO_LARGE).all() for length in lengths)
     except (ArithmeticError, ValueError):  # overflow, division by zero, log of 0
         is_finite = False
     if not is_finite:
@@ -163,13 +175,15 @@ def _positive(config: Mapping[str, Any], name: str) -> Any:
 def _own_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of this kind; raises `SllmError` if a required one is missing, or one is unknown."""
     own = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
+    lists = _FACTORS if kind == "longrope" else ()
     if missing := [name for name in _REQUIRED[kind] if not is_number(options.get(name)) or options[name] <= 0]:
         raise SllmError(
             f"RoPE type {kind!r} needs the positive number(s) {', '.join(missing)} in the config; got {options!r:.200}"
         )
-    unknown = [name for name in options if name not in (*own, *_COMMON)]
+    unknown = [name for name in options if name not in (*own, *lists, *_COMMON)]
     if unknown and kind != "default":  # some configs keep the options of a scaling that is off
-        raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {', '.join(own)}")
+        known = ", ".join((*own, *lists))
+        raise SllmError(f"RoPE type {kind!r:.80} has no option {', '.join(unknown)}; known are {known}")
     chosen = {name: options[name] for name in own if name in options}
     for name, value in chosen.items():
         is_bool = name == "truncate"
@@ -207,6 +221,30 @@ def _complete_yarn(options: Mapping[str, Any], default_factor: float) -> dict[st
         "beta_fast": options.get("beta_fast") or 32.0,
         "beta_slow": options.get("beta_slow") or 1.0,
         "truncate": options.get("truncate", True),
+    }
+
+
+def _complete_longrope(
+    own: Mapping[str, Any], options: Mapping[str, Any], dim: int, default_factor: float, original: int
+) -> dict[str, Any]:
+    """The fields of `Rope` for longrope (arXiv 2402.13753), with the attention factor of transformers.
+
+    Raises `SllmError` unless both lists have a positive number for each of the dim / 2 frequencies.
+    """
+    for name in _FACTORS:
+        values = options.get(name)
+        if not isinstance(values, list | tuple) or len(values) != dim // 2:
+            raise SllmError(
+                f"{name} of RoPE type 'longrope' must be a list of {dim // 2} positive numbers; got {values!r:.80}"
+            )
+        if bad := [value for value in values if not is_number(value) or value <= 0]:
+            raise SllmError(f"{name} of RoPE type 'longrope' must have positive numbers only; got {bad[0]!r:.80}")
+    factor = own.get("factor") or default_factor
+    by_default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    return {
+        "factor": factor,
+        "attention_factor": own.get("attention_factor") or by_default,
+        **{name: tuple(map(float, options[name])) for name in _FACTORS},
     }
 
 
@@ -253,6 +291,14 @@ class Angles(NamedTuple):
     def inverse(self) -> Angles:
         """The inverse rotation."""
         return Angles(self.cos, -self.sin)
+
+    def for_queries(self, rope: Rope) -> Angles:
+        """The same rotation, with the attention factors of queries and of keys.
+
+        Both act on the rotated dimensions only, and queries alone get them.
+        """
+        scale = rope.attention_factor**2
+        return self if scale == 1 else Angles(self.cos * scale, self.sin * scale)
 
 
 @dataclass(frozen=True, eq=False)
