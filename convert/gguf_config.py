@@ -11,7 +11,7 @@ import numpy as np
 
 from sllm_jax.common.errors import SllmError
 from sllm_jax.common.gguf_file import Header, read_headers
-from sllm_jax.convert.gguf_rope import FREQUENCIES, rope_scaling
+from sllm_jax.convert.gguf_rope import FREQUENCIES, longrope, rope_scaling
 
 _INTEGER, _NUMBER = np.integer, (np.integer, np.floating)
 
@@ -212,6 +212,29 @@ def _gemma_windows(about: _About, layers: int, is_3: bool) -> dict[str, Any]:
     }
 
 
+def _phi3(about: _About) -> dict[str, Any]:
+    head_dim, rotary = about.head_dim(), about.rotary()
+    dim = about.size("rope.dimension_count", head_dim)
+    if scaling := longrope(about.header.path, about.tensors, about.number):
+        rotary["rope_scaling"] = scaling
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        **about.shared(*_SIZES),
+        "intermediate_size": about.size("feed_forward_length"),
+        "num_key_value_heads": about.kv_heads(),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": about.number("attention.layer_norm_rms_epsilon", 1e-5),
+        "sliding_window": about.number("attention.sliding_window", 0) or None,  # 0: none
+        "original_max_position_embeddings": about.size(
+            "rope.scaling.original_context_length", about.size("context_length")
+        ),
+        "partial_rotary_factor": _share(dim, head_dim),
+        **rotary,
+    }
+
+
 def _gpt_neox(about: _About) -> dict[str, Any]:
     head_dim, rotary = about.head_dim(), about.rotary()
     return {
@@ -281,6 +304,7 @@ def _mpt(about: _About) -> dict[str, Any]:
 _ARCHITECTURES: Mapping[str, Callable[[_About], dict[str, Any]]] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "smollm3"), _llama),
     **dict.fromkeys(("gemma2", "gemma3"), _gemma),
+    "phi3": _phi3,
     "gptneox": _gpt_neox,
     "falcon": _falcon,
     "mpt": _mpt,

@@ -1,9 +1,9 @@
-"""RoPE scaling as GGUF files have it: metadata, or for Llama 3 a tensor of factors."""
+"""RoPE scaling as GGUF files have it: metadata, or for Llama 3 and Phi-3 tensors of factors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sllm_jax.common.gguf_file import Entry
 from sllm_jax.convert.gguf_quants import dequantized
 
 FREQUENCIES = "rope_freqs.weight"  # float32 [head_dim / 2]: what each frequency is divided by
+LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _TOLERANCE = 1e-5  # relative; the factors were computed in float32
 
@@ -39,6 +40,17 @@ def rope_scaling(path: Path, factors: Entry | None, kind: str | None, number: Nu
     if kind == "yarn":
         return {"rope_type": "yarn", "factor": factor} | _yarn(factor, number)
     raise SllmError(f"{path}: rope.scaling.type {kind!r:.80} is not supported; known: linear, yarn")
+
+
+def longrope(path: Path, tensors: Mapping[str, Entry], number: Number) -> dict[str, Any] | None:
+    """Hugging Face's `rope_scaling` of a Phi-3, or None; raises `SllmError` for a file with one of two factors."""
+    entries = {name: tensors[tensor] for name, tensor in LONGROPE.items() if tensor in tensors}
+    if not entries:
+        return None
+    if len(entries) != len(LONGROPE):
+        raise SllmError(f"{path} must have both tensors {', '.join(LONGROPE.values())}; fetch the file again")
+    factors = {name: [float(str(one)) for one in dequantized(entry).reshape(-1)] for name, entry in entries.items()}
+    return {"rope_type": "longrope", "attention_factor": number("rope.scaling.attn_factor", 1.0), **factors}
 
 
 def _yarn(factor: float, number: Number) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sllm_jax.common.tensor import Tensor
 from sllm_jax.convert.assemble import shapes_of
 from sllm_jax.convert.gguf_config import architecture
 from sllm_jax.convert.gguf_quants import dequantized, dtype_of
-from sllm_jax.convert.gguf_rope import FREQUENCIES
+from sllm_jax.convert.gguf_rope import FREQUENCIES, LONGROPE
 from sllm_jax.convert.table import FUSED, STACKED, Rule, Table
 
 Layout = Callable[[np.ndarray], np.ndarray]
@@ -32,7 +32,7 @@ def tensors(path: Path, module: Any, table: Table) -> Iterator[Tensor]:
     arch = architecture(headers[0])
     rules = _rules(arch, module, table)
     for name, entry in ((name, entry) for header in headers for name, entry in header.tensors.items()):
-        if name == FREQUENCIES and module.config.rope.dim:
+        if name in (FREQUENCIES, *LONGROPE.values()) and module.config.rope.dim:
             continue  # read with the config
         rule = rules.get(name)
         layout = _layout(arch, rule, module.config) if rule else None

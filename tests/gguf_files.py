@@ -1,5 +1,7 @@
 """GGUF files of tiny Hugging Face models, laid out and named as llama.cpp's convert_hf_to_gguf.py does it."""
 
+import math
+
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
@@ -24,6 +26,10 @@ GEMMA = LLAMA | {
     "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
     "model.layers.{i}.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
     "model.layers.{i}.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
+}
+PHI3 = LLAMA | {
+    "model.layers.{i}.self_attn.qkv_proj": "blk.{i}.attn_qkv",
+    "model.layers.{i}.mlp.gate_up_proj": "blk.{i}.ffn_up",
 }
 GPT_NEOX = {
     "gpt_neox.embed_in": "token_embd",
@@ -63,7 +69,7 @@ MPT = {
 NAMES = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "smollm3"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3"), GEMMA),
-    **{"gptneox": GPT_NEOX, "falcon": FALCON, "mpt": MPT},
+    **{"phi3": PHI3, "gptneox": GPT_NEOX, "falcon": FALCON, "mpt": MPT},
 }
 
 
@@ -117,6 +123,15 @@ def metadata(config):
             "attention.layer_norm_epsilon": config.layer_norm_eps,
         }
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if arch == "phi3":
+        return sizes | {
+            "rope.scaling.original_context_length": config.original_max_position_embeddings,
+            "attention.head_count_kv": config.num_key_value_heads,
+            "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+            "rope.dimension_count": int(head_dim * rope["partial_rotary_factor"]),
+            "attention.sliding_window": config.sliding_window or 0,
+            **({"rope.scaling.attn_factor": longrope_factor(config)} if rope["rope_type"] == "longrope" else {}),
+        }
     sizes |= {
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
@@ -131,6 +146,12 @@ def metadata(config):
         sizes |= {"rope.scaling.type": "yarn", "rope.scaling.factor": rope["factor"]}
         sizes |= {"rope.scaling.original_context_length": rope["original_max_position_embeddings"]}
     return sizes
+
+
+def longrope_factor(config):
+    """What a Phi-3 multiplies queries and keys with."""
+    original = config.original_max_position_embeddings
+    return math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original))
 
 
 def interleaved(weight, heads):
@@ -195,6 +216,9 @@ def tensors_of(model):
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found["rope_freqs.weight"] = llama3_factors(config.rope_parameters, head_dim)
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        for kind in ("long", "short"):
+            found[f"rope_factors_{kind}.weight"] = np.array(config.rope_parameters[f"{kind}_factor"], np.float32)
     return found
 
 

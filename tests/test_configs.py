@@ -166,6 +166,7 @@ def test_what_a_config_does_not_say_is_as_in_transformers(model_type, expected):
 NEOX = {name: value for name, value in GQA.items() if name != "num_key_value_heads"} | {"model_type": "gpt_neox"}
 FALCON = {name: value for name, value in NEOX.items() if name != "intermediate_size"} | {"model_type": "falcon"}
 MPT = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 6, "n_layers": 2}
+PHI3 = GQA | {"model_type": "phi3"}
 REFUSED = {
     "other layer types": (
         SLIDES | GQA | {"layer_types": ["linear_attention"] * 4},
@@ -193,9 +194,13 @@ REFUSED = {
         NEOX | {"layer_norm_eps": float("nan")},
         "layer_norm_eps in config.json must be a non-negative number",
     ),
-    "yarn in part": (
-        NEOX | {"rotary_pct": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "RoPE 'yarn' of 'gpt_neox' rotates whole heads of even size; got 4 of 8",
+    "phi-3 with another rope": (
+        PHI3 | {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        "RoPE type 'linear' of 'phi3' is not supported; supported are default, longrope",
+    ),
+    "phi-3 with one factor": (
+        PHI3 | {"rope_scaling": {"type": "su", "short_factor": [1.0] * 4}},
+        "long_factor of RoPE type 'longrope' must be a list of 4 positive numbers; got None",
     ),
     "dynamic, two dimensions": (
         NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -320,7 +325,7 @@ def test_a_family_has_one_name_and_defaults_for_each_model_type(name, family):
 def test_the_options_that_are_listed_are_understood(model_type):
     entry = published()[model_type]
     options = set(re.findall(r"\w+_\w+|alibi|bias|activation", entry.options)) - {"attn_config"}
-    shared = {"rope_scaling", "tie_word_embeddings"}
+    shared = {"rope_scaling", "partial_rotary_factor", "tie_word_embeddings"}
     understood = {*family_of({"model_type": model_type}).config.defaults.get(model_type, {}), *shared}
     inner = {"clip_qkv", "qk_ln", "softmax_scale", "alibi_bias_max"} if model_type == "mpt" else set()
     assert options - understood - inner == set()

@@ -29,7 +29,7 @@ ABSENT = {
     ("mistral", "sliding window"),
     ("qwen2", "sliding window"),
     ("qwen3", "sliding window, tied"),
-    *(("gpt_neox", name) for name in ("tanh gelu", "rope linear", "rope dynamic")),
+    *(("gpt_neox", name) for name in ("tanh gelu", "rope linear", "rope dynamic", "yarn in a part of each head")),
     *(("falcon", name) for name in ("RW", "RW, heads a power of two", "7B with ALiBi", "40B with ALiBi")),
     *(("falcon", name) for name in ("all heads their own", "serial, multi-query", "rope dynamic, tanh gelu, epsilon")),
     ("mpt", "another scale"),
@@ -68,6 +68,7 @@ LLAMAS = {
     },
 }
 WITH_LOGITS = {
+    "longrope in a part of each head",
     "no window",
     "plain",
     "untied, biases",
@@ -99,12 +100,29 @@ def test_a_gguf_file_is_the_model_in_safetensors(tmp_path, name, variant):
     file = gguf_files.write_model(tmp_path / "model.gguf", model)
     ours, theirs = sllm_jax.load(file, "float32")[0], sllm_jax.load(tmp_path / "folder", "float32")[0]
     assert_same(ours.params, theirs.params)
-    assert replace(ours.module.config, model_type=theirs.module.config.model_type) == theirs.module.config
+    assert without_rounding(ours.module.config, theirs.module.config) == theirs.module.config
     if variant not in WITH_LOGITS:
         return
     with torch.no_grad():
         expected = model(torch.tensor(np.asarray(TOKENS)[None])).logits[0].numpy()
     assert np.allclose(dense_logits(ours, TOKENS), expected, rtol=2e-4, atol=2e-4)
+
+
+def without_rounding(config, theirs):
+    """The config with the model type of `theirs`, and its attention factor if it is the same in float32."""
+    ours, expected = config.rope.attention_factor, theirs.rope.attention_factor
+    assert ours == pytest.approx(expected, rel=1e-6)
+    return replace(config, model_type=theirs.model_type, rope=replace(config.rope, attention_factor=expected))
+
+
+@pytest.mark.parametrize("kind", ["short", "long"])
+def test_a_phi_3_with_one_list_of_factors_is_refused(tmp_path, kind):
+    model = model_of("phi3", "longrope")
+    tensors = gguf_files.tensors_of(model)
+    del tensors[f"rope_factors_{kind}.weight"]
+    file = gguf_files.write(tmp_path / "model.gguf", "phi3", gguf_files.metadata(model.config), tensors)
+    with pytest.raises(SllmError, match=r"must have both tensors rope_factors_short.weight, rope_factors_long.weight"):
+        sllm_jax.load(file)
 
 
 @pytest.fixture
