@@ -215,7 +215,12 @@ def _gemma_windows(about: _About, layers: int, is_3: bool) -> dict[str, Any]:
 def _phi3(about: _About) -> dict[str, Any]:
     head_dim, rotary = about.head_dim(), about.rotary()
     dim = about.size("rope.dimension_count", head_dim)
-    if scaling := longrope(about.header.path, about.tensors, about.number):
+    if scaling := longrope(about.header.path, about.tensors, dim // 2, about.number):
+        if "rope_scaling" in rotary:
+            kind = rotary["rope_scaling"]["rope_type"]
+            raise SllmError(
+                f"{about.header.path} has RoPE type {kind!r} beside the factors of longrope; fetch it again"
+            )
         rotary["rope_scaling"] = scaling
     return {
         "architectures": ["Phi3ForCausalLM"],

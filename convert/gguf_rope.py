@@ -42,13 +42,18 @@ def rope_scaling(path: Path, factors: Entry | None, kind: str | None, number: Nu
     raise SllmError(f"{path}: rope.scaling.type {kind!r:.80} is not supported; known: linear, yarn")
 
 
-def longrope(path: Path, tensors: Mapping[str, Entry], number: Number) -> dict[str, Any] | None:
-    """Hugging Face's `rope_scaling` of a Phi-3, or None; raises `SllmError` for a file with one of two factors."""
+def longrope(path: Path, tensors: Mapping[str, Entry], pairs: int, number: Number) -> dict[str, Any] | None:
+    """Hugging Face's `rope_scaling` of a Phi-3, or None if it has no factors.
+
+    `pairs` is the number of frequencies. Raises `SllmError` unless there are two tensors with a factor for each.
+    """
     entries = {name: tensors[tensor] for name, tensor in LONGROPE.items() if tensor in tensors}
     if not entries:
         return None
-    if len(entries) != len(LONGROPE):
-        raise SllmError(f"{path} must have both tensors {', '.join(LONGROPE.values())}; fetch the file again")
+    if len(entries) != len(LONGROPE) or any(entry.shape != (pairs,) for entry in entries.values()):
+        found = ", ".join(f"{LONGROPE[name]} {entry.shape!r:.80}" for name, entry in entries.items())
+        expected = f"both {' and '.join(LONGROPE.values())}, with {pairs} factors each"
+        raise SllmError(f"{path} must have {expected}; got {found}; fetch the file again")
     factors = {name: [float(str(one)) for one in dequantized(entry).reshape(-1)] for name, entry in entries.items()}
     return {"rope_type": "longrope", "attention_factor": number("rope.scaling.attn_factor", 1.0), **factors}
 

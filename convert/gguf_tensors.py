@@ -31,9 +31,10 @@ def tensors(path: Path, module: Any, table: Table) -> Iterator[Tensor]:
     headers = read_headers(path)
     arch = architecture(headers[0])
     rules = _rules(arch, module, table)
+    read_with_config = {FREQUENCIES, *LONGROPE.values()} if arch == "phi3" else {FREQUENCIES}
     for name, entry in ((name, entry) for header in headers for name, entry in header.tensors.items()):
-        if name in (FREQUENCIES, *LONGROPE.values()) and module.config.rope.dim:
-            continue  # read with the config
+        if name in read_with_config and module.config.rope.dim:
+            continue
         rule = rules.get(name)
         layout = _layout(arch, rule, module.config) if rule else None
         yield Tensor(rule.source if rule else name, entry.shape, dtype_of(entry), partial(_read, name, entry, layout))

@@ -19,9 +19,8 @@ def measure(record: Record, tiny: bool) -> None:
     free = free_memory()
     one = bytes_of(jax.eval_shape(lambda: init_carry(model, how.start_size, how.recent_size)))
     record.note(free_gb=free / 1e9, stream_gb=one / 1e9, fit_by_size=free // one - 1)
-    streams = (
-        3 if tiny else int(0.92 * free / one) - 1
-    )  # 1: the one that the others are copies of; the rest: the program's own memory
+    # 1: the stream that the others are copies of; 8%: the program's own memory.
+    streams = 3 if tiny else int(0.92 * free / one) - 1
     for _ in range(TRIES):
         measured = partial(decoding, model, how, streams, 8 if tiny else 16)
         if record.attempt("tries", {"streams": streams}, measured):
